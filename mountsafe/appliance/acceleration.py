@@ -1,0 +1,60 @@
+"""Whether KVM works here: proven by a VM that booted with it, remembered until the kernel or QEMU changes.
+
+A /dev/kvm that opens proves nothing: on nested hosts guests abort or hang in it.
+"""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+KVM = Path("/dev/kvm")
+QEMU = Path("/usr/bin/qemu-system-x86_64")
+
+
+class Acceleration:
+    """The verdict about KVM for this host and user. `memory` is the file that it is remembered in."""
+
+    def __init__(self, memory: Path, device: Path = KVM) -> None:
+        self._memory = memory
+        self._device = device
+
+    def _circumstances(self) -> list[object]:
+        qemu = QEMU.stat() if QEMU.exists() else None
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return [os.uname().release, boot, *((qemu.st_size, qemu.st_mtime_ns) if qemu else ())]
+
+    def usable(self) -> str:
+        """Return "" if the device can be opened by the process that would use it, or why not."""
+        if not self._device.exists():
+            return f"{self._device} does not exist"
+        status = self._device.stat()
+        if os.geteuid() == 0:
+            # A child of root is nobody, with the device's group at most.
+            open_to_child = status.st_mode & 0o006 == 0o006 or (status.st_gid and status.st_mode & 0o060 == 0o060)
+            return "" if open_to_child else f"{self._device} is open to root alone (mode {status.st_mode & 0o777:o})"
+        return "" if os.access(self._device, os.R_OK | os.W_OK) else f"you may not use {self._device}"
+
+    def remembered(self) -> str | None:
+        """Return "kvm" or "tcg" if a boot has decided it under today's circumstances."""
+        try:
+            memory = json.loads(self._memory.read_bytes())
+            if memory["circumstances"] == self._circumstances() and memory["verdict"] in ("kvm", "tcg"):
+                return str(memory["verdict"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def remember(self, verdict: str) -> None:
+        """Store what a boot has shown. A folder that cannot be written costs the next start a trial."""
+        with suppress(OSError):
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self._memory.with_suffix(f".{os.getpid()}")
+            fresh.write_text(json.dumps({"verdict": verdict, "circumstances": self._circumstances()}), encoding="utf-8")
+            fresh.replace(self._memory)
+
+    def candidates(self) -> list[str]:
+        """Return what to try, in order: KVM only where it may work."""
+        if self.usable():
+            return ["tcg"]
+        return {"kvm": ["kvm", "tcg"], "tcg": ["tcg"]}.get(self.remembered() or "", ["kvm", "tcg"])

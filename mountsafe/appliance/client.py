@@ -1,0 +1,140 @@
+"""The host's end of an agent stream: requests in, checked answers out.
+
+Any number of tasks may call `request`; answers are matched by id. One reader task (`run`) owns the receiving side. The
+stream ends for everybody, with one reason, when the guest closes it, breaks the protocol or misses a deadline: a guest
+that did one of these is not asked again.
+"""
+
+import errno
+import itertools
+import os
+import socket
+
+import trio
+
+from mountsafe import wire
+from mountsafe.errors import DeadlinePassed, GuestFault, GuestGone, MountsafeError
+from mountsafe.limits import INFLIGHT, PROBE_DEADLINE, REQUEST_DEADLINE
+from mountsafe.text import printable
+
+RECEIVE_SIZE = 256 << 10
+
+
+class GuestRefused(MountsafeError):
+    """The agent answered that it cannot: `errno` is one of Linux's, `words` are fit to be shown."""
+
+    def __init__(self, number: int, words: str) -> None:
+        super().__init__(f"{os.strerror(number)}: {words}" if words else os.strerror(number))
+        self.errno = number
+        self.words = words
+
+
+class AgentClient:
+    """A stream to one worker of the agent."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self._sending = trio.Lock()
+        self._places = trio.CapacityLimiter(INFLIGHT)
+        self._idents = itertools.count(1)
+        self._waiting: dict[int, trio.MemorySendChannel[wire.Frame]] = {}
+        self.ended: MountsafeError | None = None
+
+    async def run(self) -> None:
+        """Receive until the stream ends; then every waiting and later request raises the reason."""
+        decoder = wire.Decoder()
+        reason: MountsafeError = GuestGone("the virtual machine is gone")
+        try:
+            while data := await self._stream.receive_some(RECEIVE_SIZE):
+                for untrusted_frame in decoder.feed(data):
+                    self._deliver(untrusted_frame)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except wire.WireError as error:
+            reason = GuestFault(str(error))
+        except GuestFault as fault:
+            reason = fault
+        finally:
+            self.end(reason)
+
+    def _deliver(self, untrusted_frame: wire.Frame) -> None:
+        waiter = self._waiting.pop(untrusted_frame.ident, None)
+        if waiter is None:
+            raise GuestFault(f"an answer to request {untrusted_frame.ident}, which nobody made")
+        waiter.send_nowait(untrusted_frame)
+
+    def end(self, reason: MountsafeError) -> None:
+        """Close the stream; the first reason stays."""
+        self.ended = self.ended or reason
+        self._stream.socket.close()
+        for waiter in self._waiting.values():
+            waiter.close()
+        self._waiting.clear()
+
+    async def request(self, kind: int, body: bytes = b"", deadline: float = REQUEST_DEADLINE) -> bytes:
+        """Return the body of the answer, which is still untrusted.
+
+        Raises GuestRefused (the agent says no), GuestGone, GuestFault or DeadlinePassed (after `deadline` seconds;
+        the stream is then ended). A cancelled request's answer is awaited no longer, but ends nothing.
+        """
+        async with self._places:
+            if self.ended is not None:
+                raise self.ended
+            ident = next(self._idents) & 0xFFFFFFFF
+            send, receive = trio.open_memory_channel[wire.Frame](1)
+            self._waiting[ident] = send
+            frame: wire.Frame | None = None
+            with trio.move_on_after(deadline) as scope:
+                try:
+                    frame = await self._exchange(wire.frame(ident, kind, body), receive)
+                except trio.Cancelled:
+                    if ident in self._waiting:
+                        # The guest will still answer: let that be delivered to nobody.
+                        self._waiting[ident] = trio.open_memory_channel[wire.Frame](1)[0]
+                    raise
+            if frame is None:
+                if scope.cancelled_caught:
+                    self.end(DeadlinePassed(f"no answer from the virtual machine in {deadline:.0f} s"))
+                raise self.ended or GuestGone("the virtual machine is gone")
+        if frame.kind == wire.Kind.ERROR:
+            raise self._refusal(frame.body)
+        if frame.kind != kind:
+            fault = GuestFault(f"an answer of kind {frame.kind} to a request of kind {kind}")
+            self.end(fault)
+            raise fault
+        return frame.body
+
+    async def _exchange(self, data: bytes, receive: "trio.MemoryReceiveChannel[wire.Frame]") -> wire.Frame | None:
+        try:
+            async with self._sending:
+                await self._stream.send_all(data)
+            return await receive.receive()
+        except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
+            return None
+
+    def _refusal(self, untrusted_body: bytes) -> MountsafeError:
+        try:
+            untrusted_errno, untrusted_words = wire.unpack_error(untrusted_body)
+        except wire.WireError as error:
+            fault = GuestFault(str(error))
+            self.end(fault)
+            return fault
+        number = untrusted_errno if untrusted_errno in errno.errorcode else errno.EIO
+        return GuestRefused(number, printable(untrusted_words, wire.MAX_MESSAGE))
+
+    async def hello(self, deadline: float = REQUEST_DEADLINE) -> str:
+        """Check that both ends speak the same version; return the guest's kernel release."""
+        try:
+            version, release = wire.unpack_hello(await self.request(wire.Kind.HELLO, deadline=deadline))
+        except wire.WireError as error:
+            raise GuestFault(str(error)) from error
+        if version != wire.VERSION:
+            raise GuestFault(f"the agent speaks version {version}, this program {wire.VERSION}")
+        return printable(release)
+
+    async def probe(self) -> list[wire.Volume]:
+        """Return the medium's volumes as the guest sees them: untrusted, but well-formed."""
+        try:
+            return wire.unpack_volumes(await self.request(wire.Kind.PROBE, deadline=PROBE_DEADLINE))
+        except wire.WireError as error:
+            raise GuestFault(str(error)) from error

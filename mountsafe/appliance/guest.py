@@ -1,0 +1,100 @@
+"""The appliance VM through libguestfs: the only module that imports `guestfs`.
+
+libguestfs is C that calls back into Python and blocks, so the process that imports this has one thread and is ended
+from outside, never finalised while a call is pending. The medium is not a drive of libguestfs: QEMU takes it as a
+descriptor, read-only, when the VM already runs, so no writable overlay is made and a warm VM can serve any medium.
+"""
+
+import os
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+import guestfs
+
+from mountsafe.appliance.qmp import Qmp
+from mountsafe.limits import ATTACH_DEADLINE
+
+QMP_SOCKET = "/tmp/qmp"
+CACHE = "/var/tmp/guestfs"
+MEDIUM = "medium"
+# QEMU's own seccomp filter: no old system calls, no privilege, no new process, no change of scheduling.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class Guest:
+    """One VM. `launch` first; then `attach` a medium and `open_stream` as often as needed."""
+
+    def __init__(self, appliance: str, memory_mib: int, accelerator: str, verbose: bool) -> None:
+        self._prepare_cache(Path(appliance))
+        handle = guestfs.GuestFS(python_return_dict=True, close_on_exit=False)
+        handle.set_backend("direct")
+        handle.set_backend_settings(["force_tcg" if accelerator == "tcg" else "force_kvm"])
+        handle.set_recovery_proc(False)
+        handle.set_autosync(False)
+        handle.set_memsize(memory_mib)
+        handle.set_path(appliance)
+        handle.set_verbose(verbose)
+        handle.set_event_callback(self._console, guestfs.EVENT_APPLIANCE | guestfs.EVENT_LIBRARY)
+        handle.config("-sandbox", SANDBOX)
+        handle.config("-qmp", f"unix:{QMP_SOCKET},server=on,wait=off")
+        handle.add_drive_opts("/dev/null", format="raw", readonly=True)  # it refuses to start without any
+        self._handle = handle
+        self._streams = 0
+        self.qmp: Qmp | None = None
+
+    @staticmethod
+    def _prepare_cache(appliance: Path) -> None:
+        """Give libguestfs what it would otherwise ask QEMU by running it several times."""
+        os.environ["LIBGUESTFS_CACHEDIR"] = CACHE
+        os.makedirs(CACHE, exist_ok=True)
+        saved = appliance / "qemu-cache"
+        if saved.is_dir():
+            shutil.copytree(saved, f"{CACHE}/.guestfs-{os.geteuid()}", dirs_exist_ok=True)
+            os.chmod(f"{CACHE}/.guestfs-{os.geteuid()}", 0o755)
+
+    @staticmethod
+    def _console(event: int, handle: int, buffer: str, numbers: list[int]) -> None:
+        sys.stderr.write(buffer)
+        sys.stderr.flush()
+
+    def launch(self) -> None:
+        """Boot the VM; returns when its daemon answers. Raises RuntimeError in libguestfs's words."""
+        self._handle.launch()
+        self.qmp = Qmp(QMP_SOCKET, ATTACH_DEADLINE)
+
+    def drain_console(self) -> None:
+        """Let libguestfs read what the guest's console said."""
+        self._handle.ping_daemon()
+
+    def attach(self, fd: int) -> None:
+        """Plug the medium behind `fd` into the VM, read-only."""
+        assert self.qmp is not None
+        self.qmp.execute("add-fd", {"fdset-id": 1}, fd)
+        driver = "host_device" if stat.S_ISBLK(os.fstat(fd).st_mode) else "file"
+        source = {"driver": driver, "filename": "/dev/fdset/1", "read-only": True, "locking": "off"}
+        node = {"driver": "raw", "node-name": MEDIUM, "read-only": True, "file": source}
+        self.qmp.execute("blockdev-add", node)
+        place = {"bus": "scsi.0", "channel": 0, "scsi-id": 8, "lun": 0}
+        self.qmp.execute("device_add", {"driver": "scsi-hd", "id": MEDIUM, "drive": MEDIUM, **place})
+
+    def detach(self) -> None:
+        """Unplug the medium."""
+        assert self.qmp is not None
+        self.qmp.execute("device_del", {"id": MEDIUM})
+        self.qmp.wait_for("DEVICE_DELETED")
+        self.qmp.execute("blockdev-del", {"node-name": MEDIUM})
+        self.qmp.execute("remove-fd", {"fdset-id": 1})
+
+    def open_stream(self, fd: int) -> None:
+        """Give the VM a new virtio-serial port whose host end is the socket `fd`; the agent starts a worker on it."""
+        assert self.qmp is not None
+        self._streams += 1
+        name = f"ms{self._streams}"
+        self.qmp.execute("getfd", {"fdname": name}, fd)
+        address = {"type": "fd", "data": {"str": name}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        self.qmp.execute("chardev-add", {"id": name, "backend": backend})
+        port = {"driver": "virtserialport", "id": name, "chardev": name, "name": f"org.mountsafe.{self._streams}"}
+        self.qmp.execute("device_add", port)

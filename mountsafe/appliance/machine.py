@@ -1,0 +1,147 @@
+"""One VM as the host sees it: a boxed child process and its control channel.
+
+The parent makes every socket and hands one end down, so no descriptor ever comes up from the box.
+"""
+
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from mountsafe import channel, sandbox
+from mountsafe.appliance.acceleration import KVM
+from mountsafe.errors import DeadlinePassed, GuestGone, ProtocolFault
+from mountsafe.limits import (
+    APPLIANCE_ADDRESS_SPACE,
+    APPLIANCE_PROCESSES,
+    APPLIANCE_SCRATCH,
+    ATTACH_DEADLINE,
+    CONTROL_MESSAGE,
+    GUEST_MEMORY_MIB,
+    LAUNCH_DEADLINE,
+)
+from mountsafe.process import Child
+from mountsafe.text import printable
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSettings:
+    """How to start a VM. `accelerator` is "kvm" or "tcg"; memory in MiB."""
+
+    appliance: Path
+    accelerator: str = "tcg"
+    memory_mib: int = GUEST_MEMORY_MIB
+    verbose: bool = False
+    kvm_device: Path = KVM
+
+    def box(self) -> sandbox.Box:
+        """The box that the appliance process lives in."""
+        return sandbox.Box(
+            scratch=APPLIANCE_SCRATCH,
+            address_space=APPLIANCE_ADDRESS_SPACE,
+            processes=APPLIANCE_PROCESSES,
+            readable=((self.appliance.resolve(), "/appliance"),),
+            devices=((self.kvm_device, str(KVM)),) if self.accelerator == "kvm" else (),
+        )
+
+    def argv(self, control: int) -> list[str]:
+        """The command inside the box."""
+        settings = {
+            "control": control,
+            "appliance": "/appliance",
+            "memory_mib": self.memory_mib,
+            "accelerator": self.accelerator,
+            "verbose": self.verbose,
+        }
+        return sandbox.python("mountsafe.appliance.serve", json.dumps(settings))
+
+
+class Machine:
+    """A started VM. Calls are made by one task at a time; `stop` may be called by any, and more than once."""
+
+    def __init__(self, process: Child, control: socket.socket) -> None:
+        self._process = process
+        self._control = trio.socket.from_stdlib_socket(control)
+        self._requests = trio.Lock()
+
+    @classmethod
+    def start(cls, settings: MachineSettings, log: Log) -> "Machine":
+        """Start the process; `launched` says when the VM runs. `log` gets the console's lines and the command."""
+        ours, theirs = channel.pair()
+        command = settings.box().command(settings.argv(theirs.fileno()), sandbox.outer_uid())
+        if settings.verbose:
+            log(sandbox.shown(command))
+        with theirs:
+            process = Child(command, [theirs.fileno()], "guest", log)
+        return cls(process, ours)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the box."""
+        return self._process.pid
+
+    async def _receive(self, deadline: float, what: str) -> channel.Message:
+        with trio.move_on_after(deadline):
+            packet = await self._control.recv(CONTROL_MESSAGE)
+            if not packet:
+                raise GuestGone("the appliance process ended")
+            return channel.decode(packet)
+        raise DeadlinePassed(f"the virtual machine did not {what} in {deadline:.0f} s")
+
+    async def launched(self, deadline: float = LAUNCH_DEADLINE) -> None:
+        """Wait until the VM runs. Raises GuestGone with the reason, or DeadlinePassed."""
+        untrusted = await self._receive(deadline, "start")
+        if untrusted.get("event") != "launched":
+            raise GuestGone(f"the virtual machine did not start: {printable(str(untrusted.get('why')), 500)}")
+
+    async def _ask(self, what: str, fds: list[int]) -> None:
+        async with self._requests:
+            try:
+                packet = channel.encode({"do": what})
+                await self._control.sendmsg([packet], channel.descriptors(fds))
+            except OSError as error:
+                raise GuestGone("the appliance process ended") from error
+            untrusted = await self._receive(ATTACH_DEADLINE, what)
+        if untrusted.get("done") == what:
+            return
+        if untrusted.get("failed") == what:
+            raise GuestGone(f"the virtual machine could not {what}: {printable(str(untrusted.get('why')), 500)}")
+        raise ProtocolFault("the appliance process answered something else")
+
+    async def attach(self, fd: int) -> None:
+        """Plug the medium behind `fd` in."""
+        await self._ask("attach", [fd])
+
+    async def detach(self) -> None:
+        """Unplug it again. Only tests and a shared warm VM do; a medium's own VM ends with it."""
+        await self._ask("detach", [])
+
+    async def open_stream(self) -> socket.socket:
+        """Return the host end of a new stream to the agent."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs:
+                await self._ask("stream", [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+    async def log_words(self) -> None:
+        """Log what the process and the guest's console say, until the process ends."""
+        await self._process.log_words()
+
+    async def wait(self) -> int:
+        """Wait until the process has ended; return its code."""
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """End the VM and wait until every process of its box is gone."""
+        # bwrap passes no signal on, but its death takes the whole PID namespace with it.
+        self._control.close()
+        await self._process.stop()

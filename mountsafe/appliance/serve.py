@@ -1,0 +1,80 @@
+"""The appliance process: boots the VM and does what its parent asks over a control channel. One thread, no trio.
+
+Requests: {"do": "attach"} with the medium's descriptor, {"do": "stream"} with a socket, {"do": "detach"}. Answers:
+{"event": "launched"}, {"done": ...}, {"failed": ..., "why": ...}. It ends when the parent closes the channel, when
+QEMU is gone, or by a signal from outside.
+"""
+
+import json
+import os
+import select
+import socket
+import sys
+from typing import NoReturn
+
+from mountsafe import channel
+from mountsafe.appliance.guest import Guest
+from mountsafe.errors import GuestGone, MountsafeError, ProtocolFault
+
+CONSOLE_INTERVAL = 1.0
+
+
+def _end(code: int) -> NoReturn:
+    # No finalisation: libguestfs's handle may be in the middle of a call, and the namespace's end kills QEMU anyway.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _do(guest: Guest, what: str, fds: list[int]) -> None:
+    if what == "detach" and not fds:
+        guest.detach()
+    elif what == "attach" and len(fds) == 1:
+        guest.attach(fds[0])
+    elif what == "stream" and len(fds) == 1:
+        guest.open_stream(fds[0])
+    else:
+        raise ProtocolFault(f"unknown request {what!r} with {len(fds)} descriptors")
+
+
+def _answer(guest: Guest, control: socket.socket) -> bool:
+    received = channel.receive(control)
+    if received is None:
+        return False
+    message, fds = received
+    what = str(message.get("do"))
+    try:
+        _do(guest, what, fds)
+    except GuestGone:
+        return False
+    except (MountsafeError, OSError) as error:
+        channel.send(control, {"failed": what, "why": str(error)})
+    else:
+        channel.send(control, {"done": what})
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return True
+
+
+def main() -> None:
+    """Run with one argument: the settings as JSON, {control, appliance, memory_mib, accelerator, verbose}."""
+    settings = json.loads(sys.argv[1])
+    control = socket.socket(fileno=settings["control"])
+    control.set_inheritable(False)
+    guest = Guest(settings["appliance"], settings["memory_mib"], settings["accelerator"], settings["verbose"])
+    try:
+        guest.launch()
+    except RuntimeError as error:
+        channel.send(control, {"failed": "launch", "why": str(error)})
+        _end(1)
+    assert guest.qmp is not None
+    channel.send(control, {"event": "launched"})
+    timeout = CONSOLE_INTERVAL if settings["verbose"] else None
+    while True:
+        ready, _, _ = select.select([control, guest.qmp], [], [], timeout)
+        if guest.qmp in ready and not guest.qmp.drain():
+            _end(1)
+        if control in ready and not _answer(guest, control):
+            _end(0)
+        if not ready:
+            guest.drain_console()

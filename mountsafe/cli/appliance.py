@@ -1,0 +1,51 @@
+"""`appliance build` and `appliance info`."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from mountsafe.appliance import build as builder
+from mountsafe.cli import screen
+from mountsafe.cli.mounting import Json
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.text import size
+
+app = typer.Typer(help="The virtual machine's kernel and programs, built from this host's packages.", no_args_is_help=True)
+
+
+@app.command(epilog="Example: [bold]sudo mountsafe appliance build[/bold] (for every user of this machine)")
+def build(
+    force: Annotated[bool, typer.Option("--force", "-f", help="Build it even if it is current.")] = False,
+    json: Json = False,
+) -> None:
+    """Build the appliance, if what it is made of has changed. `mount` does this by itself when it must."""
+    with screen.progress(json) as progress:
+        built = builder.build(progress) if force else builder.ensure(progress)
+    _show(built, json)
+
+
+@app.command(epilog="Example: [bold]mountsafe appliance info --json[/bold]")
+def info(json: Json = False) -> None:
+    """Show the appliance that mounts would use."""
+    found = builder.find()
+    if found is None:
+        raise UserError("the appliance has not been built", "mountsafe appliance build", ExitCode.DEPENDENCY)
+    _show(found, json)
+
+
+def _show(appliance: builder.Appliance, json: bool) -> None:
+    if json:
+        screen.print_json(asdict(appliance) | {"path": str(appliance.path)})
+        return
+    state = "current" if appliance.current else "outdated: the next mount builds it anew"
+    rows = [
+        ["path", str(appliance.path)],
+        ["state", state],
+        ["kernel", appliance.kernel_version],
+        ["built", appliance.built_at],
+        ["size", size(appliance.size)],
+        ["packages", str(len(appliance.packages))],
+        ["file systems", " ".join(appliance.filesystems)],
+    ]
+    screen.table(["", ""], rows)

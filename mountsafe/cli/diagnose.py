@@ -1,0 +1,150 @@
+"""`doctor`: what is missing or degraded on this host, and the command that mends it."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+
+from mountsafe import sandbox
+from mountsafe.appliance import build, kernel
+from mountsafe.appliance.acceleration import KVM, Acceleration
+from mountsafe.cli import screen
+from mountsafe.cli.mounting import Json
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.session.mounter import require_fuse
+
+OK, DEGRADED, BROKEN = "ok", "degraded", "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: `state` is ok, degraded (slower or less, but it works) or missing (nothing works)."""
+
+    what: str
+    state: str
+    detail: str = ""
+    mend: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(epilog="Exit code: 0 if mounts can work, 5 if something they need is missing.")(doctor)
+
+
+def doctor(json: Json = False) -> None:
+    """Look at everything that a mount needs, and say how to mend what is missing."""
+    findings = [check() for check in CHECKS]
+    if json:
+        screen.print_json([asdict(finding) for finding in findings])
+    else:
+        screen.table(["", "STATE", "DETAIL", "MEND"], [[f.what, f.state, f.detail, f.mend] for f in findings])
+    if any(finding.state == BROKEN for finding in findings):
+        raise SystemExit(int(ExitCode.DEPENDENCY))
+
+
+def _program(name: str, package: str) -> Callable[[], Finding]:
+    def check() -> Finding:
+        path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        return Finding(name, OK, path) if path else Finding(name, BROKEN, "not installed", f"sudo apt install {package}")
+
+    return check
+
+
+def _module(name: str, package: str) -> Callable[[], Finding]:
+    def check() -> Finding:
+        done = subprocess.run([sandbox.PYTHON, "-I", "-c", f"import {name}"], capture_output=True, check=False)
+        if done.returncode == 0:
+            return Finding(f"Python {name}", OK, sandbox.PYTHON)
+        return Finding(f"Python {name}", BROKEN, f"{sandbox.PYTHON} cannot import it", f"sudo apt install {package}")
+
+    return check
+
+
+def _fuse() -> Finding:
+    try:
+        require_fuse()
+    except UserError as error:
+        return Finding("FUSE", BROKEN, error.message, error.hint)
+    return Finding("FUSE", OK, "/dev/fuse can be opened")
+
+
+def _kernel() -> Finding:
+    try:
+        chosen = kernel.best()
+    except UserError as error:
+        return Finding("kernel image", BROKEN, error.message, error.hint)
+    return Finding("kernel image", OK, str(chosen.image))
+
+
+def _box() -> Finding:
+    box = sandbox.Box(1 << 20, 1 << 30, 16)
+    command = box.command(["true"], sandbox.outer_uid())
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return Finding("sandbox", BROKEN, str(error), "sudo apt install bubblewrap")
+    if done.returncode == 0:
+        return Finding("sandbox", OK, "bubblewrap makes one")
+    hint = "sudo sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0"
+    return Finding("sandbox", BROKEN, done.stderr.strip()[-200:], hint)
+
+
+def _appliance() -> Finding:
+    found = build.find()
+    if found is None:
+        return Finding("appliance", DEGRADED, "not built: the first mount does it", "mountsafe appliance build")
+    if not found.current:
+        return Finding("appliance", DEGRADED, "outdated: the next mount builds it", "mountsafe appliance build")
+    return Finding("appliance", OK, f"{found.path}, kernel {found.kernel_version}")
+
+
+def _kvm() -> Finding:
+    acceleration = Acceleration(build.location().parent / "kvm.json")
+    if why := acceleration.usable():
+        mend = "sudo usermod -aG kvm $USER" if KVM.exists() and os.geteuid() != 0 else ""
+        if os.geteuid() == 0 and KVM.exists():
+            mend = "sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm"
+        return Finding("KVM", DEGRADED, f"{why}: virtual machines start slowly", mend)
+    verdict = acceleration.remembered()
+    if verdict == "tcg":
+        detail = "/dev/kvm answers, but a virtual machine did not start with it: software emulation is used"
+        return Finding("KVM", DEGRADED, detail, "Enable nested virtualisation on the outer host, then reboot.")
+    return Finding("KVM", OK, "works" if verdict else "can be opened; the first mount tries it")
+
+
+def _space() -> Finding:
+    place = build.location()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if build.find() is None and free < build.NEEDED:
+        return Finding("disk space", BROKEN, f"{free >> 20} MiB free in {place}", f"Free {build.NEEDED >> 20} MiB there.")
+    return Finding("disk space", OK, f"{free >> 20} MiB free in {place}")
+
+
+def _temporary() -> Finding:
+    path = Path(os.environ.get("XDG_RUNTIME_DIR") or ("/run" if os.geteuid() == 0 else "/tmp"))
+    writable = os.access(path, os.W_OK)
+    return Finding("runtime folder", OK if writable else BROKEN, str(path), "" if writable else f"Make {path} writable.")
+
+
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    _program("qemu-system-x86_64", "qemu-system-x86"),
+    _program("supermin", "supermin"),
+    _program("bwrap", "bubblewrap"),
+    _program("fusermount3", "fuse3"),
+    _module("guestfs", "python3-guestfs"),
+    _module("pyfuse3", "python3-pyfuse3"),
+    _module("trio", "python3-trio"),
+    _fuse,
+    _kernel,
+    _box,
+    _appliance,
+    _kvm,
+    _space,
+    _temporary,
+)

@@ -1,0 +1,59 @@
+"""`inspect`: what is on a medium, found inside the virtual machine."""
+
+
+import trio
+import typer
+
+from mountsafe import sandbox
+from mountsafe.appliance import build
+from mountsafe.cli import screen
+from mountsafe.cli.mounting import Json, Source, Verbose
+from mountsafe.medium.source import Medium, open_medium
+from mountsafe.medium.volumes import Volume
+from mountsafe.session.machines import Machines
+from mountsafe.session.supervisor import inspect_medium, machine_settings
+from mountsafe.text import size
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(epilog="Example: [bold]mountsafe inspect disk.img --json[/bold]")(inspect)
+
+
+def inspect(source: Source, json: Json = False, verbose: Verbose = False) -> None:
+    """Show the partitions and file systems of an image or a device, and how risky each type is to mount."""
+    medium = open_medium(source)
+    sandbox.require()
+    with screen.progress(json or verbose) as progress:
+        build.ensure(progress)
+        progress("starting the virtual machine")
+        volumes = trio.run(_find, medium, verbose)
+    if json:
+        facts = {"source": str(medium.path), "size": medium.size, "volumes": [volume.facts() for volume in volumes]}
+        screen.print_json(facts)
+    else:
+        _tell(medium, volumes)
+
+
+async def _find(medium: Medium, verbose: bool) -> list[Volume]:
+    settings, acceleration = machine_settings(verbose)
+    async with trio.open_nursery() as nursery:
+        machines = Machines(settings, acceleration, medium, nursery)
+        try:
+            return await inspect_medium(machines, medium, nursery)
+        finally:
+            await machines.close()
+            nursery.cancel_scope.cancel()
+
+
+def _tell(medium: Medium, volumes: list[Volume]) -> None:
+    screen.say(f"{medium.name}: {size(medium.size)}")
+    rows = []
+    for volume in volumes:
+        facts = volume.facts()
+        what = volume.fstype or (f"{volume.table} table" if volume.table else "-")
+        number = str(volume.number) if volume.kind == "partition" else volume.kind
+        lock = "encrypted" if volume.encrypted else ""
+        risk = f"{facts['risk']}: {facts['risk_reason']}" if volume.fstype else lock
+        rows.append([number, what, volume.label, volume.uuid, size(volume.size), risk])
+    screen.table(["PART", "TYPE", "LABEL", "UUID", "SIZE", "RISK"], rows)

@@ -1,0 +1,53 @@
+"""`mountsafe`: the command line, put together."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mountsafe import __version__
+from mountsafe.cli import appliance, diagnose, inspecting, mounting, screen
+from mountsafe.errors import ExitCode, MountsafeError, UserError
+
+app = typer.Typer(
+    name="mountsafe",
+    help="Open a disk that nobody trusts: a virtual machine reads its file system, and your kernel never does.",
+    epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 source, 4 mount point, 5 something missing on this host, "
+    "6 virtual machine, 7 not mounted, 8 busy, 9 deadline, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+mounting.register(app)
+inspecting.register(app)
+diagnose.register(app)
+app.add_typer(appliance.app, name="appliance")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        screen.say(f"mountsafe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options that come before a verb."""
+
+
+def run() -> None:
+    """The console script: every error that is meant for a user ends here, as one sentence and a hint."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        screen.fail(error)
+    except MountsafeError as error:
+        screen.fail(UserError(str(error)))
+    except KeyboardInterrupt:
+        screen.err.print("interrupted")
+        sys.exit(int(ExitCode.INTERRUPTED))
+    except BrokenPipeError:
+        sys.exit(int(ExitCode.FAILURE))

@@ -1,0 +1,197 @@
+"""`mount`, `unmount` and `list`."""
+
+import os
+import re
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mountsafe import sandbox
+from mountsafe.appliance import build
+from mountsafe.cli import screen
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.medium.source import Medium, open_medium
+from mountsafe.session import start
+from mountsafe.session.mounter import require_fuse
+from mountsafe.text import printable
+
+
+class Owner(StrEnum):
+    """Whose the files appear to be."""
+
+    USER = "user"
+    IMAGE = "image"
+
+
+class Links(StrEnum):
+    """What symbolic links do."""
+
+    NOFOLLOW = "nofollow"
+    CONTAINED = "contained"
+    FOLLOW = "follow"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command(epilog=_MOUNT_EXAMPLES)(mount)
+    app.command(epilog="Examples: [bold]mountsafe unmount ~/mnt[/bold], [bold]mountsafe unmount --all[/bold]")(unmount)
+    app.command("list", epilog="Example: [bold]mountsafe list --json[/bold]")(list_mounts)
+
+
+_MOUNT_EXAMPLES = (
+    "Examples: [bold]mountsafe mount suspicious.img ~/mnt[/bold], "
+    "[bold]mountsafe mount disk.img ~/mnt --partition 2[/bold], "
+    "[bold]mountsafe mount floppy.adf ~/mnt --type affs[/bold], "
+    "[bold]sudo mountsafe mount /dev/sdb[/bold]"
+)
+Source = Annotated[Path, typer.Argument(help="An image file or a block device.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the sandbox command and the guest's console.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Detach it even if programs use it.")]
+
+
+def mount(
+    source: Source,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="An empty or new folder; without it, one is made in ~/mountsafe.", show_default=False),
+    ] = None,
+    partition: Annotated[
+        int | None,
+        typer.Option("--partition", "-p", min=0, help="Mount this partition only; 0 is the whole disk.", show_default=False),
+    ] = None,
+    fstype: Annotated[
+        str | None, typer.Option("--type", "-t", metavar="FSTYPE", help="Take it for this type.", show_default=False)
+    ] = None,
+    owner: Annotated[Owner, typer.Option(help="Show the files as yours, or as the image says.")] = Owner.USER,
+    links: Annotated[
+        Links,
+        typer.Option(
+            help="Symbolic links: never followed where the kernel can be told so and never out of the mount; "
+            "followed inside the mount; or followed anywhere."
+        ),
+    ] = Links.NOFOLLOW,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Mount an image or a device read-only, through a virtual machine.
+
+    A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
+    """
+    if fstype is not None and not re.fullmatch(r"[a-z0-9_.+-]{1,32}", fstype):
+        raise UserError(f"{printable(fstype)} is not a file system type", "For example: vfat, udf, affs.", ExitCode.USAGE)
+    options = start.MountOptions(partition, fstype, owner.value, links.value, verbose)
+    medium = open_medium(source)
+    _check_not_mounted(medium)
+    sandbox.require()
+    require_fuse()
+    quiet = json or verbose
+    with screen.progress(quiet) as progress:
+        build.ensure(progress)
+        target, created = start.prepare_target(directory or default_target(medium))
+        starting = start.Starting(medium, target, created, options)
+        try:
+            record = starting.follow(progress, screen.warn)
+        except KeyboardInterrupt:
+            starting.abandon()
+            raise
+        except UserError:
+            if created:
+                _remove_quietly(target)
+            raise
+    if json:
+        screen.print_json(record)
+    else:
+        _tell(record)
+    if foreground:
+        _stay(starting, quiet=json)
+
+
+def _tell(record: dict[str, Any]) -> None:
+    for mounted in record["mounts"]:
+        label = f' "{mounted["label"]}"' if mounted["label"] else ""
+        screen.say(f"mounted {mounted['fstype']}{label} on {_shown(mounted['target'])} (read-only)")
+        if mounted["note"]:
+            screen.warn(mounted["note"])
+
+
+def _stay(starting: start.Starting, quiet: bool) -> None:
+    if not quiet:
+        screen.err.print("Ctrl-C unmounts")
+    try:
+        starting.wait()
+    except KeyboardInterrupt:
+        starting.end()
+
+
+def _remove_quietly(target: Path) -> None:
+    try:
+        target.rmdir()
+    except OSError:
+        pass  # the supervisor was faster
+
+
+def _check_not_mounted(medium: Medium) -> None:
+    for _, record in start.running():
+        if record["source"] == os.fspath(medium.path):
+            hint = f"mountsafe unmount {shlex.quote(printable(os.fsencode(medium.path), 500))}"
+            raise UserError(f"{medium.name} is already mounted on {_shown(record['target'])}", hint, ExitCode.TARGET)
+
+
+def default_target(medium: Medium) -> Path:
+    """Return a new folder for a medium in ~/mountsafe, numbered if its name is taken."""
+    parent = Path.home() / "mountsafe"
+    parent.mkdir(exist_ok=True)
+    name = re.sub(r"[^\w.+-]+", "_", medium.path.stem).strip("._-") or "medium"
+    for number in range(1, 1000):
+        target = parent / (name if number == 1 else f"{name}-{number}")
+        if not target.exists():
+            return target
+    raise UserError(f"{parent} is full of mounts", "Name a folder.", ExitCode.TARGET)
+
+
+def _shown(path: str) -> str:
+    return printable(os.fsencode(path), 500)
+
+
+def unmount(
+    name: Annotated[
+        Path | None, typer.Argument(metavar="[DIR|SOURCE]", help="The mount point or the source.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Unmount everything that is yours.")] = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Unmount, and return when the virtual machine and all its processes are gone."""
+    if (name is None) == (not everything):
+        raise UserError("name one mount point or source, or use --all", "mountsafe list shows them.", ExitCode.USAGE)
+    if name is None:
+        gone = start.unmount_all(force)
+    else:
+        gone = [start.unmount_one(name, force)]
+    if json:
+        screen.print_json({"unmounted": gone})
+    else:
+        for source in gone:
+            screen.say(f"unmounted {_shown(source)}")
+
+
+def list_mounts(json: Json = False) -> None:
+    """List what is mounted."""
+    records = [record for _, record in start.running()]
+    if json:
+        screen.print_json(records)
+        return
+    rows = [
+        [_shown(record["source"]), mounted["fstype"], mounted["label"], _shown(mounted["target"])]
+        for record in records
+        for mounted in record["mounts"]
+    ]
+    if rows:
+        screen.table(["SOURCE", "TYPE", "LABEL", "MOUNTED ON"], rows)
+    else:
+        screen.err.print("nothing is mounted")

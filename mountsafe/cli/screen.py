@@ -1,0 +1,61 @@
+"""What a person sees: progress, tables, errors. Everything from a medium has gone through `text.printable` before."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mountsafe.errors import UserError
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a value for programs."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def say(line: str) -> None:
+    """Print a line for people."""
+    out.print(Text(line))
+
+
+def warn(line: str) -> None:
+    """Print a warning."""
+    err.print(Text("warning: ", style="yellow").append(line, style="default"))
+
+
+def fail(error: UserError) -> NoReturn:
+    """Print an error as one sentence and a hint, and leave with its code."""
+    err.print(Text("mountsafe: ", style="bold red").append(error.message, style="default"))
+    if error.hint:
+        err.print(Text(error.hint, style="dim"))
+    raise SystemExit(int(error.code))
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show what is being done: a spinner on a terminal, a line each elsewhere, nothing if `quiet`."""
+    if quiet:
+        yield lambda _: None
+    elif err.is_terminal:
+        with err.status("") as status:
+            yield lambda what: status.update(Text(f"{what} …"))
+    else:
+        yield lambda what: err.print(Text(f"{what} ..."))
+
+
+def table(headings: list[str], rows: list[list[str]]) -> None:
+    """Print a table."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        shown.add_column(heading, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    out.print(shown)

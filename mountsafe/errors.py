@@ -1,0 +1,57 @@
+"""Three kinds of failure, one hierarchy.
+
+`UserError` is for the person at the keyboard: a sentence, a hint, an exit code.
+`ProtocolFault` says that a peer across the wall broke the rules: whose fault shows in the type.
+Anything else that escapes is a bug and deserves its traceback.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line, documented in README.md; loosely after sysexits.h."""
+
+    OK = 0
+    FAILURE = 1  # something failed that fits none of the others
+    USAGE = 2  # wrong arguments (typer's own code as well)
+    SOURCE = 3  # the source is absent, empty, truncated, a directory, or nothing mountable
+    TARGET = 4  # the mount point is busy, not empty, or cannot be made
+    DEPENDENCY = 5  # a program, package, kernel or right is missing on this host
+    APPLIANCE = 6  # the virtual machine did not start, died, or broke the protocol
+    NOT_MOUNTED = 7  # unmount or status of something that is not mounted
+    BUSY = 8  # the mount is in use
+    DEADLINE = 9  # a deadline passed
+    INTERRUPTED = 130  # Ctrl-C
+
+
+class MountsafeError(Exception):
+    """Base of every error that mountsafe raises on purpose."""
+
+
+class UserError(MountsafeError):
+    """One sentence for a user, a hint what to do, and the exit code.
+
+    The message may hold text from the medium only after `text.printable`.
+    """
+
+    def __init__(self, message: str, hint: str = "", code: ExitCode = ExitCode.FAILURE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+
+class ProtocolFault(MountsafeError):
+    """A peer sent what the protocol does not allow."""
+
+
+class GuestFault(ProtocolFault):
+    """The appliance broke a rule: the session treats it as hostile from here on."""
+
+
+class GuestGone(MountsafeError):
+    """The stream to the appliance ended: the VM died, was shut down, or was cut off."""
+
+
+class DeadlinePassed(MountsafeError):
+    """The appliance did not answer within the stated time."""

@@ -1,0 +1,107 @@
+"""The agent that a mount asks, whichever virtual machine it lives in at the moment.
+
+The VM may crash, be killed, or be shut down when idle. `request` finds it gone and gets a new one, once for all waiting
+tasks, mounts the medium in it again, and repeats the request. A VM that misbehaves is reported to the parent, who ends
+it.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import trio
+
+from mountsafe import wire
+from mountsafe.appliance.client import AgentClient, GuestRefused
+from mountsafe.errors import DeadlinePassed, GuestFault, GuestGone, MountsafeError
+from mountsafe.limits import LAUNCH_DEADLINE, MOUNT_DEADLINE, REQUEST_DEADLINE
+from mountsafe.medium.extents import Window
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Agents:
+    """Hands out answers of the guest's agent, over as many VMs as it takes.
+
+    `get_client` returns a fresh, running stream to a VM that has the medium (it starts one if it must); `misbehaved` is
+    told when the guest broke a rule or a deadline.
+    """
+
+    def __init__(
+        self,
+        get_client: Callable[[], Awaitable[AgentClient]],
+        misbehaved: Callable[[MountsafeError], Awaitable[None]],
+        device: bytes,
+        fstype: bytes,
+        window: Window,
+    ) -> None:
+        self._get_client = get_client
+        self._misbehaved = misbehaved
+        self._device = device
+        self._fstype = fstype
+        self._client: AgentClient | None = None
+        self._starting = trio.Lock()
+        self.window = window
+        self.mounted: wire.Mounted  # set by start()
+
+    async def start(self) -> None:
+        """Mount for the first time. Raises GuestRefused with the guest's words if the type cannot be mounted."""
+        self.mounted = await self._mount(await self._new_client())
+
+    async def _new_client(self) -> AgentClient:
+        with trio.fail_after(LAUNCH_DEADLINE + MOUNT_DEADLINE):
+            client = await self._get_client()
+            await client.hello()
+        self._client = client
+        return client
+
+    async def _mount(self, client: AgentClient) -> wire.Mounted:
+        body = await client.request(wire.Kind.MOUNT, wire.pack_mount(self._device, self._fstype), MOUNT_DEADLINE)
+        return self.unpack(wire.unpack_mounted, body)
+
+    async def _usable(self) -> AgentClient:
+        async with self._starting:
+            if self._client is None or self._client.ended is not None:
+                log.info("the virtual machine is gone: starting another")
+                client = await self._new_client()
+                mounted = await self._mount(client)
+                if mounted.state == self.mounted.state and mounted.fstype == self.mounted.fstype:
+                    return client
+                fault = GuestFault("the medium mounts in another way than before")
+                client.end(fault)
+                raise fault
+            return self._client
+
+    async def request(self, kind: int, body: bytes = b"", deadline: float = REQUEST_DEADLINE) -> bytes:
+        """Return the untrusted body of the answer. OSError is the guest's no; MountsafeError is the VM's failure."""
+        for attempt in (1, 2):
+            client = await self._usable()
+            try:
+                return await client.request(kind, body, deadline)
+            except GuestRefused as refused:
+                raise OSError(refused.errno, refused.words) from refused
+            except GuestGone:
+                if attempt == 2:
+                    raise
+            except (GuestFault, DeadlinePassed) as error:
+                await self._misbehaved(error)
+                raise
+        raise AssertionError
+
+    def unpack(self, decode: Callable[[bytes], T], untrusted_body: bytes) -> T:
+        """Decode an answer; one that is malformed ends the stream."""
+        try:
+            return decode(untrusted_body)
+        except wire.WireError as error:
+            fault = GuestFault(str(error))
+            if self._client is not None:
+                self._client.end(fault)
+            raise fault from error
+
+    def close(self) -> None:
+        """Let the VM go."""
+        if self._client is not None:
+            with suppress(OSError):
+                self._client.end(GuestGone("unmounted"))

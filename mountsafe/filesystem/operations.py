@@ -1,0 +1,239 @@
+"""The FUSE operations of a read-only mount: the only module that imports `pyfuse3`.
+
+A handler that raises anything but FUSEError ends the whole mount, so `boundary` turns every failure into an errno.
+"""
+
+import errno
+import functools
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyfuse3
+
+from mountsafe import wire
+from mountsafe.errors import DeadlinePassed, MountsafeError
+from mountsafe.filesystem.agents import Agents
+from mountsafe.filesystem.index import Index, Node
+from mountsafe.filesystem.links import contained
+from mountsafe.filesystem.reader import Reader
+from mountsafe.medium.block import MediumError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FOREVER = 86400.0  # seconds that the kernel may keep names and attributes: nothing changes on a read-only medium
+SHOWN_XATTRS = (b"user.", b"osx.")  # security.*, trusted.* and system.* mean something to the host
+XATTR_CACHE = 256  # files whose attributes are kept
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How the tree is shown. `uid` and `gid` None: as the medium says. `guard_links`: escaping links are defused."""
+
+    uid: int | None
+    gid: int | None
+    guard_links: bool
+
+
+def boundary(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """Turn every failure of a handler into a FUSEError; a bug is logged with its traceback."""
+
+    @functools.wraps(handler)
+    async def guarded(*args: Any) -> T:
+        try:
+            return await handler(*args)
+        except pyfuse3.FUSEError:
+            raise
+        except OSError as error:
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+        except DeadlinePassed as error:
+            log.warning("%s", error)
+            raise pyfuse3.FUSEError(errno.ETIMEDOUT) from error
+        except (MediumError, MountsafeError) as error:
+            log.warning("%s", error)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+        except Exception as error:
+            log.exception("a bug in %s", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return guarded
+
+
+class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 has no type information
+    """Serves one file system."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, index: Index, reader: Reader, agents: Agents, statfs: wire.Statfs, view: View) -> None:
+        super().__init__()
+        self._index = index
+        self._reader = reader
+        self._agents = agents
+        self._statfs = statfs
+        self._view = view
+        self._handles: dict[int, Node] = {}
+        self._listings: dict[int, tuple[Node, ...]] = {}
+        self._numbers = itertools.count(1)
+        self._xattrs: dict[int, dict[bytes, bytes]] = {}
+
+    # --- attributes ------------------------------------------------------------------------------------------------
+    def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        view = self._view
+        a = pyfuse3.EntryAttributes()
+        a.st_ino = node.ino
+        a.st_mode = self._mode(node)
+        a.st_nlink = node.nlink
+        a.st_uid = node.uid if view.uid is None else view.uid
+        a.st_gid = node.gid if view.gid is None else view.gid
+        a.st_rdev = 0  # a device node copied from here must not be a device
+        a.st_size = node.size
+        a.st_blocks = node.blocks
+        a.st_blksize = 4096
+        a.st_atime_ns = node.atime
+        a.st_mtime_ns = node.mtime
+        a.st_ctime_ns = node.ctime
+        a.entry_timeout = FOREVER
+        a.attr_timeout = FOREVER
+        return a
+
+    def _mode(self, node: Node) -> int:
+        if node.mode == 0:  # the guest could not look at it: a name without content
+            return stat.S_IFREG
+        mode = node.mode & ~(stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX)
+        if self._view.uid is None:
+            return mode
+        # The owner of the mount may read everything on his own medium.
+        return mode | (0o500 if node.is_folder else 0o400)
+
+    @boundary
+    async def lookup(self, parent_inode: int, name: bytes, ctx: object = None) -> pyfuse3.EntryAttributes:
+        """Find a name in a folder; what is not there is remembered by the kernel as well."""
+        children = await self._index.children(self._folder(parent_inode))
+        node = children.get(name)
+        if node is None:
+            missing = pyfuse3.EntryAttributes()
+            missing.st_ino = 0
+            missing.entry_timeout = FOREVER
+            return missing
+        self._index.looked_up(node)
+        return self._attributes(node)
+
+    def _folder(self, inode: int) -> Node:
+        node = self._index.node(inode)
+        if not node.is_folder:
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        return node
+
+    async def forget(self, inode_list: list[tuple[int, int]]) -> None:
+        """The kernel dropped what it held; must not fail."""
+        for inode, count in inode_list:
+            self._index.forget(inode, count)
+
+    @boundary
+    async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
+        """Attributes of what the kernel holds."""
+        return self._attributes(self._index.node(inode))
+
+    @boundary
+    async def readlink(self, inode: int, ctx: object) -> bytes:
+        """A link's target: unchanged where the kernel follows no link of this mount, else without a way out."""
+        node = self._index.node(inode)
+        return contained(node.target, node.depth) if self._view.guard_links else node.target
+
+    # --- folders ---------------------------------------------------------------------------------------------------
+    @boundary
+    async def opendir(self, inode: int, ctx: object) -> int:
+        """Take a snapshot of the folder, so that a listing stays whole whatever is forgotten meanwhile."""
+        children = await self._index.children(self._folder(inode))
+        handle = next(self._numbers)
+        self._listings[handle] = tuple(children.values())
+        return handle
+
+    @boundary
+    async def readdir(self, fh: int, start_id: int, token: object) -> None:
+        """Reply with entries and their attributes until the kernel's buffer is full."""
+        nodes = self._listings[fh]
+        for position in range(start_id, len(nodes)):
+            node = nodes[position]
+            if not pyfuse3.readdir_reply(token, node.name, self._attributes(node), position + 1):
+                return
+            self._index.looked_up(node)
+
+    @boundary
+    async def releasedir(self, fh: int) -> None:
+        """Drop the snapshot."""
+        self._listings.pop(fh, None)
+
+    # --- files -----------------------------------------------------------------------------------------------------
+    @boundary
+    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
+        """Open for reading; the kernel keeps what it has read."""
+        if flags & WRITING:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        node = self._index.node(inode)
+        if node.mode == 0:
+            raise pyfuse3.FUSEError(errno.EIO)
+        await self._reader.open(node)
+        handle = next(self._numbers)
+        self._handles[handle] = node
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    @boundary
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Read from an open file."""
+        return await self._reader.read(self._handles[fh], off, size)
+
+    @boundary
+    async def release(self, fh: int) -> None:
+        """Close."""
+        self._handles.pop(fh, None)
+
+    # --- the rest --------------------------------------------------------------------------------------------------
+    @boundary
+    async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
+        """Figures of the medium's file system, as learned when it was mounted."""
+        told = self._statfs
+        figures = pyfuse3.StatvfsData()
+        figures.f_bsize, figures.f_frsize = told.bsize, told.frsize
+        figures.f_blocks, figures.f_bfree, figures.f_bavail = told.blocks, told.bfree, told.bavail
+        figures.f_files, figures.f_ffree, figures.f_favail = told.files, told.ffree, told.ffree
+        figures.f_namemax = min(told.namemax, wire.MAX_NAME) or wire.MAX_NAME
+        return figures
+
+    async def _known_xattrs(self, inode: int) -> dict[bytes, bytes]:
+        node = self._index.node(inode)
+        known = self._xattrs.get(inode)
+        if known is None:
+            known = {}
+            if stat.S_ISREG(node.mode) or node.is_folder:
+                body = await self._agents.request(wire.Kind.XATTRS, node.path())
+                for name, value in self._agents.unpack(wire.unpack_xattrs, body):
+                    if name.startswith(SHOWN_XATTRS) and b"\0" not in name:
+                        known[name] = value
+            if len(self._xattrs) >= XATTR_CACHE:
+                del self._xattrs[next(iter(self._xattrs))]
+            self._xattrs[inode] = known
+        return known
+
+    @boundary
+    async def listxattr(self, inode: int, ctx: object) -> list[bytes]:
+        """Names of the extended attributes that are shown."""
+        return list(await self._known_xattrs(inode))
+
+    @boundary
+    async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
+        """The value of one. Most calls ask for an ACL or a label, which need no question to the guest."""
+        if not name.startswith(SHOWN_XATTRS):
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        value = (await self._known_xattrs(inode)).get(name)
+        if value is None:
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        return value

@@ -1,0 +1,99 @@
+"""Reads of one file: from the medium by its plan, through the agent otherwise.
+
+Direct reads are proven before they are relied on: until one has been compared with the agent's bytes and found equal,
+every direct read is compared; a difference switches them off for the whole mount, loudly.
+"""
+
+import errno
+import os
+
+from mountsafe import wire
+from mountsafe.errors import GuestFault
+from mountsafe.filesystem.agents import Agents
+from mountsafe.filesystem.index import Node
+from mountsafe.incidents import Incidents
+from mountsafe.limits import MAX_EXTENTS_PER_FILE
+from mountsafe.medium.block import BlockReader
+from mountsafe.medium.extents import NO_PLAN, ReadPlan, Source, plan
+
+PROOF_BYTES = 64 << 10  # how much of a direct read is compared
+
+
+class Reader:
+    """Reads the files of one mount."""
+
+    def __init__(self, agents: Agents, block: BlockReader, incidents: Incidents) -> None:
+        self._agents = agents
+        self._block = block
+        self._incidents = incidents
+        self._direct = agents.mounted.direct
+        self._proven = False
+
+    @property
+    def direct(self) -> bool:
+        """Whether direct reads are in use."""
+        return self._direct
+
+    async def open(self, node: Node) -> None:
+        """Learn the extents of a file whose listing did not carry them all."""
+        if not node.more_extents or not self._direct:
+            return
+        node.more_extents = False
+        extents: list[wire.Extent] = []
+        offset = 0
+        while len(extents) < MAX_EXTENTS_PER_FILE:
+            body = await self._agents.request(wire.Kind.EXTENTS, wire.pack_extents_request(node.path(), offset))
+            more, following = self._agents.unpack(wire.unpack_extents, body)
+            extents += more
+            if following <= offset:
+                break  # that was all, or nothing new: the rest goes through the agent
+            offset = following
+        try:
+            node.plan = plan(extents, self._agents.window)
+        except GuestFault as fault:
+            self._incidents.report(str(fault), node.path())
+            node.plan = NO_PLAN
+
+    async def read(self, node: Node, offset: int, length: int) -> bytes:
+        """Return the bytes at `offset`, fewer than `length` only at the end of the file."""
+        length = min(length, node.size - offset)
+        if length <= 0:
+            return b""
+        use: ReadPlan = node.plan if self._direct else NO_PLAN
+        parts = []
+        for piece in use.pieces(offset, length):
+            if piece.source == Source.ZERO:
+                parts.append(bytes(piece.length))
+            elif piece.source == Source.MEDIUM:
+                data = await self._block.read(piece.physical, piece.length)
+                if not self._proven:
+                    data = await self._prove(node, piece.offset, data)
+                parts.append(data)
+            else:
+                parts.append(await self._ask(node, piece.offset, piece.length))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _ask(self, node: Node, offset: int, length: int) -> bytes:
+        path = node.path()
+        parts = []
+        while length:
+            step = min(length, wire.MAX_READ)
+            untrusted_data = await self._agents.request(wire.Kind.READ, wire.pack_read(path, offset, step))
+            if len(untrusted_data) != step:
+                # The size was told by the same guest: the file is damaged, or somebody lies.
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            parts.append(untrusted_data)
+            offset += step
+            length -= step
+        return b"".join(parts)
+
+    async def _prove(self, node: Node, offset: int, data: bytes) -> bytes:
+        """Compare the start of a direct read with the agent's bytes; return the bytes to be trusted."""
+        told = await self._ask(node, offset, min(len(data), PROOF_BYTES))
+        if told == data[: len(told)]:
+            # Zeros prove nothing: free space has them everywhere.
+            self._proven = self._proven or any(told)
+            return data
+        self._direct = False
+        self._incidents.report("direct reads differ from the guest's and are switched off", node.path())
+        return told + await self._ask(node, offset + len(told), len(data) - len(told))

@@ -1,0 +1,36 @@
+"""Every bound that is not the wire's own, and why it is what it is. Bytes and seconds."""
+
+MIB = 1 << 20
+
+# --- deadlines -----------------------------------------------------------------------------------------------------
+LAUNCH_DEADLINE = 90.0  # from starting the VM to its agent's first word; about 10 s in software emulation
+KVM_PROBE_DEADLINE = 20.0  # a VM that has KVM boots in 2 s; one that hangs in it never does
+ATTACH_DEADLINE = 15.0  # plugging the medium into the running VM
+PROBE_DEADLINE = 60.0  # finding partitions, volume groups and types
+MOUNT_DEADLINE = 120.0  # a journal's replay may take its time
+REQUEST_DEADLINE = 30.0  # any other answer of the agent; then the VM is ended
+DEATHS, DEATHS_WINDOW = 3, 60.0  # a VM that ends this often in this time is not started again for a while
+STOP_DEADLINE = 5.0  # from asking a process to end to killing it
+
+# --- the appliance process: QEMU and libguestfs ---------------------------------------------------------------------
+GUEST_MEMORY_MIB = 512  # what the largest supported metadata (xfs, btrfs) and a 64 MiB copy-on-write layer need
+APPLIANCE_ADDRESS_SPACE = 4096 * MIB  # guest memory, translation buffer, libraries: 2.4 GiB are mapped in practice
+APPLIANCE_SCRATCH = 256 * MIB  # tmpfs for sockets and the appliance disk's own snapshot
+APPLIANCE_PROCESSES = 64  # QEMU's threads count
+
+# --- the session process: the FUSE server ---------------------------------------------------------------------------
+SESSION_ADDRESS_SPACE = 2048 * MIB
+SESSION_SCRATCH = 1 * MIB
+SESSION_PROCESSES = 64
+
+# --- what an image may make us keep ---------------------------------------------------------------------------------
+MAX_DIRECTORY_ENTRIES = 1_000_000  # a directory that claims more is cut there, and an incident logged
+MAX_DEPTH = 1024  # folders in folders: a looping tree ends here with ELOOP
+MAX_FILE_SIZE = (1 << 63) - 1  # loff_t
+INDEX_ENTRIES = 200_000  # entries whose folder stays learned; older folders are asked for again
+MAX_EXTENTS_PER_FILE = 200_000  # a plan of more is not kept: such a file is read through the agent
+INFLIGHT = 32  # requests to the agent at a time
+MAX_INCIDENTS_LOGGED = 100  # a hostile image must not fill the log; all are counted
+CONTROL_MESSAGE = 64 << 10  # between our own processes
+LOG_LINE = 4096  # of what a child says; the guest's console speaks through it
+LOG_BYTES = 4 * MIB  # of one medium's log file; then it is silent

@@ -1,0 +1,77 @@
+"""Open what the user named, read-only, and say clearly why not."""
+
+import errno
+import fcntl
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.text import printable
+
+BLKGETSIZE64 = 0x80081272  # include/uapi/linux/fs.h
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """An open medium: a read-only descriptor and its size in bytes."""
+
+    path: Path
+    fd: int
+    size: int
+    block_device: bool
+
+    @property
+    def name(self) -> str:
+        """The file's name, fit to be shown."""
+        return printable(os.fsencode(self.path.name))
+
+
+def open_medium(source: Path) -> Medium:
+    """Open an image file or a block device.
+
+    A block device is opened with O_EXCL: that fails while it is mounted, and while it is held nobody can mount it.
+    Raises UserError (ExitCode.SOURCE) for anything that cannot be a medium.
+    """
+    shown = printable(os.fsencode(source))
+    try:
+        kind = source.stat().st_mode
+    except OSError as error:
+        raise _cannot_open(shown, error) from error
+    if stat.S_ISDIR(kind):
+        raise UserError(f"{shown} is a directory", "Name an image file or a block device.", ExitCode.SOURCE)
+    if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+        raise UserError(f"{shown} is neither a file nor a block device", code=ExitCode.SOURCE)
+    exclusive = os.O_EXCL if stat.S_ISBLK(kind) else 0
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | exclusive)
+    except OSError as error:
+        raise _cannot_open(shown, error) from error
+    try:
+        # The name may lead elsewhere by now: only what was opened counts.
+        opened = os.fstat(fd)
+        if not (stat.S_ISREG(opened.st_mode) or stat.S_ISBLK(opened.st_mode)):
+            raise UserError(f"{shown} changed while it was opened", code=ExitCode.SOURCE)
+        size = opened.st_size if stat.S_ISREG(opened.st_mode) else _device_size(fd)
+        if size == 0:
+            raise UserError(f"{shown} is empty", "There is nothing to open in it.", ExitCode.SOURCE)
+        return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _device_size(fd: int) -> int:
+    return int.from_bytes(fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)), "little")
+
+
+def _cannot_open(shown: str, error: OSError) -> UserError:
+    hints = {
+        errno.ENOENT: "Check the name.",
+        errno.EACCES: "You may not read it: ask its owner, or use sudo for a device.",
+        errno.EBUSY: "It is mounted or claimed by another program: unmount it first.",
+        errno.ENOMEDIUM: "There is no medium in the drive.",
+    }
+    reason = "it does not exist" if error.errno == errno.ENOENT else (error.strerror or str(error)).lower()
+    return UserError(f"cannot open {shown}: {reason}", hints.get(error.errno or 0, ""), ExitCode.SOURCE)

@@ -1,0 +1,1 @@
+"""Rules and risk: pure data and pure functions."""

@@ -1,0 +1,77 @@
+"""Child processes that die with us.
+
+bubblewrap's --die-with-parent is Linux's PR_SET_PDEATHSIG, which fires when the parent's *thread* ends. trio starts
+processes from a worker thread that it lets go after ten idle seconds, so children are started here, in the main thread.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+
+import trio
+
+from mountsafe.limits import LOG_LINE, STOP_DEADLINE
+from mountsafe.text import printable
+
+
+class Child:
+    """A started process. Its exit is awaited through a pidfd; what it writes to stderr is `words`, untrusted."""
+
+    def __init__(self, command: list[str], fds: list[int], name: str, log: Callable[[str], None]) -> None:
+        words, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(theirs, True)
+        self._name = name
+        self._log = log
+        self._words = words
+        try:
+            self._popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=theirs,
+                pass_fds=fds,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(words)
+            raise
+        finally:
+            os.close(theirs)
+
+    async def log_words(self) -> None:
+        """Log what the process says, line by line, until it ends. Lines may come from the guest's console."""
+        rest = b""
+        async with trio.lowlevel.FdStream(self._words) as stream:
+            while data := await stream.receive_some(LOG_LINE):
+                *lines, rest = (rest + data).replace(b"\r", b"").split(b"\n")
+                for untrusted_line in lines:
+                    self._log(f"{self._name}: {printable(untrusted_line, LOG_LINE)}")
+                rest = rest[-LOG_LINE:]
+        if rest:
+            self._log(f"{self._name}: {printable(rest, LOG_LINE)}")
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._popen.pid
+
+    async def wait(self) -> int:
+        """Wait until the process has ended; return its code, negative for a signal."""
+        if self._popen.poll() is None:
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                await trio.lowlevel.wait_readable(pidfd)
+            finally:
+                os.close(pidfd)
+        return self._popen.wait()
+
+    async def stop(self, gently: bool = False) -> None:
+        """End the process and wait until it is gone; `gently` gives it `STOP_DEADLINE` seconds after SIGTERM."""
+        with trio.CancelScope(shield=True):
+            for number in (signal.SIGTERM, signal.SIGKILL) if gently else (signal.SIGKILL,):
+                if self._popen.poll() is not None:
+                    return
+                os.kill(self.pid, number)
+                with trio.move_on_after(STOP_DEADLINE):
+                    await self.wait()

@@ -1,0 +1,126 @@
+"""The box that a child process is started in, as values that can be shown before they run.
+
+A box is a bubblewrap command: own user, mount, PID, network, IPC, UTS and cgroup namespaces, no capability, no new
+privileges, no nested user namespace, an empty environment, and of the host's files only /usr and what is named. The
+parent's death ends it. Root starts it under a user id of its own, so that even outside the namespaces the process
+would be nobody.
+"""
+
+import grp
+import os
+import pwd
+import shlex
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mountsafe.errors import ExitCode, UserError
+
+PYTHON = "/usr/bin/python3"  # the interpreter that has Debian's python3-guestfs and python3-pyfuse3
+PACKAGE = Path(__file__).resolve().parent
+INSIDE = "/app"  # where the package is seen in a box
+
+# systemd's range for dynamic users: no package or administrator hands these out.
+_DYNAMIC_UIDS = range(61184, 65520)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """What a child may see and use. Sizes in bytes; paths are the host's, seen at the same place unless mapped."""
+
+    scratch: int
+    address_space: int
+    processes: int
+    readable: tuple[tuple[Path, str], ...] = ()  # (host path, path inside)
+    devices: tuple[tuple[Path, str], ...] = ()  # (host device, path inside)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def command(self, argv: list[str], uid: int | None = None) -> list[str]:
+        """Return the command that runs `argv` in this box; `uid` is the outer user id that root takes on first."""
+        command = []
+        if uid is not None:
+            command += ["setpriv", f"--reuid={uid}", f"--regid={uid}", *self._groups(), "--inh-caps=-all"]
+        command += ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
+        command += ["--new-session", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--clearenv"]
+        environment = {"PATH": "/usr/bin:/usr/sbin", "HOME": "/tmp", "LC_ALL": "C.UTF-8", **self.environment}
+        for name, value in environment.items():
+            command += ["--setenv", name, value]
+        command += ["--ro-bind", "/usr", "/usr"]
+        for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+            if os.path.islink(f"/{name}"):
+                command += ["--symlink", f"usr/{name}", f"/{name}"]
+            elif os.path.isdir(f"/{name}"):
+                command += ["--ro-bind", f"/{name}", f"/{name}"]
+        command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
+        for device, inside in self.devices:
+            command += ["--dev-bind", str(device), inside]
+        for path in ("/tmp", "/var/tmp"):
+            command += ["--size", str(self.scratch), "--tmpfs", path]
+        for source, inside in ((_package(uid), f"{INSIDE}/{PACKAGE.name}"), *self.readable):
+            command += ["--ro-bind", str(source), inside]
+        command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
+        limits = [f"--as={self.address_space}", f"--nproc={self.processes}", "--core=0", "--memlock=0"]
+        return [*command, "prlimit", *limits, "--", *argv]
+
+    def _groups(self) -> list[str]:
+        groups = sorted({os.stat(device).st_gid for device, _ in self.devices} - {0})
+        return [f"--groups={','.join(map(str, groups))}"] if groups else ["--clear-groups"]
+
+
+def _package(uid: int | None) -> Path:
+    """Return the package's folder, or a copy if `uid` could not read it (a checkout in a private home folder)."""
+    if uid is None or all(path.stat().st_mode & 0o005 == 0o005 for path in (PACKAGE, *PACKAGE.parents)):
+        return PACKAGE
+    newest = max(path.stat().st_mtime_ns for path in PACKAGE.rglob("*.py"))
+    copy = Path(f"/run/mountsafe/code-{newest:x}") / PACKAGE.name
+    if not copy.exists():
+        copy.parent.parent.mkdir(mode=0o755, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix="code-", dir=copy.parent.parent))
+        shutil.copytree(PACKAGE, fresh / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in (fresh, *fresh.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        try:
+            fresh.rename(copy.parent)
+        except OSError:  # another process was first
+            shutil.rmtree(fresh)
+        for old in copy.parent.parent.glob("code-*"):
+            if old != copy.parent and time.time() - old.stat().st_mtime > 86400:
+                shutil.rmtree(old, ignore_errors=True)
+    return copy
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module of this package inside a box."""
+    code = f"import sys; sys.path.insert(0, {INSIDE!r}); from {module} import main; main()"
+    return [PYTHON, "-I", "-B", "-c", code, *arguments]
+
+
+def outer_uid() -> int | None:
+    """Return the user id that a child of root should take on, or None if this process is not root."""
+    if os.geteuid() != 0:
+        return None
+    start = os.getpid()
+    for step in range(len(_DYNAMIC_UIDS)):
+        uid = _DYNAMIC_UIDS[(start + step) % len(_DYNAMIC_UIDS)]
+        try:
+            pwd.getpwuid(uid)
+        except KeyError:
+            try:
+                grp.getgrgid(uid)
+            except KeyError:
+                return uid
+    return 65534
+
+
+def shown(command: list[str]) -> str:
+    """Return a command as it can be pasted into a shell."""
+    return shlex.join(command)
+
+
+def require() -> None:
+    """Raise `UserError` if the programs that make a box are missing."""
+    for program, package in (("bwrap", "bubblewrap"), ("setpriv", "util-linux"), ("prlimit", "util-linux")):
+        if shutil.which(program) is None:
+            raise UserError(f"{program} is missing", f"sudo apt install {package}", ExitCode.DEPENDENCY)

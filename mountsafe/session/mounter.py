@@ -1,0 +1,156 @@
+"""Who makes the mount: mount(2) as root, fusermount3 for everybody else. Both return a /dev/fuse descriptor."""
+
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.text import printable
+
+# include/uapi/linux/mount.h
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOSYMFOLLOW = 1, 2, 4, 8, 256
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+FSTYPE = "fuse.mountsafe"
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """What to mount where. `uid` and `gid` own the mount; `mode` is the root's; `follow_links` drops nosymfollow."""
+
+    source: str
+    target: Path
+    uid: int
+    gid: int
+    mode: int
+    follow_links: bool = False
+
+
+class FuseMount:
+    """A mount with its descriptor. `links_followed` says whether the kernel follows symbolic links in it."""
+
+    def __init__(self, target: Path, fd: int, links_followed: bool, keeper: socket.socket | None) -> None:
+        self.target = target
+        self.fd = fd
+        self.links_followed = links_followed
+        self._keeper = keeper
+
+    def close_descriptor(self) -> None:
+        """Close our copy: the connection then ends with the session process."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def unmount(self, lazy: bool = False) -> None:
+        """Unmount; UserError (BUSY) if it is in use and `lazy` is not set. Nothing happens if it is unmounted."""
+        if is_mounted(self.target):
+            unmount(self.target, lazy)
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+
+
+def mount(request: MountRequest) -> FuseMount:
+    """Mount an empty FUSE connection. Raises UserError (TARGET or DEPENDENCY)."""
+    require_fuse()
+    return _mount_as_root(request) if os.geteuid() == 0 else _mount_as_user(request)
+
+
+def require_fuse() -> None:
+    """Raise UserError if this user cannot use FUSE."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError as error:
+        raise UserError("/dev/fuse does not exist", "sudo modprobe fuse", ExitCode.DEPENDENCY) from error
+    except OSError as error:
+        hint = "Its mode should be 0666, as udev sets it: sudo chmod 666 /dev/fuse"
+        raise UserError(f"/dev/fuse cannot be opened: {error.strerror}", hint, ExitCode.DEPENDENCY) from error
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise UserError("fusermount3 is missing", "sudo apt install fuse3", ExitCode.DEPENDENCY)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _mount_as_root(request: MountRequest) -> FuseMount:
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | (0 if request.follow_links else MS_NOSYMFOLLOW)
+    options = (
+        f"fd={fd},rootmode={0o40000 | request.mode:o},user_id={request.uid},group_id={request.gid},"
+        "allow_other,default_permissions"
+    )
+    arguments = (request.source.encode(), os.fsencode(request.target), FSTYPE.encode(), flags, options.encode())
+    if _libc().mount(*arguments) != 0:
+        number = ctypes.get_errno()
+        os.close(fd)
+        raise UserError(f"cannot mount on {_shown(request.target)}: {os.strerror(number)}", code=ExitCode.TARGET)
+    return FuseMount(request.target, fd, request.follow_links, None)
+
+
+def _mount_as_user(request: MountRequest) -> FuseMount:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    # auto_unmount: fusermount3 stays, and unmounts when this process is gone, however it ended.
+    source = request.source.replace("\\", "\\\\").replace(",", "\\,")
+    options = f"ro,nosuid,nodev,noexec,default_permissions,auto_unmount,fsname={source},subtype=mountsafe"
+    with theirs:
+        helper = subprocess.Popen(
+            ["fusermount3", "-o", options, "--", os.fspath(request.target)],
+            env={"_FUSE_COMMFD": str(theirs.fileno()), "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    if not fds:
+        ours.close()
+        words = helper.communicate()[1].decode("utf-8", "replace").strip()
+        raise UserError(f"cannot mount on {_shown(request.target)}: {printable(words)}", code=ExitCode.TARGET)
+    os.set_inheritable(fds[0], False)
+    return FuseMount(request.target, fds[0], True, ours)
+
+
+def unmount(target: Path, lazy: bool = False) -> None:
+    """Unmount `target`. Raises UserError (BUSY) if it is in use."""
+    if os.geteuid() == 0:
+        flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
+        if _libc().umount2(os.fsencode(target), flags) == 0:
+            return
+        words = os.strerror(ctypes.get_errno())
+    else:
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", os.fspath(target)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+        words = done.stderr.strip()
+    if not is_mounted(target):
+        return
+    hint = "Close what uses it (fuser -vm DIR shows), or use --force to detach it now."
+    raise UserError(f"cannot unmount {_shown(target)}: {printable(words)}", hint, ExitCode.BUSY)
+
+
+def mounts() -> dict[str, str]:
+    """Return the file system type of each mount point of this mount namespace; the topmost one counts."""
+    found = {}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            point = before.split(" ")[4]
+            for code, char in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+                point = point.replace(code, char)
+            found[point] = after.split(" ", 1)[0]
+    return found
+
+
+def is_mounted(target: Path) -> bool:
+    """Whether one of our mounts is at `target`, alive or not."""
+    return mounts().get(os.fspath(target)) == FSTYPE
+
+
+def _shown(path: Path) -> str:
+    return printable(os.fsencode(path), 500)

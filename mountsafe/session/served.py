@@ -1,0 +1,227 @@
+"""One session process as its parent sees it: started in a box, given streams and a mount, ended."""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from mountsafe import channel, sandbox, wire
+from mountsafe.errors import ExitCode, MountsafeError, ProtocolFault, UserError
+from mountsafe.limits import (
+    CONTROL_MESSAGE,
+    LAUNCH_DEADLINE,
+    MOUNT_DEADLINE,
+    SESSION_ADDRESS_SPACE,
+    SESSION_PROCESSES,
+    SESSION_SCRATCH,
+)
+from mountsafe.medium.source import Medium
+from mountsafe.medium.volumes import Volume
+from mountsafe.process import Child
+from mountsafe.session.machines import Machines
+from mountsafe.session.mounter import FuseMount, MountRequest, mount
+from mountsafe.text import printable
+
+log = logging.getLogger(__name__)
+
+STATE_WORDS = {
+    wire.MountState.CLEAN: "",
+    wire.MountState.RECOVERED: (
+        "it was not unmounted properly: its journal was replayed in the virtual machine's memory, and the medium was"
+        " not changed"
+    ),
+    wire.MountState.SKIPPED: (
+        "it was not unmounted properly and its journal could not be replayed: the newest changes may be missing"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """How a mount is shown: owner of the files (None: as the medium says), owner of the mount, and what links do.
+
+    `links`: "nofollow" (never followed where the kernel can be told so), "contained" (followed inside the mount),
+    "follow" (as on any mount).
+    """
+
+    owner: tuple[int, int] | None
+    mount_uid: int
+    mount_gid: int
+    links: str
+
+
+class ServedVolume:
+    """A volume with its session process and its mount."""
+
+    def __init__(self, volume: Volume, target: Path, medium: Medium, machines: Machines, shown: Presentation) -> None:
+        self.volume = volume
+        self.target = target
+        self.fstype = volume.fstype
+        self.note = ""
+        self.direct = False
+        self._medium = medium
+        self._machines = machines
+        self._shown = shown
+        self._mount: FuseMount | None = None
+        self.serving = trio.Event()
+        self.failure: UserError | None = None
+        ours, theirs = channel.pair()
+        with theirs:
+            box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
+            command = box.command(sandbox.python("mountsafe.session.server", self._settings(theirs)), sandbox.outer_uid())
+            log.debug("%s", sandbox.shown(command))
+            self._child = Child(command, [theirs.fileno(), medium.fd], "session", log.info)
+        self._control = trio.socket.from_stdlib_socket(ours)
+
+    def _settings(self, control: socket.socket) -> str:
+        window = self.volume.window()
+        uid, gid = self._shown.owner or (None, None)
+        return json.dumps(
+            {
+                "control": control.fileno(),
+                "medium": self._medium.fd,
+                "medium_size": self._medium.size,
+                "device": self.volume.device,
+                "fstype": self.volume.fstype,
+                "start": window.start,
+                "size": window.size,
+                "uid": uid,
+                "gid": gid,
+            }
+        )
+
+    @property
+    def pid(self) -> int:
+        """The process id of the box."""
+        return self._child.pid
+
+    async def serve(self) -> None:
+        """Do what the session process asks, until it ends; then unmount."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._child.log_words)
+                nursery.start_soon(self._give_up_late)
+                await self._converse()
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._child.stop()
+                self._control.close()
+                await trio.to_thread.run_sync(self.detach)
+            if not self.serving.is_set():
+                self._fail(UserError("the session process ended before it served", code=ExitCode.FAILURE))
+
+    async def _give_up_late(self) -> None:
+        deadline = LAUNCH_DEADLINE + MOUNT_DEADLINE
+        with trio.move_on_after(deadline):
+            await self.serving.wait()
+            return
+        self._fail(UserError(f"it was not mounted within {deadline:.0f} s", code=ExitCode.DEADLINE))
+        await self._child.stop()
+
+    def _fail(self, error: UserError) -> None:
+        self.failure = self.failure or error
+        self.serving.set()
+
+    async def _converse(self) -> None:
+        while True:
+            try:
+                packet = await self._control.recv(CONTROL_MESSAGE)
+                if not packet:
+                    return
+                await self._handle(channel.decode(packet))
+            except OSError:
+                return
+            except ProtocolFault as fault:
+                log.warning("the session process broke the protocol: %s", fault)
+                return
+
+    async def _handle(self, untrusted: channel.Message) -> None:
+        event = untrusted.get("event")
+        why = printable(str(untrusted.get("why", "")), wire.MAX_MESSAGE)
+        if untrusted.get("want") == "stream":
+            await self._give_stream()
+        elif event == "ready" and self._mount is None:
+            await self._give_mount(untrusted)
+        elif event == "serving":
+            self.serving.set()
+        elif event == "misbehaved":
+            await self._machines.end_misbehaving(why)
+        elif event in ("refused", "failed"):
+            shown = self.volume.describe()
+            hint = "The guest's kernel said so. --verbose shows more." if event == "refused" else ""
+            code = ExitCode.SOURCE if event == "refused" else ExitCode.APPLIANCE
+            self._fail(UserError(f"cannot mount {shown}: {why}", hint, code))
+        else:
+            raise ProtocolFault("an unknown message")
+
+    async def _send(self, message: channel.Message, fds: list[int]) -> None:
+        await self._control.sendmsg([channel.encode(message)], channel.descriptors(fds))
+
+    async def _give_stream(self) -> None:
+        try:
+            sock = await self._machines.stream()
+        except MountsafeError as error:
+            await self._send({"event": "none", "why": str(error)}, [])
+            return
+        with sock:
+            await self._send({"event": "stream"}, [sock.fileno()])
+
+    async def _give_mount(self, untrusted: channel.Message) -> None:
+        mode = untrusted.get("mode")
+        state = untrusted.get("state")
+        if not isinstance(mode, int) or state not in STATE_WORDS:
+            raise ProtocolFault("a root without mode or state")
+        self.fstype = printable(str(untrusted.get("fstype", "")), 64)
+        self.direct = untrusted.get("direct") is True
+        self.note = STATE_WORDS[state]
+        shown = self._shown
+        source = f"mountsafe:{self._medium.name}".replace(",", "_").replace("\\", "_")
+        request = MountRequest(
+            source, self.target, shown.mount_uid, shown.mount_gid, mode & 0o777, shown.links != "nofollow"
+        )
+        try:
+            self._mount = await trio.to_thread.run_sync(mount, request)
+        except UserError as error:
+            self._fail(error)
+            await self._send({"event": "none"}, [])
+            return
+        guard = self._mount.links_followed and shown.links != "follow"
+        await self._send({"do": "serve", "guard_links": guard}, [self._mount.fd])
+        self._mount.close_descriptor()
+
+    def unmount(self, lazy: bool) -> None:
+        """Unmount; the session process then ends by itself. Raises UserError (BUSY)."""
+        if self._mount is not None:
+            self._mount.unmount(lazy)
+
+    def detach(self) -> None:
+        """Make sure that nothing is mounted any more: after the session process is gone, or to be rid of it."""
+        try:
+            self.unmount(lazy=True)
+        except UserError as error:
+            log.warning("%s: %s", error.message, error.hint)
+
+    async def end(self) -> None:
+        """End the session process."""
+        await self._child.stop()
+
+    def facts(self) -> dict[str, object]:
+        """What `list --json` shows."""
+        return {
+            "target": os.fspath(self.target),
+            "device": self.volume.device,
+            "partition": self.volume.number,
+            "fstype": self.fstype,
+            "label": self.volume.label,
+            "note": self.note,
+            "direct_reads": self.direct,
+        }
+
+
+Report = Callable[[channel.Message], None]

@@ -1,0 +1,129 @@
+"""The session process: serves one file system of a medium over FUSE, in a box, with nothing but three descriptors.
+
+The medium, read-only; a control channel to the parent; and, once the guest has mounted the medium, /dev/fuse, which
+the parent sends down. Streams to the appliance come the same way, a new one for each virtual machine that the mount
+outlives.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+from typing import NoReturn
+
+import pyfuse3
+import trio
+
+from mountsafe import channel, wire
+from mountsafe.appliance.client import AgentClient, GuestRefused
+from mountsafe.errors import GuestGone, MountsafeError
+from mountsafe.filesystem.agents import Agents
+from mountsafe.filesystem.index import Index
+from mountsafe.filesystem.operations import Operations, View
+from mountsafe.filesystem.reader import Reader
+from mountsafe.incidents import Incidents
+from mountsafe.medium.block import BlockReader
+from mountsafe.medium.extents import Window
+
+log = logging.getLogger(__name__)
+
+
+class Parent:
+    """The control channel to the parent: asks for streams, tells what happened."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._lock = trio.Lock()
+
+    async def tell(self, message: channel.Message) -> None:
+        """Send a message."""
+        await trio.to_thread.run_sync(channel.send, self._control, message)
+
+    async def ask(self, message: channel.Message) -> tuple[channel.Message, list[int]]:
+        """Send a message and return the answer to it."""
+        async with self._lock:
+            await self.tell(message)
+            answer = await trio.to_thread.run_sync(channel.receive, self._control, cancellable=True)
+            if answer is None:
+                raise GuestGone("the parent is gone")
+            return answer
+
+
+class SessionProcess:
+    """One file system, from the first stream to the last request."""
+
+    def __init__(self, settings: channel.Message, nursery: trio.Nursery) -> None:
+        self._settings = settings
+        self._nursery = nursery
+        self._parent = Parent(socket.socket(fileno=settings["control"]))
+
+    async def _client(self) -> AgentClient:
+        answer, fds = await self._parent.ask({"want": "stream"})
+        if len(fds) != 1:
+            raise GuestGone(str(answer.get("why", "no virtual machine")))
+        client = AgentClient(socket.socket(fileno=fds[0]))
+        self._nursery.start_soon(client.run)
+        return client
+
+    async def _misbehaved(self, error: MountsafeError) -> None:
+        await self._parent.tell({"event": "misbehaved", "why": str(error)})
+
+    async def run(self) -> None:
+        """Mount in the guest, take /dev/fuse, serve until unmounted."""
+        settings = self._settings
+        window = Window(settings["start"], settings["size"])
+        agents = Agents(
+            self._client, self._misbehaved, os.fsencode(settings["device"]), os.fsencode(settings["fstype"]), window
+        )
+        incidents = Incidents()
+        try:
+            await agents.start()
+            index = Index(agents, incidents)
+            statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
+            await index.children(index.root)
+        except (MountsafeError, trio.TooSlowError, OSError) as error:
+            kind = "refused" if isinstance(error, GuestRefused) else "failed"
+            await self._parent.tell({"event": kind, "why": str(error) or type(error).__name__})
+            raise SystemExit(1) from error
+        answer, fds = await self._parent.ask(
+            {
+                "event": "ready",
+                "fstype": os.fsdecode(agents.mounted.fstype),
+                "state": agents.mounted.state,
+                "direct": agents.mounted.direct,
+                "mode": index.root.mode & 0o777,
+            }
+        )
+        if len(fds) != 1:
+            raise SystemExit(1)
+        reader = Reader(agents, BlockReader(settings["medium"], settings["medium_size"]), incidents)
+        view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))
+        operations = Operations(index, reader, agents, statfs, view)
+        pyfuse3.init(operations, f"/dev/fd/{fds[0]}", {"fsname=mountsafe"})
+        await self._parent.tell({"event": "serving"})
+        await pyfuse3.main()
+        agents.close()
+
+
+async def _run(settings: channel.Message) -> None:
+    async with trio.open_nursery() as nursery:
+        await SessionProcess(settings, nursery).run()
+        nursery.cancel_scope.cancel()
+
+
+def main() -> NoReturn:
+    """Run with one argument: the settings as JSON (see `mountsafe.session.supervisor`)."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="session: %(levelname)s: %(message)s")
+    settings = json.loads(sys.argv[1])
+    code = 0
+    try:
+        trio.run(_run, settings)
+    except SystemExit as leaving:
+        code = int(leaving.code or 0)
+    except BaseException:
+        log.exception("the session ended by a bug")
+        code = 70
+    # The parent unmounts; finalising libfuse against a dead connection can only fail.
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,208 @@
+"""Start the supervisor of a medium and follow its report; talk to those that run."""
+
+import json
+import os
+import pwd
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mountsafe import channel
+from mountsafe.errors import ExitCode, ProtocolFault, UserError
+from mountsafe.medium.source import Medium
+from mountsafe.sandbox import PACKAGE, PYTHON
+from mountsafe.session.mounter import is_mounted, mounts, unmount
+from mountsafe.session.runtime import CONTROL, Runtime, runtimes
+from mountsafe.text import printable
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """What the user asked for. `links` as in `mountsafe.session.served.Presentation`."""
+
+    partition: int | None = None
+    fstype: str | None = None
+    owner: str = "user"
+    links: str = "nofollow"
+    verbose: bool = False
+
+
+class Starting:
+    """A supervisor that is mounting. Closing it before it has mounted makes it undo everything."""
+
+    def __init__(self, medium: Medium, target: Path, created: bool, options: MountOptions) -> None:
+        uid, gid = caller()
+        ours, theirs = channel.pair()
+        settings = {
+            "source": os.fspath(medium.path),
+            "target": os.fspath(target),
+            "created_target": created,
+            "medium": {"fd": medium.fd, "size": medium.size, "block_device": medium.block_device},
+            "report": theirs.fileno(),
+            "uid": uid,
+            "gid": gid,
+            **asdict(options),
+        }
+        path = os.fspath(PACKAGE.parent)
+        code = f"import sys; sys.path.insert(0, {path!r}); from mountsafe.session.supervisor import main; main()"
+        with theirs:
+            self._process = subprocess.Popen(
+                [PYTHON, "-I", "-c", code, json.dumps(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None if options.verbose else subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), medium.fd],
+                start_new_session=True,
+                cwd="/",
+            )
+        self._report = ours
+
+    def follow(self, progress: Callable[[str], None], warn: Callable[[str], None]) -> dict[str, Any]:
+        """Return the record of the mount when it is there. Raises UserError when it came to nothing."""
+        while True:
+            received = channel.receive(self._report)
+            if received is None:
+                self._process.wait()
+                raise UserError("mounting ended without a word", "--verbose shows what happened.", ExitCode.FAILURE)
+            message = received[0]
+            if "progress" in message:
+                progress(message["progress"])
+            elif "warning" in message:
+                warn(message["warning"])
+            elif "mounted" in message:
+                record: dict[str, Any] = message["mounted"]
+                return record
+            elif "failed" in message:
+                self._process.wait()
+                raise _as_error(message["failed"])
+
+    def abandon(self) -> None:
+        """Close the report: before the mount is there, this ends everything; wait for that."""
+        self._report.close()
+        self._process.wait()
+
+    def wait(self) -> None:
+        """Wait until the mount is gone."""
+        self._process.wait()
+
+    def end(self) -> None:
+        """Ask the supervisor to unmount, whatever uses it, and wait."""
+        with suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGTERM)
+        self._process.wait()
+
+
+def caller() -> tuple[int, int]:
+    """Return the uid and gid of the person: the one behind sudo, if there is one."""
+    if os.geteuid() == 0:
+        try:
+            uid = int(os.environ["SUDO_UID"])
+            return uid, pwd.getpwuid(uid).pw_gid
+        except (KeyError, ValueError):
+            pass
+    return os.geteuid(), os.getegid()
+
+
+def _as_error(told: dict[str, Any]) -> UserError:
+    return UserError(str(told.get("message")), str(told.get("hint", "")), ExitCode(told.get("code", 1)))
+
+
+def running() -> list[tuple[Runtime, dict[str, Any]]]:
+    """Return every medium that this user has mounted; clean up what killed supervisors left."""
+    found = []
+    for runtime in runtimes():
+        record = runtime.read()
+        if runtime.alive():
+            if record.get("mounts"):
+                found.append((runtime, record))
+        else:
+            clean_up(runtime, record)
+    return found
+
+
+def clean_up(runtime: Runtime, record: dict[str, Any]) -> None:
+    """Unmount and remove what a killed supervisor left."""
+    for mount in record.get("mounts", []):
+        target = Path(mount["target"])
+        if is_mounted(target):
+            unmount(target, lazy=True)
+    runtime.remove()
+
+
+def request(runtime: Runtime, message: channel.Message, until_gone: bool = False) -> channel.Message:
+    """Ask a supervisor; `until_gone` waits for its end after the answer. Raises UserError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        try:
+            sock.connect(os.fspath(runtime.path / CONTROL))
+            channel.send(sock, message)
+            received = channel.receive(sock)
+            answer = received[0] if received else {}
+            if "failed" in answer:
+                raise _as_error(answer["failed"])
+            if until_gone:
+                channel.receive(sock)
+        except (OSError, ProtocolFault) as error:
+            if not runtime.alive():
+                return {}
+            raise UserError(f"no answer from the mount's supervisor: {error}", code=ExitCode.FAILURE) from error
+    return answer
+
+
+def unmount_all(force: bool = False) -> list[str]:
+    """Unmount every medium of this user; return their sources."""
+    gone = []
+    for runtime, record in running():
+        request(runtime, {"do": "unmount", "force": force}, until_gone=True)
+        gone.append(str(record["source"]))
+    return gone
+
+
+def unmount_one(name: Path, force: bool = False) -> str:
+    """Unmount the medium whose source, folder, or one of whose mounts is `name`; return its source."""
+    wanted = {os.fspath(name.absolute()), os.path.realpath(name)}
+    for runtime, record in running():
+        names = {record["source"], record["target"], *(mount["target"] for mount in record["mounts"])}
+        if wanted & names or wanted & {os.path.realpath(record["source"])}:
+            request(runtime, {"do": "unmount", "force": force}, until_gone=True)
+            return str(record["source"])
+    for target in wanted:
+        if is_mounted(Path(target)):
+            unmount(Path(target), lazy=force)
+            return target
+    shown = printable(os.fsencode(name), 500)
+    raise UserError(f"{shown} is not mounted by mountsafe", "mountsafe list shows what is.", ExitCode.NOT_MOUNTED)
+
+
+def prepare_target(target: Path) -> tuple[Path, bool]:
+    """Return the absolute mount point, and whether it was made for this. Raises UserError (TARGET)."""
+    target = Path(os.path.realpath(target))
+    shown = printable(os.fsencode(target), 500)
+    try:
+        target.mkdir(mode=0o755)
+        return target, True
+    except FileExistsError:
+        pass
+    except OSError as error:
+        hint = "Its parent folder must exist and be yours."
+        raise UserError(f"cannot make {shown}: {error.strerror}", hint, ExitCode.TARGET) from error
+    if os.fspath(target) in mounts():
+        raise UserError(f"something is already mounted on {shown}", f"mountsafe unmount {shown}", ExitCode.TARGET)
+    if not target.is_dir():
+        raise UserError(f"{shown} is not a folder", code=ExitCode.TARGET)
+    try:
+        empty = not any(target.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot look into {shown}: {error.strerror}", code=ExitCode.TARGET) from error
+    if not empty:
+        hint = "Choose an empty folder, or one that does not exist yet."
+        raise UserError(f"{shown} is not empty", hint, ExitCode.TARGET)
+    if not os.access(target, os.W_OK):
+        raise UserError(f"{shown} is not yours to write to", "fusermount3 demands that.", ExitCode.TARGET)
+    return target, False
+
+

@@ -1,0 +1,287 @@
+"""The process that keeps one medium: its virtual machine, its session processes, its mounts.
+
+It reads no byte of the medium. `mountsafe mount` starts it and waits for its report; it then lives on alone until the
+last mount is gone, and answers on a control socket. If it is killed, everything below it dies with it.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import trio
+
+from mountsafe import channel
+from mountsafe.appliance import build
+from mountsafe.appliance.acceleration import Acceleration
+from mountsafe.appliance.client import AgentClient, GuestRefused
+from mountsafe.appliance.machine import MachineSettings
+from mountsafe.errors import DeadlinePassed, ExitCode, MountsafeError, ProtocolFault, UserError
+from mountsafe.incidents import Incidents
+from mountsafe.limits import CONTROL_MESSAGE, LOG_BYTES
+from mountsafe.medium.source import Medium
+from mountsafe.medium.volumes import Volume, checked, choose, folder_names
+from mountsafe.session.machines import Machines
+from mountsafe.session.runtime import CONTROL, LOG, Runtime
+from mountsafe.session.served import Presentation, ServedVolume
+
+log = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Tells the one who started us how far we are, for as long as he listens."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def tell(self, message: channel.Message) -> None:
+        """Send a message; nobody may be there any more."""
+        with suppress(OSError, ValueError):
+            channel.send(self._sock, message)
+
+    def progress(self, what: str) -> None:
+        """Say what is being done now."""
+        log.info("%s", what)
+        self.tell({"progress": what})
+
+    def failed(self, error: UserError) -> None:
+        """Say that it came to nothing."""
+        self.tell({"failed": {"message": error.message, "hint": error.hint, "code": int(error.code)}})
+
+    async def gone(self) -> None:
+        """Return when nobody listens any more."""
+        waiting = trio.socket.from_stdlib_socket(self._sock.dup())
+        with suppress(OSError):
+            while await waiting.recv(1):
+                pass
+        waiting.close()
+
+
+async def inspect_medium(machines: Machines, medium: Medium, nursery: trio.Nursery) -> list[Volume]:
+    """Return what the guest finds on the medium. Raises UserError (APPLIANCE)."""
+    try:
+        client = AgentClient(await machines.stream())
+        nursery.start_soon(client.run)
+        try:
+            await client.hello()
+            untrusted_volumes = await client.probe()
+        finally:
+            client.end(MountsafeError("done"))
+    except (GuestRefused, DeadlinePassed, MountsafeError, OSError) as error:
+        raise UserError(str(error), "--verbose shows the virtual machine's console.", ExitCode.APPLIANCE) from error
+    return checked(untrusted_volumes, medium.size, Incidents())
+
+
+def machine_settings(verbose: bool) -> tuple[MachineSettings, Acceleration]:
+    """Return how to start VMs here; the appliance must have been built."""
+    appliance = build.find()
+    if appliance is None:
+        raise UserError("the appliance is missing", "mountsafe appliance build", ExitCode.DEPENDENCY)
+    return MachineSettings(appliance.path, verbose=verbose), Acceleration(build.location().parent / "kvm.json")
+
+
+class Supervisor:
+    """Keeps one medium."""
+
+    def __init__(self, settings: dict[str, Any], runtime: Runtime, reporter: Reporter) -> None:
+        self._settings = settings
+        self._runtime = runtime
+        self._reporter = reporter
+        self._target = Path(settings["target"])
+        source = settings["medium"]
+        self._medium = Medium(Path(settings["source"]), source["fd"], source["size"], source["block_device"])
+        self._served: list[ServedVolume] = []
+        self._folders: list[Path] = []
+        self._machines: Machines
+        self._nursery: trio.Nursery
+        self._done = trio.Event()
+
+    async def run(self) -> None:
+        """Mount, keep, clean up."""
+        machine, acceleration = machine_settings(self._settings["verbose"])
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._machines = Machines(machine, acceleration, self._medium, nursery)
+                nursery.start_soon(self._end_on_signal)
+                async with trio.open_nursery() as mounting:
+                    mounting.start_soon(self._cancel_when_gone, nursery)
+                    await self._mount_all()
+                    mounting.cancel_scope.cancel()
+                nursery.start_soon(self._answer_clients)
+                self._reporter.tell({"mounted": self._record()})
+                await self._done.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._clean_up()
+
+    async def _cancel_when_gone(self, everything: trio.Nursery) -> None:
+        await self._reporter.gone()
+        log.info("interrupted before the mount was there")
+        everything.cancel_scope.cancel()
+
+    async def _end_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                log.info("ended by signal %d", number)
+                self._done.set()
+                self._nursery.cancel_scope.cancel()
+
+    async def _mount_all(self) -> None:
+        self._reporter.progress("starting the virtual machine")
+        volumes = await self._find()
+        targets = self._targets(volumes)
+        self._reporter.progress("mounting " + "; ".join(v.describe() for v in volumes))
+        shown = self._presentation()
+        for volume, target in zip(volumes, targets, strict=True):
+            served = ServedVolume(volume, target, self._medium, self._machines, shown)
+            self._served.append(served)
+            self._nursery.start_soon(self._serve, served)
+        for served in list(self._served):
+            await served.serving.wait()
+        failures = [s.failure for s in self._served if s.failure is not None]
+        self._served = [s for s in self._served if s.failure is None]
+        if not self._served:
+            raise failures[0]
+        for failure in failures:
+            self._reporter.tell({"warning": failure.message})
+        self._runtime.write(self._record())
+
+    async def _find(self) -> list[Volume]:
+        async with trio.open_nursery() as nursery:
+            found = await inspect_medium(self._machines, self._medium, nursery)
+            nursery.cancel_scope.cancel()
+        return choose(found, self._settings["partition"], self._settings["fstype"])
+
+    def _presentation(self) -> Presentation:
+        s = self._settings
+        owner = None if s["owner"] == "image" else (s["uid"], s["gid"])
+        return Presentation(owner, s["uid"], s["gid"], s["links"])
+
+    def _targets(self, volumes: list[Volume]) -> list[Path]:
+        if len(volumes) == 1:
+            return [self._target]
+        targets = [self._target / name for name in folder_names(volumes)]
+        for target in targets:
+            target.mkdir(mode=0o755)
+            self._folders.append(target)
+        return targets
+
+    async def _serve(self, served: ServedVolume) -> None:
+        await served.serve()
+        if served in self._served and served.failure is None:
+            self._served.remove(served)
+            if not self._served:
+                self._done.set()
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "source": self._settings["source"],
+            "target": os.fspath(self._target),
+            "supervisor": os.getpid(),
+            "accelerator": self._machines.accelerator,
+            "virtual_machine": self._machines.pid,
+            "mounts": [served.facts() | {"session": served.pid} for served in self._served],
+        }
+
+    async def _clean_up(self) -> None:
+        for served in self._served:
+            await trio.to_thread.run_sync(served.detach)
+            await served.end()
+        await self._machines.close()
+        for folder in self._folders:
+            with suppress(OSError):
+                folder.rmdir()
+        if self._settings["created_target"]:
+            with suppress(OSError):
+                self._target.rmdir()
+
+    # --- clients ---------------------------------------------------------------------------------------------------
+    async def _answer_clients(self) -> None:
+        listening = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        await listening.bind(os.fspath(self._runtime.path / CONTROL))
+        listening.listen(8)
+        while True:
+            client, _ = await listening.accept()
+            self._nursery.start_soon(self._answer, client)
+
+    async def _answer(self, client: trio.socket.SocketType) -> None:
+        try:
+            while packet := await client.recv(CONTROL_MESSAGE):
+                request = channel.decode(packet)
+                await client.send(channel.encode(await self._do(request)))
+        except (OSError, ProtocolFault):
+            client.close()
+
+    async def _do(self, request: channel.Message) -> channel.Message:
+        what = request.get("do")
+        if what == "status":
+            return {"mounted": self._record()}
+        if what != "unmount":
+            return {"failed": {"message": "unknown request", "hint": "", "code": int(ExitCode.USAGE)}}
+        lazy = bool(request.get("force"))
+        for served in list(self._served):
+            try:
+                await trio.to_thread.run_sync(partial(served.unmount, lazy))
+            except UserError as error:
+                return {"failed": {"message": error.message, "hint": error.hint, "code": int(error.code)}}
+        self._done.set()
+        # The caller waits for the end of this connection, which is the end of this process.
+        return {"done": "unmount"}
+
+
+class _BoundedLog(logging.StreamHandler[Any]):
+    """Writes at most `LOG_BYTES`: the guest's console and a hostile image speak through the log."""
+
+    written = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.written += len(record.getMessage()) + 40
+        if self.written < LOG_BYTES:
+            super().emit(record)
+
+
+def _start_logging(verbose: bool, path: Path) -> None:
+    stream = sys.stderr if verbose else open(path, "w", encoding="utf-8")  # noqa: SIM115  # open until the end
+    handler = _BoundedLog(stream)
+    logging.basicConfig(
+        handlers=[handler], level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.captureWarnings(True)
+
+
+def main() -> NoReturn:
+    """Run with one argument: the settings as JSON (see `mountsafe.session.start`)."""
+    settings = json.loads(sys.argv[1])
+    reporter = Reporter(socket.socket(fileno=settings["report"]))
+    code = ExitCode.OK
+    try:
+        runtime = Runtime.create()
+        runtime.write({"source": settings["source"], "target": settings["target"], "supervisor": os.getpid(), "mounts": []})
+    except UserError as error:
+        reporter.failed(error)
+        raise SystemExit(error.code) from error
+    _start_logging(settings["verbose"], runtime.path / LOG)
+    try:
+        trio.run(Supervisor(settings, runtime, reporter).run)
+    except UserError as error:
+        reporter.failed(error)
+        code = error.code
+    except Exception as error:
+        log.exception("a bug in the supervisor")
+        reporter.failed(UserError(f"a bug: {error!r}", "Please report it, with the output of --verbose."))
+        code = ExitCode.FAILURE
+    finally:
+        runtime.remove()
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The one way for text from a medium to reach a terminal, a log or a notification."""
+
+import unicodedata
+
+# Cc control, Cf format (bidi overrides, zero width), Cs surrogates (undecodable bytes), Co private,
+# Zl/Zp line and paragraph separators: each can rewrite or hide what a terminal shows.
+_ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def printable(untrusted_text: str | bytes, limit: int = 255) -> str:
+    """Return `untrusted_text` with everything that is not plainly visible escaped, at most `limit` characters.
+
+    Bytes are read as UTF-8; what is not valid UTF-8 shows as \\xNN. Backslashes stay as they are:
+    the result is for eyes, not for parsing.
+    """
+    if isinstance(untrusted_text, bytes):
+        untrusted_text = untrusted_text.decode("utf-8", "surrogateescape")
+    shown: list[str] = []
+    for char in untrusted_text[: limit + 1]:
+        if unicodedata.category(char) not in _ESCAPED_CATEGORIES:
+            shown.append(char)
+        elif "\udc80" <= char <= "\udcff":
+            shown.append(f"\\x{ord(char) - 0xDC00:02x}")
+        else:
+            shown.append(char.encode("unicode_escape", "backslashreplace").decode("ascii"))
+    if len(untrusted_text) > limit:
+        shown[limit:] = ["…"]
+    return "".join(shown)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people write it: `size(1536)` is "1.5 KiB"."""
+    if count < 1024:
+        return f"{count} B"
+    amount = float(count)
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        amount /= 1024
+        if amount < 1024:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / 1024:.1f} EiB"

@@ -1,0 +1,475 @@
+"""The agent protocol, without I/O: the one file that runs at both ends of the wall.
+
+Standard library only, and of that only what Debian's python3-minimal has: this file is copied into the appliance.
+
+A stream carries frames in both directions, each a header (`HEADER`) and a body. The host sends requests with an id
+of its choice; the guest answers each with exactly one frame of the same id, whose kind is the request's kind
+(success) or `Kind.ERROR`. Requests may be pipelined; answers come in the order in which the guest finishes them.
+Numbers are big-endian. Names, link targets and labels are bytes: a file name need not be text.
+
+Decoding checks structure and the bounds below, and raises `WireError`. What the values mean (a name with a slash,
+an extent beyond the device) is checked on the host, by `mountsafe.filesystem.untrusted`.
+"""
+
+import struct
+from typing import NamedTuple
+
+VERSION = 1
+
+# --- bounds: all of them, and why ---------------------------------------------------------------------------------
+MAX_READ = 1 << 20  # the largest read that Linux's FUSE client asks for
+MAX_BODY = MAX_READ + (64 << 10)  # a read's answer, or a page of a directory, and its fixed fields
+MAX_NAME = 255  # NAME_MAX: longer names cannot be passed on to the kernel
+MAX_TARGET = 4095  # PATH_MAX less its NUL
+MAX_PATH = 32 << 10  # deeper trees than PATH_MAX exist; the agent walks them step by step
+MAX_PAGE_ENTRIES = 1024  # entries in one page of a directory
+PAGE_BYTES = 256 << 10  # where a page ends, so that a huge directory does not block other requests for long
+MAX_ENTRY_EXTENTS = 16  # extents sent along with a directory entry; files with more are asked for one by one
+MAX_EXTENTS = 8192  # extents in one answer to EXTENTS
+MAX_TEXT = 255  # labels, types, identifiers
+MAX_MESSAGE = 2000  # an error's words
+MAX_VOLUMES = 256  # disks, partitions and logical volumes of one medium
+MAX_XATTRS = 512  # extended attributes of one file
+MAX_XATTR_VALUE = 64 << 10  # XATTR_SIZE_MAX
+
+HEADER = struct.Struct(">IIB")  # body length, request id, kind
+
+
+class WireError(Exception):
+    """The bytes are not a frame of this protocol."""
+
+
+class Kind:
+    """What a frame is. Requests and their answers share the number."""
+
+    ERROR = 0
+    HELLO = 1
+    PROBE = 2
+    MOUNT = 3
+    LIST = 4
+    READ = 5
+    EXTENTS = 6
+    XATTRS = 7
+    STATFS = 8
+
+
+class ExtentKind:
+    """How the bytes of an extent are to be had. What no extent covers is read through the agent."""
+
+    DATA = 1  # at `physical` on the file system's device, byte for byte
+    ZERO = 2  # a hole or unwritten space: zeros, `physical` has no meaning
+
+
+class EntryFlag:
+    """Facts about an entry that its attributes do not tell."""
+
+    EXTENTS_MORE = 1  # the extents are to be asked for by EXTENTS
+
+
+class MountState:
+    """What had to be done about a journal to mount."""
+
+    CLEAN = 0
+    RECOVERED = 1  # replayed into a copy-on-write layer in the guest's memory
+    SKIPPED = 2  # mounted without replay: the newest changes are missing
+
+
+class VolumeKind:
+    """What a volume is."""
+
+    DISK = 1
+    PARTITION = 2
+    MAPPED = 3  # a logical volume or an array: its addresses are not the medium's
+
+
+class Extent(NamedTuple):
+    """A run of a file: offsets and length in bytes; physical is relative to the file system's device."""
+
+    logical: int
+    physical: int
+    length: int
+    kind: int
+
+
+class Entry(NamedTuple):
+    """One directory entry with the attributes of its inode. Sizes in bytes, blocks of 512 bytes, times in ns."""
+
+    name: bytes
+    flags: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    ino: int
+    size: int
+    blocks: int
+    atime: int
+    mtime: int
+    ctime: int
+    target: bytes
+    extents: tuple[Extent, ...]
+
+
+class Volume(NamedTuple):
+    """One thing on the medium that may hold a file system. Start and size in bytes; number 0 is no partition."""
+
+    device: bytes
+    kind: int
+    number: int
+    start: int
+    size: int
+    fstype: bytes
+    usage: bytes
+    label: bytes
+    uuid: bytes
+    table: bytes
+    part_name: bytes
+
+
+class Mounted(NamedTuple):
+    """The answer to MOUNT: the type that the kernel took, MountState, whether DATA extents can be told, the root."""
+
+    fstype: bytes
+    state: int
+    direct: bool
+    root: Entry
+
+
+class Statfs(NamedTuple):
+    """statvfs(3) of the mounted file system; counts in blocks of frsize bytes."""
+
+    bsize: int
+    frsize: int
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    namemax: int
+
+
+class Frame(NamedTuple):
+    """One frame as it came."""
+
+    ident: int
+    kind: int
+    body: bytes
+
+
+def frame(ident: int, kind: int, body: bytes = b"") -> bytes:
+    """Return the bytes of one frame."""
+    if len(body) > MAX_BODY:
+        raise ValueError(f"body of {len(body)} bytes")
+    return HEADER.pack(len(body), ident, kind) + body
+
+
+class Decoder:
+    """Bytes in, frames out. Holds at most one incomplete frame: `MAX_BODY` and a header."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take bytes from the stream and return the frames that they complete; `WireError` if one is too long."""
+        buffer = self._buffer
+        buffer += data
+        frames: list[Frame] = []
+        start = 0
+        while len(buffer) - start >= HEADER.size:
+            length, ident, kind = HEADER.unpack_from(buffer, start)
+            if length > MAX_BODY:
+                raise WireError(f"frame of {length} bytes")
+            end = start + HEADER.size + length
+            if len(buffer) < end:
+                break
+            frames.append(Frame(ident, kind, bytes(memoryview(buffer)[start + HEADER.size : end])))
+            start = end
+        if start:
+            del buffer[:start]
+        return frames
+
+
+class _Body:
+    """A cursor over a body that never reads past its end."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._at = 0
+
+    def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
+        end = self._at + layout.size
+        if end > len(self._body):
+            raise WireError("body too short")
+        values = layout.unpack_from(self._body, self._at)
+        self._at = end
+        return values
+
+    def take(self, length: int, limit: int) -> bytes:
+        if length > limit:
+            raise WireError(f"field of {length} bytes where {limit} are allowed")
+        end = self._at + length
+        if end > len(self._body):
+            raise WireError("body too short")
+        data = self._body[self._at : end]
+        self._at = end
+        return data
+
+    def rest(self, limit: int) -> bytes:
+        return self.take(len(self._body) - self._at, limit)
+
+    def end(self) -> None:
+        if self._at != len(self._body):
+            raise WireError("bytes after the end of the body")
+
+
+_U16 = struct.Struct(">H")
+_U32 = struct.Struct(">I")
+_LIST = struct.Struct(">QH")
+_READ = struct.Struct(">QIH")
+_ENTRY = struct.Struct(">BIIIIQQQqqqHHH")
+_EXTENT = struct.Struct(">QQQB")
+_VOLUME = struct.Struct(">BIQQ")
+_PAGE = struct.Struct(">QH")
+_EXTENTS = struct.Struct(">QI")
+_MOUNTED = struct.Struct(">BB")
+_STATFS = struct.Struct(">8Q")
+
+
+def _pack_text(*texts: bytes) -> bytes:
+    return b"".join(_U16.pack(len(text)) + text for text in texts)
+
+
+def _unpack_text(body: _Body, limit: int = MAX_TEXT) -> bytes:
+    return body.take(body.unpack(_U16)[0], limit)
+
+
+# --- HELLO, ERROR --------------------------------------------------------------------------------------------------
+def pack_hello(version: int, release: bytes) -> bytes:
+    """The guest's answer to HELLO: protocol version and kernel release."""
+    return _U16.pack(version) + release
+
+
+def unpack_hello(untrusted_body: bytes) -> tuple[int, bytes]:
+    """Return (version, kernel release)."""
+    body = _Body(untrusted_body)
+    return body.unpack(_U16)[0], body.rest(MAX_TEXT)
+
+
+def pack_error(errno: int, message: bytes) -> bytes:
+    """An answer that says why not: errno and words, cut to `MAX_MESSAGE`."""
+    return _U16.pack(errno & 0xFFFF) + message[:MAX_MESSAGE]
+
+
+def unpack_error(untrusted_body: bytes) -> tuple[int, bytes]:
+    """Return (errno, message)."""
+    body = _Body(untrusted_body)
+    return body.unpack(_U16)[0], body.rest(MAX_MESSAGE)
+
+
+# --- PROBE ---------------------------------------------------------------------------------------------------------
+def pack_volumes(volumes: list[Volume]) -> bytes:
+    """The answer to PROBE."""
+    parts = [_U16.pack(len(volumes))]
+    for v in volumes:
+        parts.append(_VOLUME.pack(v.kind, v.number, v.start, v.size))
+        parts.append(_pack_text(v.device, v.fstype, v.usage, v.label, v.uuid, v.table, v.part_name))
+    return b"".join(parts)
+
+
+def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
+    """Return the volumes of an answer to PROBE."""
+    body = _Body(untrusted_body)
+    (count,) = body.unpack(_U16)
+    if count > MAX_VOLUMES:
+        raise WireError(f"{count} volumes")
+    volumes = []
+    for _ in range(count):
+        kind, number, start, size = body.unpack(_VOLUME)
+        device, fstype, usage, label, uuid, table, part_name = (_unpack_text(body) for _ in range(7))
+        volumes.append(Volume(device, kind, number, start, size, fstype, usage, label, uuid, table, part_name))
+    body.end()
+    return volumes
+
+
+# --- MOUNT ---------------------------------------------------------------------------------------------------------
+def pack_mount(device: bytes, fstype: bytes) -> bytes:
+    """Ask to mount `device` (a name as PROBE gave it) read-only."""
+    return _pack_text(device, fstype)
+
+
+def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes]:
+    """Return (device, fstype)."""
+    body = _Body(body_bytes)
+    device, fstype = _unpack_text(body), _unpack_text(body)
+    body.end()
+    return device, fstype
+
+
+def pack_mounted(mounted: Mounted) -> bytes:
+    """The answer to MOUNT."""
+    return _MOUNTED.pack(mounted.state, mounted.direct) + _pack_text(mounted.fstype) + _pack_entry(mounted.root)
+
+
+def unpack_mounted(untrusted_body: bytes) -> Mounted:
+    """Return what was mounted, and the attributes of its root (whose name is empty)."""
+    body = _Body(untrusted_body)
+    state, direct = body.unpack(_MOUNTED)
+    fstype = _unpack_text(body)
+    root = _unpack_entry(body)
+    body.end()
+    return Mounted(fstype, state, bool(direct), root)
+
+
+# --- LIST ----------------------------------------------------------------------------------------------------------
+def pack_list(path: bytes, cursor: int) -> bytes:
+    """Ask for a page of the directory at `path` (from the root, no leading slash); cursor 0 is the first page."""
+    return _LIST.pack(cursor, len(path)) + path
+
+
+def unpack_list(body_bytes: bytes) -> tuple[bytes, int]:
+    """Return (path, cursor)."""
+    body = _Body(body_bytes)
+    cursor, length = body.unpack(_LIST)
+    path = body.take(length, MAX_PATH)
+    body.end()
+    return path, cursor
+
+
+def _pack_extents(extents: tuple[Extent, ...] | list[Extent]) -> bytes:
+    return b"".join([_EXTENT.pack(*extent) for extent in extents])
+
+
+def _unpack_extents(body: _Body, count: int) -> tuple[Extent, ...]:
+    return tuple(Extent._make(values) for values in _EXTENT.iter_unpack(body.take(count * _EXTENT.size, MAX_BODY)))
+
+
+def _pack_entry(e: Entry) -> bytes:
+    fixed = _ENTRY.pack(
+        e.flags, e.mode, e.nlink, e.uid, e.gid, e.ino, e.size, e.blocks, e.atime, e.mtime, e.ctime,
+        len(e.name), len(e.target), len(e.extents),
+    )  # fmt: skip
+    return fixed + e.name + e.target + (_pack_extents(e.extents) if e.extents else b"")
+
+
+def _unpack_entry(body: _Body) -> Entry:
+    *numbers, name_length, target_length, extent_count = body.unpack(_ENTRY)
+    flags, mode, nlink, uid, gid, ino, size, blocks, atime, mtime, ctime = numbers
+    if extent_count > MAX_ENTRY_EXTENTS:
+        raise WireError(f"{extent_count} extents in an entry")
+    name = body.take(name_length, MAX_NAME)
+    target = body.take(target_length, MAX_TARGET)
+    extents = _unpack_extents(body, extent_count) if extent_count else ()
+    return Entry(name, flags, mode, nlink, uid, gid, ino, size, blocks, atime, mtime, ctime, target, extents)
+
+
+class PageBuilder:
+    """Collects entries until a page is full."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, entry: Entry) -> bool:
+        """Add an entry; False when the page should be sent now."""
+        packed = _pack_entry(entry)
+        self._parts.append(packed)
+        self._size += len(packed)
+        return self._size < PAGE_BYTES and len(self._parts) < MAX_PAGE_ENTRIES
+
+    def pack(self, cursor: int) -> bytes:
+        """The answer to LIST; `cursor` asks for the next page, 0 says that this is the last."""
+        return _PAGE.pack(cursor, len(self._parts)) + b"".join(self._parts)
+
+
+def unpack_page(untrusted_body: bytes) -> tuple[int, list[Entry]]:
+    """Return (next cursor or 0, entries)."""
+    body = _Body(untrusted_body)
+    cursor, count = body.unpack(_PAGE)
+    if count > MAX_PAGE_ENTRIES:
+        raise WireError(f"{count} entries in a page")
+    entries = [_unpack_entry(body) for _ in range(count)]
+    body.end()
+    return cursor, entries
+
+
+# --- READ, EXTENTS, XATTRS, STATFS ---------------------------------------------------------------------------------
+def pack_read(path: bytes, offset: int, length: int) -> bytes:
+    """Ask for `length` bytes of a file at `offset`. The answer's body is the bytes, fewer only at the file's end."""
+    return _READ.pack(offset, length, len(path)) + path
+
+
+def unpack_read(body_bytes: bytes) -> tuple[bytes, int, int]:
+    """Return (path, offset, length)."""
+    body = _Body(body_bytes)
+    offset, length, path_length = body.unpack(_READ)
+    if length > MAX_READ:
+        raise WireError(f"read of {length} bytes")
+    path = body.take(path_length, MAX_PATH)
+    body.end()
+    return path, offset, length
+
+
+def pack_extents_request(path: bytes, offset: int) -> bytes:
+    """Ask for the extents of a file from `offset` on."""
+    return pack_list(path, offset)
+
+
+def unpack_extents_request(body_bytes: bytes) -> tuple[bytes, int]:
+    """Return (path, offset)."""
+    return unpack_list(body_bytes)
+
+
+def pack_extents(extents: list[Extent], following: int) -> bytes:
+    """The answer to EXTENTS; `following` is the offset to ask from next, 0 when these reach the file's end."""
+    return _EXTENTS.pack(following, len(extents)) + _pack_extents(extents)
+
+
+def unpack_extents(untrusted_body: bytes) -> tuple[tuple[Extent, ...], int]:
+    """Return (extents, next offset or 0)."""
+    body = _Body(untrusted_body)
+    following, count = body.unpack(_EXTENTS)
+    if count > MAX_EXTENTS:
+        raise WireError(f"{count} extents")
+    extents = _unpack_extents(body, count)
+    body.end()
+    return extents, following
+
+
+def pack_xattrs(xattrs: list[tuple[bytes, bytes]]) -> bytes:
+    """The answer to XATTRS: as many pairs as fit a frame."""
+    parts: list[bytes] = []
+    size = _U16.size
+    for name, value in xattrs[:MAX_XATTRS]:
+        part = _U16.pack(len(name)) + name + _U32.pack(len(value)) + value
+        size += len(part)
+        if size > MAX_BODY:
+            break
+        parts.append(part)
+    return _U16.pack(len(parts)) + b"".join(parts)
+
+
+def unpack_xattrs(untrusted_body: bytes) -> list[tuple[bytes, bytes]]:
+    """Return (name, value) pairs."""
+    body = _Body(untrusted_body)
+    (count,) = body.unpack(_U16)
+    if count > MAX_XATTRS:
+        raise WireError(f"{count} extended attributes")
+    pairs = []
+    for _ in range(count):
+        name = _unpack_text(body)
+        pairs.append((name, body.take(body.unpack(_U32)[0], MAX_XATTR_VALUE)))
+    body.end()
+    return pairs
+
+
+def pack_statfs(statfs: Statfs) -> bytes:
+    """The answer to STATFS."""
+    return _STATFS.pack(*statfs)
+
+
+def unpack_statfs(untrusted_body: bytes) -> Statfs:
+    """Return the figures of an answer to STATFS."""
+    body = _Body(untrusted_body)
+    statfs = Statfs(*body.unpack(_STATFS))
+    body.end()
+    return statfs

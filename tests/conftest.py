@@ -1,0 +1,34 @@
+"""What every level of the tests shares."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+def missing(what: str) -> None:
+    """Skip the test for want of `what`; in CI nothing that the project needs may be missing, so fail there."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is missing, and CI must have it")
+    pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """A function that returns the path of a host program, or gives the test up for want of it."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            missing(name)
+        return str(path)
+
+    return find

@@ -1,0 +1,46 @@
+"""The linters, as tests: ruff (rules and format), mypy --strict, shellcheck."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT_FOLDERS = ("images", "bench")
+SCRIPT_PLACES = ("dev", ".ci/*", "mountsafe/appliance/*", "images/*", "bench/*", "tests/*/*")
+SHELLS = (b"#!/bin/sh", b"#!/bin/bash", b"#!/usr/bin/env bash")
+
+
+def hold(folder: Path, *command: str) -> None:
+    """Run a linter; what it finds is the failure's whole text."""
+    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.fail(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}", pytrace=False)
+
+
+def test_ruff_rules(repository: Path) -> None:
+    hold(repository, sys.executable, "-m", "ruff", "check", ".")
+
+
+def test_ruff_format(repository: Path) -> None:
+    hold(repository, sys.executable, "-m", "ruff", "format", "--check", ".")
+
+
+def test_mypy_strict(repository: Path) -> None:
+    hold(repository, sys.executable, "-m", "mypy", "--strict", "mountsafe")
+
+
+@pytest.mark.parametrize("name", SCRIPT_FOLDERS)
+def test_mypy_strict_on_scripts(repository: Path, name: str) -> None:
+    """Scripts import their neighbours by bare name, so mypy has to stand beside them."""
+    folder = repository / name
+    if any(folder.glob("*.py")):
+        hold(folder, sys.executable, "-m", "mypy", "--strict", "--config-file", str(repository / "pyproject.toml"), ".")
+
+
+def test_shellcheck(repository: Path, program: Callable[[str], str]) -> None:
+    places = [path for place in SCRIPT_PLACES for path in repository.glob(place) if path.is_file()]
+    scripts = [str(path) for path in places if path.read_bytes().startswith(SHELLS)]
+    assert scripts
+    hold(repository, program("shellcheck"), *scripts)

@@ -1,0 +1,120 @@
+"""The appliance as an ordinary user builds it, with the real supermin, and a VM of it, booted and thawed."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mountsafe.appliance import features
+
+USER = "tester"
+
+BUILD = """
+import dataclasses, json, time
+from mountsafe.appliance import build
+print(json.dumps(dataclasses.asdict(build.ensure(lambda line: None)), default=str))
+start = time.perf_counter()
+assert build.find().current
+print(json.dumps(time.perf_counter() - start))
+"""
+
+# Launches a VM as mountsafe's own process does and says how long it took; the second argument says whether to thaw.
+LAUNCH = """
+import os, sys, time, guestfs
+from collections.abc import Iterator
+from pathlib import Path
+from mountsafe.appliance import thaw
+from mountsafe.limits import GUEST_MEMORY_MIB
+appliance, thawing, monitor = Path(sys.argv[1]), sys.argv[2] == "thaw", "monitor"
+handle = guestfs.GuestFS(python_return_dict=True)
+handle.set_backend("direct")
+handle.set_backend_settings(["force_tcg"])
+handle.set_recovery_proc(False)
+handle.set_memsize(GUEST_MEMORY_MIB)
+handle.set_path(str(appliance))
+handle.config("-qmp", f"unix:{monitor},server=on,wait=off")
+handle.add_drive_opts("/dev/null", format="raw", readonly=True)
+if thawing:
+    assert thaw.fits(appliance, GUEST_MEMORY_MIB, "tcg")
+    handle.config(*thaw.INCOMING)
+    child = thaw.begin(appliance, monitor)
+start = time.monotonic()
+handle.launch()
+print(time.monotonic() - start)
+if thawing:
+    assert os.waitpid(child, 0)[1] == 0
+handle.ping_daemon()
+handle.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Path]:
+    """A folder of the ordinary user's, with a copy of the package: the checkout may be closed to him."""
+    if os.geteuid() == 0 and subprocess.run(["id", USER], capture_output=True, check=False).returncode != 0:
+        subprocess.run(["useradd", "--create-home", USER], check=True)
+    home = Path("/var/tmp") / f"mountsafe-{tmp_path_factory.getbasetemp().name}-{os.getpid()}"
+    shutil.copytree(repository / "mountsafe", home / "mountsafe", ignore=shutil.ignore_patterns("__pycache__"))
+    if os.geteuid() == 0:
+        for path in (home, *home.rglob("*")):
+            shutil.chown(path, USER, USER)
+    yield home
+    shutil.rmtree(home)
+
+
+def run(home: Path, code: str, *arguments: str) -> str:
+    """Run Python as the ordinary user and return what it prints."""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [features.PYTHON, "-c", code, *arguments]
+    user = USER if os.geteuid() == 0 else None
+    done = subprocess.run(
+        command,
+        user=user,
+        group=user,
+        extra_groups=[] if user else None,
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def appliance(home: Path, program: object) -> dict[str, object]:
+    """The built appliance's description."""
+    assert callable(program)
+    for name in ("supermin", "qemu-system-x86_64"):
+        program(name)
+    described, seconds = map(json.loads, run(home, BUILD).splitlines())
+    assert seconds < 0.03
+    return dict(described)
+
+
+def test_a_user_builds_it_in_his_cache(home: Path, appliance: dict[str, object]) -> None:
+    path = Path(str(appliance["path"]))
+    assert path.parent == home / ".cache/mountsafe/appliance"
+    assert {entry.name for entry in path.iterdir()} == {
+        *("kernel", "initrd", "root", "README.fixed", "info.json", "qemu-cache", "state", "state.json")
+    }
+    assert sorted(entry.name for entry in path.parent.iterdir()) == sorted(["current", "lock", path.name])
+    assert list((path / "qemu-cache").glob("*.stat"))
+    types = appliance["filesystems"]
+    assert isinstance(types, list)
+    assert {"ext4", "vfat", "exfat", "iso9660", "xfs", "btrfs", "hfsplus"} <= set(types)
+    assert not {"nfs", "proc", "overlay"} & set(types)
+
+
+def test_it_boots(home: Path, appliance: dict[str, object]) -> None:
+    assert float(run(home, LAUNCH, str(appliance["path"]), "boot")) < 60
+
+
+def test_it_thaws(home: Path, appliance: dict[str, object]) -> None:
+    assert float(run(home, LAUNCH, str(appliance["path"]), "thaw")) < 10
