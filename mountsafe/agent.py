@@ -26,6 +26,7 @@ except ImportError:  # in the appliance the two files lie side by side, without 
 PORT_PREFIX = "org.mountsafe."
 MEDIUM_ADDRESS = ":0:8:0"  # where the host plugs the medium: SCSI channel, target and LUN
 NO_PROGRAM = 127
+NO_UDEV = {"DM_DISABLE_UDEV": "1"}  # libdm then makes its device nodes itself
 
 FIBMAP, FIGETBSZ, BLKGETSIZE64, BLKRRPART, BLKFLSBUF = 1, 2, 0x80081272, 0x125F, 0x1261
 FIEMAP = 0xC020660B  # include/uapi/linux/fs.h
@@ -84,7 +85,7 @@ class Refused(Exception):
 
 def run(*command: str) -> tuple[int, str]:
     """Run a program of the appliance and return its exit code and its words."""
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "LVM_SYSTEM_DIR": "/tmp/lvm"}
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "LVM_SYSTEM_DIR": "/tmp/lvm", **NO_UDEV}
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
@@ -220,7 +221,7 @@ class CowLayer:
         with open(self.device, "rb") as file:
             sectors = file.seek(0, os.SEEK_END) // 512
         table = f"0 {sectors} snapshot {self.device} {self._loop} P {COW_CHUNK // 512}"
-        code, words = run("dmsetup", "create", self._name, "--noudevsync", "--noudevrules", "--table", table)
+        code, words = run("dmsetup", "create", self._name, "--table", table)
         if code:
             raise Refused(errno.EIO, f"no copy-on-write layer: {words}")
         return f"/dev/mapper/{self._name}"
@@ -228,7 +229,7 @@ class CowLayer:
     def stop(self) -> None:
         """Undo `start`, as far as it came."""
         if self._loop:
-            run("dmsetup", "remove", "--noudevsync", "--noudevrules", self._name)
+            run("dmsetup", "remove", self._name)
             run("losetup", "-d", self._loop)
             self._loop = ""
         if os.path.exists(self._store):
@@ -274,10 +275,12 @@ def mount_medium(layer: CowLayer, fstype: bytes, where: str) -> tuple[str, int, 
         raise Refused(errno.EINVAL, complaint)
     kernel_type, options = attempts[0]
     try:
-        if not _mount(layer.start(), where, kernel_type, options):
+        said = _mount(layer.start(), where, kernel_type, options)
+        if not said:
             return kernel_type, wire.MountState.RECOVERED, layer.changed()
-    except Refused:
-        pass  # the last resort below needs no layer
+        print(f"agent: {said}", file=sys.stderr)
+    except Refused as refused:
+        print(f"agent: {refused.message}", file=sys.stderr)  # the last resort below needs no layer
     layer.stop()
     skip = ",".join(filter(None, (options, WITHOUT_REPLAY[fstype])))
     if not _mount(layer.device, where, kernel_type, skip):

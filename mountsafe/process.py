@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
@@ -66,12 +67,26 @@ class Child:
                 os.close(pidfd)
         return self._popen.wait()
 
-    async def stop(self, gently: bool = False) -> None:
-        """End the process and wait until it is gone; `gently` gives it `STOP_DEADLINE` seconds after SIGTERM."""
+    async def stop(self) -> None:
+        """End the process, and return when it and all that lives in its box are gone.
+
+        The kernel ends a PID namespace with its first process, and the outer bubblewrap only after that. Killing the
+        outer one first would leave nobody to wait for the rest.
+        """
         with trio.CancelScope(shield=True):
-            for number in (signal.SIGTERM, signal.SIGKILL) if gently else (signal.SIGKILL,):
+            for victims in (_children(self.pid), [self.pid]):
                 if self._popen.poll() is not None:
                     return
-                os.kill(self.pid, number)
-                with trio.move_on_after(STOP_DEADLINE):
+                for pid in victims:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                with trio.move_on_after(STOP_DEADLINE if victims else 0):
                     await self.wait()
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []

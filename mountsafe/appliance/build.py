@@ -156,7 +156,7 @@ def _prepare_start(output: Path, work: Path, progress: Callable[[str], None]) ->
 
 
 def _run_supermin(supermin: str, work: Path, output: Path, chosen: kernel.Kernel, pruned: Path) -> None:
-    command = [supermin, "--build", "--format", "ext2", "--size", ROOT_SIZE, "--copy-kernel"]
+    command = [*features.MORTAL, supermin, "--build", "--format", "ext2", "--size", ROOT_SIZE, "--copy-kernel"]
     command += ["--host-cpu", os.uname().machine, str(work / "supermin.d"), "-o", str(output)]
     environment = {
         "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -15,6 +15,9 @@ from mountsafe.errors import ExitCode, GuestGone, UserError
 PYTHON = "/usr/bin/python3"  # the interpreter that has Debian's python3-guestfs
 DEADLINE = 60.0
 
+# Before a command of the build: it ends with the builder, even if that is killed.
+MORTAL = ("setpriv", "--pdeathsig", "KILL", "--")
+
 # QEMU refuses the option and ends at once; by then libguestfs has asked and written everything down.
 _ASK = """\
 import sys, guestfs
@@ -43,7 +46,7 @@ def ask_libguestfs(script: str, appliance: Path, scratch: Path, arguments: list[
     cache = scratch / "cache"
     cache.mkdir(exist_ok=True)
     environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "TMPDIR": str(scratch), "LC_ALL": "C.UTF-8"}
-    command = [PYTHON, "-I", "-c", script, str(appliance), str(cache), *arguments]
+    command = [*MORTAL, PYTHON, "-I", "-c", script, str(appliance), str(cache), *arguments]
     try:
         done = subprocess.run(
             command,

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mountsafe.appliance import thaw
-from mountsafe.appliance.features import ask_libguestfs
+from mountsafe.appliance.features import MORTAL, ask_libguestfs
 from mountsafe.appliance.qmp import Qmp
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
 
@@ -62,7 +62,7 @@ def freeze(appliance: Path, qemu: str, memory_mib: int, scratch: Path) -> None:
     arguments = _arguments(appliance, qemu, memory_mib, scratch)
     state = appliance / thaw.STATE
     try:
-        with _running([qemu, *_changed(arguments, scratch)], scratch) as process:
+        with _running([*MORTAL, qemu, *_changed(arguments, scratch)], scratch) as process:
             _wait_until_settled(process)
             _save(scratch, state)
     except (OSError, MountsafeError) as error:

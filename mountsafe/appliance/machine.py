@@ -142,6 +142,5 @@ class Machine:
 
     async def stop(self) -> None:
         """End the VM and wait until every process of its box is gone."""
-        # bwrap passes no signal on, but its death takes the whole PID namespace with it.
         self._control.close()
         await self._process.stop()

@@ -80,7 +80,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 has no ty
         self._statfs = statfs
         self._view = view
         self._handles: dict[int, Node] = {}
-        self._listings: dict[int, tuple[Node, ...]] = {}
+        self._listings: dict[int, tuple[tuple[bytes, Node], ...]] = {}
         self._numbers = itertools.count(1)
         self._xattrs: dict[int, dict[bytes, bytes]] = {}
 
@@ -154,16 +154,16 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 has no ty
         """Take a snapshot of the folder, so that a listing stays whole whatever is forgotten meanwhile."""
         children = await self._index.children(self._folder(inode))
         handle = next(self._numbers)
-        self._listings[handle] = tuple(children.values())
+        self._listings[handle] = tuple(children.items())
         return handle
 
     @boundary
     async def readdir(self, fh: int, start_id: int, token: object) -> None:
         """Reply with entries and their attributes until the kernel's buffer is full."""
-        nodes = self._listings[fh]
-        for position in range(start_id, len(nodes)):
-            node = nodes[position]
-            if not pyfuse3.readdir_reply(token, node.name, self._attributes(node), position + 1):
+        entries = self._listings[fh]
+        for position in range(start_id, len(entries)):
+            name, node = entries[position]
+            if not pyfuse3.readdir_reply(token, name, self._attributes(node), position + 1):
                 return
             self._index.looked_up(node)
 

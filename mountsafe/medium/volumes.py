@@ -57,7 +57,8 @@ class Volume:
         """One line for a person."""
         where = "whole disk" if self.kind == "disk" else f"{self.kind} {self.number}"
         what = self.fstype or (f"{self.table} partition table" if self.table else "nothing known")
-        return f"{where}: {what}{f' "{self.label}"' if self.label else ''}, {size(self.size)}"
+        label = f' "{self.label}"' if self.label else ""
+        return f"{where}: {what}{label}, {size(self.size)}"
 
     def facts(self) -> dict[str, Any]:
         """What `--json` shows."""

@@ -29,10 +29,23 @@ class MountRequest:
     follow_links: bool = False
 
 
+class Keeper:
+    """The fusermount3 that stays and unmounts when its socket closes: when this process is gone, however it ended."""
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self._process = process
+        self._sock = sock
+
+    def let_go(self) -> None:
+        """Let it unmount what is still mounted, and wait for its end."""
+        self._sock.close()
+        self._process.communicate()
+
+
 class FuseMount:
     """A mount with its descriptor. `links_followed` says whether the kernel follows symbolic links in it."""
 
-    def __init__(self, target: Path, fd: int, links_followed: bool, keeper: socket.socket | None) -> None:
+    def __init__(self, target: Path, fd: int, links_followed: bool, keeper: "Keeper | None" = None) -> None:
         self.target = target
         self.fd = fd
         self.links_followed = links_followed
@@ -49,7 +62,7 @@ class FuseMount:
         if is_mounted(self.target):
             unmount(self.target, lazy)
         if self._keeper is not None:
-            self._keeper.close()
+            self._keeper.let_go()
             self._keeper = None
 
 
@@ -88,12 +101,12 @@ def _mount_as_root(request: MountRequest) -> FuseMount:
         number = ctypes.get_errno()
         os.close(fd)
         raise UserError(f"cannot mount on {_shown(request.target)}: {os.strerror(number)}", code=ExitCode.TARGET)
-    return FuseMount(request.target, fd, request.follow_links, None)
+    return FuseMount(request.target, fd, request.follow_links)
 
 
 def _mount_as_user(request: MountRequest) -> FuseMount:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    # auto_unmount: fusermount3 stays, and unmounts when this process is gone, however it ended.
+    # auto_unmount makes fusermount3 stay: see Keeper.
     source = request.source.replace("\\", "\\\\").replace(",", "\\,")
     options = f"ro,nosuid,nodev,noexec,default_permissions,auto_unmount,fsname={source},subtype=mountsafe"
     with theirs:
@@ -112,7 +125,7 @@ def _mount_as_user(request: MountRequest) -> FuseMount:
         words = helper.communicate()[1].decode("utf-8", "replace").strip()
         raise UserError(f"cannot mount on {_shown(request.target)}: {printable(words)}", code=ExitCode.TARGET)
     os.set_inheritable(fds[0], False)
-    return FuseMount(request.target, fds[0], True, ours)
+    return FuseMount(request.target, fds[0], True, Keeper(helper, ours))
 
 
 def unmount(target: Path, lazy: bool = False) -> None:
