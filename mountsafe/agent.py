@@ -17,11 +17,12 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 try:
     from mountsafe import wire
 except ImportError:  # in the appliance the two files lie side by side, without the package
-    import wire
+    import wire  # type: ignore[no-redef]  # the same file
 
 PORT_PREFIX = "org.mountsafe."
 MEDIUM_ADDRESS = ":0:8:0"  # where the host plugs the medium: SCSI channel, target and LUN
@@ -85,7 +86,12 @@ class Refused(Exception):
 
 def run(*command: str) -> tuple[int, str]:
     """Run a program of the appliance and return its exit code and its words."""
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "LVM_SYSTEM_DIR": "/tmp/lvm", **NO_UDEV}
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "LVM_SYSTEM_DIR": "/tmp/lvm",
+        **NO_UDEV,
+    }
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
@@ -135,7 +141,7 @@ def _blkid(device: str) -> dict[str, bytes]:
 
 
 def _unescape(value: bytes) -> bytes:
-    """Undo blkid's \\xNN."""
+    r"""Undo blkid's \xNN."""
     head, *tail = value.split(b"\\x")
     for part in tail:
         try:
@@ -167,11 +173,9 @@ def _mapped_devices() -> list[str]:
 def probe() -> list[wire.Volume]:
     """Return the medium's disk, its partitions, and the logical volumes and arrays that they make up."""
     disk = find_medium()
-    with open(f"/dev/{disk}", "rb") as file:
-        try:
-            fcntl.ioctl(file, BLKRRPART)  # returns when the kernel's scan for partitions is complete
-        except OSError:
-            pass  # EINVAL: the disk is too small to be partitioned; EBUSY: in use, so it was scanned
+    # EINVAL: the disk is too small to be partitioned; EBUSY: in use, so it was scanned
+    with open(f"/dev/{disk}", "rb") as file, suppress(OSError):
+        fcntl.ioctl(file, BLKRRPART)  # returns when the kernel's scan for partitions is complete
     volumes = [_volume(disk, wire.VolumeKind.DISK, 0, 0)]
     parts = [name for name in os.listdir(f"/sys/block/{disk}") if name.startswith(disk)]
     numbers = {name: int(_read_text(f"/sys/block/{disk}/{name}/partition") or 0) for name in parts}
@@ -242,7 +246,7 @@ class CowLayer:
         areas of one metadata chunk of (old chunk, new chunk) pairs and the data chunks that it describes.
         """
         os.sync()
-        ranges = []
+        ranges: list[tuple[int, int]] = []
         per_area = COW_CHUNK // 16
         with open(self._store, "rb") as file:
             area = 0
@@ -278,9 +282,9 @@ def mount_medium(layer: CowLayer, fstype: bytes, where: str) -> tuple[str, int, 
         said = _mount(layer.start(), where, kernel_type, options)
         if not said:
             return kernel_type, wire.MountState.RECOVERED, layer.changed()
-        print(f"agent: {said}", file=sys.stderr)
+        sys.stderr.write(f"agent: {said}\n")
     except Refused as refused:
-        print(f"agent: {refused.message}", file=sys.stderr)  # the last resort below needs no layer
+        sys.stderr.write(f"agent: {refused.message}\n")  # the last resort below needs no layer
     layer.stop()
     skip = ",".join(filter(None, (options, WITHOUT_REPLAY[fstype])))
     if not _mount(layer.device, where, kernel_type, skip):
@@ -583,7 +587,7 @@ class Worker:
         self._mounted: Tree | None = None
         self._layer: CowLayer | None = None
         self._answers: dict[int, Callable[[bytes], bytes]] = {
-            wire.Kind.HELLO: lambda _: wire.pack_hello(wire.VERSION, os.uname().release.encode()),
+            wire.Kind.HELLO: self._hello,
             wire.Kind.PROBE: lambda _: wire.pack_volumes(probe()),
             wire.Kind.MOUNT: self._mount,
             wire.Kind.LIST: lambda body: self._tree.list_page(*wire.unpack_list(body)),
@@ -598,6 +602,11 @@ class Worker:
         if self._mounted is None:
             raise Refused(errno.ENOTCONN, "nothing is mounted")
         return self._mounted
+
+    def _hello(self, body: bytes) -> bytes:
+        # A VM that was started from a saved state thinks that it is still then.
+        time.clock_settime_ns(time.CLOCK_REALTIME, wire.unpack_hello_request(body))
+        return wire.pack_hello(wire.VERSION, os.uname().release.encode())
 
     def _mount(self, body: bytes) -> bytes:
         device, fstype = wire.unpack_mount(body)
@@ -627,7 +636,7 @@ class Worker:
             failure = wire.pack_error(refused.errno, refused.message.encode("utf-8", "replace"))
         except OSError as error:
             failure = wire.pack_error(error.errno or errno.EIO, (error.strerror or "").encode("utf-8", "replace"))
-        except Exception as error:  # a bug here must not end the stream: the host is told, and decides
+        except Exception as error:  # noqa: BLE001  # a bug here must not end the stream: the host is told, and decides
             failure = wire.pack_error(errno.EIO, repr(error).encode("utf-8", "replace"))
         return wire.frame(request.ident, wire.Kind.ERROR, failure)
 
@@ -695,10 +704,8 @@ def main() -> None:
                 pass
         except ChildProcessError:
             pass
-        try:
+        with suppress(OSError):  # ENOBUFS: events were lost, and the next turn looks at everything anyway
             events.recv(65536)
-        except OSError:
-            pass  # ENOBUFS: events were lost, and the next turn looks at everything anyway
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ class Incidents:
         """Record that a rule was broken; `untrusted_where` is a path on the medium."""
         self.count += 1
         if self.count <= MAX_INCIDENTS_LOGGED:
-            log.warning("incident %d: %s%s", self.count, what, f" at {printable(untrusted_where)}" * bool(untrusted_where))
+            log.warning(
+                "incident %d: %s%s", self.count, what, f" at {printable(untrusted_where)}" * bool(untrusted_where)
+            )
             if self.count == MAX_INCIDENTS_LOGGED:
                 log.warning("further incidents are counted but not logged")

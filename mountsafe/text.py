@@ -8,9 +8,9 @@ _ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def printable(untrusted_text: str | bytes, limit: int = 255) -> str:
-    """Return `untrusted_text` with everything that is not plainly visible escaped, at most `limit` characters.
+    r"""Return `untrusted_text` with everything that is not plainly visible escaped, at most `limit` characters.
 
-    Bytes are read as UTF-8; what is not valid UTF-8 shows as \\xNN. Backslashes stay as they are:
+    Bytes are read as UTF-8; what is not valid UTF-8 shows as \xNN. Backslashes stay as they are:
     the result is for eyes, not for parsing.
     """
     if isinstance(untrusted_text, bytes):

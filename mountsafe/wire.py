@@ -244,6 +244,22 @@ def _unpack_text(body: _Body, limit: int = MAX_TEXT) -> bytes:
 
 
 # --- HELLO, ERROR --------------------------------------------------------------------------------------------------
+_TIME = struct.Struct(">Q")
+
+
+def pack_hello_request(now: int) -> bytes:
+    """The host's first word: the time, in ns since the epoch."""
+    return _TIME.pack(now)
+
+
+def unpack_hello_request(body_bytes: bytes) -> int:
+    """Return the time."""
+    body = _Body(body_bytes)
+    (now,) = body.unpack(_TIME)
+    body.end()
+    return now
+
+
 def pack_hello(version: int, release: bytes) -> bytes:
     """The guest's answer to HELLO: protocol version and kernel release."""
     return _U16.pack(version) + release

@@ -9,6 +9,7 @@ import errno
 import itertools
 import os
 import socket
+import time
 
 import trio
 
@@ -95,7 +96,7 @@ class AgentClient:
             if frame is None:
                 if scope.cancelled_caught:
                     self.end(DeadlinePassed(f"no answer from the virtual machine in {deadline:.0f} s"))
-                raise self.ended or GuestGone("the virtual machine is gone")
+                raise self._reason()
         if frame.kind == wire.Kind.ERROR:
             raise self._refusal(frame.body)
         if frame.kind != kind:
@@ -103,6 +104,9 @@ class AgentClient:
             self.end(fault)
             raise fault
         return frame.body
+
+    def _reason(self) -> MountsafeError:
+        return self.ended or GuestGone("the virtual machine is gone")
 
     async def _exchange(self, data: bytes, receive: "trio.MemoryReceiveChannel[wire.Frame]") -> wire.Frame | None:
         try:
@@ -125,7 +129,8 @@ class AgentClient:
     async def hello(self, deadline: float = REQUEST_DEADLINE) -> str:
         """Check that both ends speak the same version; return the guest's kernel release."""
         try:
-            version, release = wire.unpack_hello(await self.request(wire.Kind.HELLO, deadline=deadline))
+            now = wire.pack_hello_request(time.time_ns())
+            version, release = wire.unpack_hello(await self.request(wire.Kind.HELLO, now, deadline))
         except wire.WireError as error:
             raise GuestFault(str(error)) from error
         if version != wire.VERSION:

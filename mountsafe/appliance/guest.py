@@ -13,6 +13,7 @@ from pathlib import Path
 
 import guestfs
 
+from mountsafe.appliance import thaw
 from mountsafe.appliance.qmp import Qmp
 from mountsafe.limits import ATTACH_DEADLINE
 
@@ -27,22 +28,28 @@ class Guest:
     """One VM. `launch` first; then `attach` a medium and `open_stream` as often as needed."""
 
     def __init__(self, appliance: str, memory_mib: int, accelerator: str, verbose: bool) -> None:
-        self._prepare_cache(Path(appliance))
+        self._appliance = Path(appliance)
+        self._memory_mib = memory_mib
+        self._accelerator = accelerator
+        self._verbose = verbose
+        self._streams = 0
+        self.qmp: Qmp | None = None
+        self._prepare_cache(self._appliance)
+
+    def _handle(self) -> guestfs.GuestFS:
         handle = guestfs.GuestFS(python_return_dict=True, close_on_exit=False)
         handle.set_backend("direct")
-        handle.set_backend_settings(["force_tcg" if accelerator == "tcg" else "force_kvm"])
+        handle.set_backend_settings(["force_tcg" if self._accelerator == "tcg" else "force_kvm"])
         handle.set_recovery_proc(False)
         handle.set_autosync(False)
-        handle.set_memsize(memory_mib)
-        handle.set_path(appliance)
-        handle.set_verbose(verbose)
+        handle.set_memsize(self._memory_mib)
+        handle.set_path(str(self._appliance))
+        handle.set_verbose(self._verbose)
         handle.set_event_callback(self._console, guestfs.EVENT_APPLIANCE | guestfs.EVENT_LIBRARY)
         handle.config("-sandbox", SANDBOX)
         handle.config("-qmp", f"unix:{QMP_SOCKET},server=on,wait=off")
         handle.add_drive_opts("/dev/null", format="raw", readonly=True)  # it refuses to start without any
-        self._handle = handle
-        self._streams = 0
-        self.qmp: Qmp | None = None
+        return handle
 
     @staticmethod
     def _prepare_cache(appliance: Path) -> None:
@@ -61,12 +68,29 @@ class Guest:
 
     def launch(self) -> None:
         """Boot the VM; returns when its daemon answers. Raises RuntimeError in libguestfs's words."""
-        self._handle.launch()
+        if not (thaw.fits(self._appliance, self._memory_mib, self._accelerator) and self._thaw()):
+            self._running = self._handle()
+            self._running.launch()
         self.qmp = Qmp(QMP_SOCKET, ATTACH_DEADLINE)
+
+    def _thaw(self) -> bool:
+        """Start from the appliance's saved state; False if QEMU does not take it."""
+        self._running = self._handle()
+        self._running.config(*thaw.INCOMING)
+        sender = thaw.begin(self._appliance, QMP_SOCKET)
+        try:
+            self._running.launch()
+        except RuntimeError as error:
+            sys.stderr.write(f"the saved state was not taken, booting instead: {error}\n")
+            self._running.close()
+            return False
+        finally:
+            os.waitpid(sender, 0)
+        return True
 
     def drain_console(self) -> None:
         """Let libguestfs read what the guest's console said."""
-        self._handle.ping_daemon()
+        self._running.ping_daemon()
 
     def attach(self, fd: int) -> None:
         """Plug the medium behind `fd` into the VM, read-only."""

@@ -10,7 +10,7 @@ import os
 import select
 import socket
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mountsafe import channel
 from mountsafe.appliance.guest import Guest
@@ -69,9 +69,10 @@ def main() -> None:
         _end(1)
     assert guest.qmp is not None
     channel.send(control, {"event": "launched"})
+    watched: list[Any] = [control, guest.qmp]
     timeout = CONSOLE_INTERVAL if settings["verbose"] else None
     while True:
-        ready, _, _ = select.select([control, guest.qmp], [], [], timeout)
+        ready, _, _ = select.select(watched, [], [], timeout)
         if guest.qmp in ready and not guest.qmp.drain():
             _end(1)
         if control in ready and not _answer(guest, control):

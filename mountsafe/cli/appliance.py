@@ -11,7 +11,9 @@ from mountsafe.cli.mounting import Json
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.text import size
 
-app = typer.Typer(help="The virtual machine's kernel and programs, built from this host's packages.", no_args_is_help=True)
+app = typer.Typer(
+    help="The virtual machine's kernel and programs, built from this host's packages.", no_args_is_help=True
+)
 
 
 @app.command(epilog="Example: [bold]sudo mountsafe appliance build[/bold] (for every user of this machine)")

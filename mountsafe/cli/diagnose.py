@@ -49,7 +49,9 @@ def doctor(json: Json = False) -> None:
 def _program(name: str, package: str) -> Callable[[], Finding]:
     def check() -> Finding:
         path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-        return Finding(name, OK, path) if path else Finding(name, BROKEN, "not installed", f"sudo apt install {package}")
+        return (
+            Finding(name, OK, path) if path else Finding(name, BROKEN, "not installed", f"sudo apt install {package}")
+        )
 
     return check
 
@@ -122,14 +124,18 @@ def _space() -> Finding:
         place = place.parent
     free = shutil.disk_usage(place).free
     if build.find() is None and free < build.NEEDED:
-        return Finding("disk space", BROKEN, f"{free >> 20} MiB free in {place}", f"Free {build.NEEDED >> 20} MiB there.")
+        return Finding(
+            "disk space", BROKEN, f"{free >> 20} MiB free in {place}", f"Free {build.NEEDED >> 20} MiB there."
+        )
     return Finding("disk space", OK, f"{free >> 20} MiB free in {place}")
 
 
 def _temporary() -> Finding:
     path = Path(os.environ.get("XDG_RUNTIME_DIR") or ("/run" if os.geteuid() == 0 else "/tmp"))
     writable = os.access(path, os.W_OK)
-    return Finding("runtime folder", OK if writable else BROKEN, str(path), "" if writable else f"Make {path} writable.")
+    return Finding(
+        "runtime folder", OK if writable else BROKEN, str(path), "" if writable else f"Make {path} writable."
+    )
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (

@@ -1,6 +1,5 @@
 """`inspect`: what is on a medium, found inside the virtual machine."""
 
-
 import trio
 import typer
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,20 +49,26 @@ _MOUNT_EXAMPLES = (
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
 Source = Annotated[Path, typer.Argument(help="An image file or a block device.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[
+    bool, typer.Option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the sandbox command and the guest's console.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Detach it even if programs use it.")]
 
 
-def mount(
+def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     source: Source,
     directory: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="An empty or new folder; without it, one is made in ~/mountsafe.", show_default=False),
+        typer.Argument(
+            metavar="[DIR]", help="An empty or new folder; without it, one is made in ~/mountsafe.", show_default=False
+        ),
     ] = None,
     partition: Annotated[
         int | None,
-        typer.Option("--partition", "-p", min=0, help="Mount this partition only; 0 is the whole disk.", show_default=False),
+        typer.Option(
+            "--partition", "-p", min=0, help="Mount this partition only; 0 is the whole disk.", show_default=False
+        ),
     ] = None,
     fstype: Annotated[
         str | None, typer.Option("--type", "-t", metavar="FSTYPE", help="Take it for this type.", show_default=False)
@@ -83,8 +90,10 @@ def mount(
     A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
     """
     if fstype is not None and not re.fullmatch(r"[a-z0-9_.+-]{1,32}", fstype):
-        raise UserError(f"{printable(fstype)} is not a file system type", "For example: vfat, udf, affs.", ExitCode.USAGE)
-    options = start.MountOptions(partition, fstype, owner.value, links.value, verbose)
+        raise UserError(
+            f"{printable(fstype)} is not a file system type", "For example: vfat, udf, affs.", ExitCode.USAGE
+        )
+    options = start.MountOptions(partition, fstype, owner.value, links.value, verbose, foreground)
     medium = open_medium(source)
     _check_not_mounted(medium)
     sandbox.require()
@@ -129,10 +138,8 @@ def _stay(starting: start.Starting, quiet: bool) -> None:
 
 
 def _remove_quietly(target: Path) -> None:
-    try:
+    with suppress(OSError):  # the supervisor was faster
         target.rmdir()
-    except OSError:
-        pass  # the supervisor was faster
 
 
 def _check_not_mounted(medium: Medium) -> None:
@@ -169,10 +176,7 @@ def unmount(
     """Unmount, and return when the virtual machine and all its processes are gone."""
     if (name is None) == (not everything):
         raise UserError("name one mount point or source, or use --all", "mountsafe list shows them.", ExitCode.USAGE)
-    if name is None:
-        gone = start.unmount_all(force)
-    else:
-        gone = [start.unmount_one(name, force)]
+    gone = start.unmount_all(force) if name is None else [start.unmount_one(name, force)]
     if json:
         screen.print_json({"unmounted": gone})
     else:

@@ -14,6 +14,14 @@ from mountsafe.errors import UserError
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
+_programs_read = False
+
+
+def for_programs(wanted: bool) -> bool:
+    """Take note of --json: an error is then an object on stdout as well. A callback of the option."""
+    global _programs_read  # as long-lived as stdout itself
+    _programs_read = wanted
+    return wanted
 
 
 def print_json(value: Any) -> None:
@@ -32,10 +40,12 @@ def warn(line: str) -> None:
 
 
 def fail(error: UserError) -> NoReturn:
-    """Print an error as one sentence and a hint, and leave with its code."""
+    """Print an error as one sentence and a hint, for programs as an object too, and leave with its code."""
     err.print(Text("mountsafe: ", style="bold red").append(error.message, style="default"))
     if error.hint:
         err.print(Text(error.hint, style="dim"))
+    if _programs_read:
+        print_json({"error": {"message": error.message, "hint": error.hint, "code": int(error.code)}})
     raise SystemExit(int(error.code))
 
 

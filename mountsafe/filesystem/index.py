@@ -34,8 +34,25 @@ class Node:
     """A file, folder or link: attributes are set once, at first sight."""
 
     __slots__ = (
-        "atime", "blocks", "children", "ctime", "depth", "gid", "ino", "lookups", "loading", "mode", "more_extents",
-        "mtime", "name", "nlink", "parent", "plan", "size", "target", "uid",
+        "atime",
+        "blocks",
+        "children",
+        "ctime",
+        "depth",
+        "gid",
+        "ino",
+        "loading",
+        "lookups",
+        "mode",
+        "more_extents",
+        "mtime",
+        "name",
+        "nlink",
+        "parent",
+        "plan",
+        "size",
+        "target",
+        "uid",
     )  # fmt: skip
 
     def __init__(self, ino: int, parent: "Node | None", entry: wire.Entry) -> None:

@@ -65,7 +65,7 @@ def boundary(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]
     return guarded
 
 
-class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 has no type information
+class Operations(pyfuse3.Operations):
     """Serves one file system."""
 
     supports_dot_lookup = False
@@ -237,3 +237,10 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # pyfuse3 has no ty
         if value is None:
             raise pyfuse3.FUSEError(errno.ENODATA)
         return value
+
+
+async def serve(operations: Operations, fd: int, started: Callable[[], Awaitable[None]]) -> None:
+    """Serve the /dev/fuse descriptor `fd` until it is unmounted. `started` is called when requests can come."""
+    pyfuse3.init(operations, f"/dev/fd/{fd}", {"fsname=mountsafe"})
+    await started()
+    await pyfuse3.main()

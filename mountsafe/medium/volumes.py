@@ -63,7 +63,7 @@ class Volume:
     def facts(self) -> dict[str, Any]:
         """What `--json` shows."""
         risk = risk_of(self.fstype)
-        shown = {"encrypted": self.encrypted, "mountable": self.mountable}
+        shown: dict[str, Any] = {"encrypted": self.encrypted, "mountable": self.mountable}
         if self.fstype:
             shown |= {"risk": risk.level.value, "risk_reason": risk.reason}
         return asdict(self) | shown

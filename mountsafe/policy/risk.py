@@ -47,7 +47,8 @@ RISKS: dict[str, Risk] = {
     **dict.fromkeys(("adfs", "minix", "romfs", "ufs"), _NO_ENTRY),
     **dict.fromkeys(("bcachefs", "reiserfs", "reiser4", "sysv", "xenix"), _REMOVED),
     **dict.fromkeys(
-        ("befs", "bfs", "cramfs", "freevxfs", "vxfs", "hpfs", "omfs", "qnx4", "nilfs2", "zonefs", "gfs2", "ocfs2"), _NICHE
+        ("befs", "bfs", "cramfs", "freevxfs", "vxfs", "hpfs", "omfs", "qnx4", "nilfs2", "zonefs", "gfs2", "ocfs2"),
+        _NICHE,
     ),
     **dict.fromkeys(("hfs", "hfsplus", "ntfs"), _ADOPTED),
     **dict.fromkeys(("f2fs", "ntfs3", "udf"), _COMPLEX),

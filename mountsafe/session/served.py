@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +72,9 @@ class ServedVolume:
         ours, theirs = channel.pair()
         with theirs:
             box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
-            command = box.command(sandbox.python("mountsafe.session.server", self._settings(theirs)), sandbox.outer_uid())
+            command = box.command(
+                sandbox.python("mountsafe.session.server", self._settings(theirs)), sandbox.outer_uid()
+            )
             log.debug("%s", sandbox.shown(command))
             self._child = Child(command, [theirs.fileno(), medium.fd], "session", log.info)
         self._control = trio.socket.from_stdlib_socket(ours)
@@ -120,6 +121,7 @@ class ServedVolume:
         deadline = LAUNCH_DEADLINE + MOUNT_DEADLINE
         with trio.move_on_after(deadline):
             await self.serving.wait()
+        if self.serving.is_set():
             return
         self._fail(UserError(f"it was not mounted within {deadline:.0f} s", code=ExitCode.DEADLINE))
         await self._child.stop()
@@ -222,6 +224,3 @@ class ServedVolume:
             "note": self.note,
             "direct_reads": self.direct,
         }
-
-
-Report = Callable[[channel.Message], None]

@@ -10,9 +10,9 @@ import logging
 import os
 import socket
 import sys
+from functools import partial
 from typing import NoReturn
 
-import pyfuse3
 import trio
 
 from mountsafe import channel, wire
@@ -20,7 +20,7 @@ from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import GuestGone, MountsafeError
 from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.index import Index
-from mountsafe.filesystem.operations import Operations, View
+from mountsafe.filesystem.operations import Operations, View, serve
 from mountsafe.filesystem.reader import Reader
 from mountsafe.incidents import Incidents
 from mountsafe.medium.block import BlockReader
@@ -100,9 +100,7 @@ class SessionProcess:
         reader = Reader(agents, BlockReader(settings["medium"], settings["medium_size"]), incidents)
         view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))
         operations = Operations(index, reader, agents, statfs, view)
-        pyfuse3.init(operations, f"/dev/fd/{fds[0]}", {"fsname=mountsafe"})
-        await self._parent.tell({"event": "serving"})
-        await pyfuse3.main()
+        await serve(operations, fds[0], partial(self._parent.tell, {"event": "serving"}))
         agents.close()
 
 

@@ -3,11 +3,13 @@
 import json
 import os
 import pwd
+import select
 import signal
 import socket
+import struct
 import subprocess
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ class MountOptions:
     owner: str = "user"
     links: str = "nofollow"
     verbose: bool = False
+    foreground: bool = False
 
 
 class Starting:
@@ -136,21 +139,29 @@ def clean_up(runtime: Runtime, record: dict[str, Any]) -> None:
 
 def request(runtime: Runtime, message: channel.Message, until_gone: bool = False) -> channel.Message:
     """Ask a supervisor; `until_gone` waits for its end after the answer. Raises UserError."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock, ExitStack() as stack:
         try:
             sock.connect(os.fspath(runtime.path / CONTROL))
+            supervisor = _pidfd(sock)
+            stack.callback(os.close, supervisor)
             channel.send(sock, message)
             received = channel.receive(sock)
             answer = received[0] if received else {}
             if "failed" in answer:
                 raise _as_error(answer["failed"])
             if until_gone:
-                channel.receive(sock)
+                select.select([supervisor], [], [])
         except (OSError, ProtocolFault) as error:
             if not runtime.alive():
                 return {}
             raise UserError(f"no answer from the mount's supervisor: {error}", code=ExitCode.FAILURE) from error
     return answer
+
+
+def _pidfd(sock: socket.socket) -> int:
+    """Return a descriptor of the process that listens at the other end; it is readable when that has ended."""
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return os.pidfd_open(pid)
 
 
 def unmount_all(force: bool = False) -> list[str]:
@@ -184,12 +195,16 @@ def prepare_target(target: Path) -> tuple[Path, bool]:
     shown = printable(os.fsencode(target), 500)
     try:
         target.mkdir(mode=0o755)
-        return target, True
     except FileExistsError:
-        pass
+        _check_target(target, shown)
+        return target, False
     except OSError as error:
         hint = "Its parent folder must exist and be yours."
         raise UserError(f"cannot make {shown}: {error.strerror}", hint, ExitCode.TARGET) from error
+    return target, True
+
+
+def _check_target(target: Path, shown: str) -> None:
     if os.fspath(target) in mounts():
         raise UserError(f"something is already mounted on {shown}", f"mountsafe unmount {shown}", ExitCode.TARGET)
     if not target.is_dir():
@@ -203,6 +218,3 @@ def prepare_target(target: Path) -> tuple[Path, bool]:
         raise UserError(f"{shown} is not empty", hint, ExitCode.TARGET)
     if not os.access(target, os.W_OK):
         raise UserError(f"{shown} is not yours to write to", "fusermount3 demands that.", ExitCode.TARGET)
-    return target, False
-
-

@@ -24,9 +24,10 @@ from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.appliance.machine import MachineSettings
 from mountsafe.errors import DeadlinePassed, ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.incidents import Incidents
-from mountsafe.limits import CONTROL_MESSAGE, LOG_BYTES
+from mountsafe.limits import CONTROL_MESSAGE
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, checked, choose, folder_names
+from mountsafe.session import logs
 from mountsafe.session.machines import Machines
 from mountsafe.session.runtime import CONTROL, LOG, Runtime
 from mountsafe.session.served import Presentation, ServedVolume
@@ -116,6 +117,8 @@ class Supervisor:
                     mounting.cancel_scope.cancel()
                 nursery.start_soon(self._answer_clients)
                 self._reporter.tell({"mounted": self._record()})
+                if not self._settings["foreground"]:
+                    logs.leave_terminal()
                 await self._done.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -237,26 +240,6 @@ class Supervisor:
         return {"done": "unmount"}
 
 
-class _BoundedLog(logging.StreamHandler[Any]):
-    """Writes at most `LOG_BYTES`: the guest's console and a hostile image speak through the log."""
-
-    written = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.written += len(record.getMessage()) + 40
-        if self.written < LOG_BYTES:
-            super().emit(record)
-
-
-def _start_logging(verbose: bool, path: Path) -> None:
-    stream = sys.stderr if verbose else open(path, "w", encoding="utf-8")  # noqa: SIM115  # open until the end
-    handler = _BoundedLog(stream)
-    logging.basicConfig(
-        handlers=[handler], level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.captureWarnings(True)
-
-
 def main() -> NoReturn:
     """Run with one argument: the settings as JSON (see `mountsafe.session.start`)."""
     settings = json.loads(sys.argv[1])
@@ -264,11 +247,13 @@ def main() -> NoReturn:
     code = ExitCode.OK
     try:
         runtime = Runtime.create()
-        runtime.write({"source": settings["source"], "target": settings["target"], "supervisor": os.getpid(), "mounts": []})
+        runtime.write(
+            {"source": settings["source"], "target": settings["target"], "supervisor": os.getpid(), "mounts": []}
+        )
     except UserError as error:
         reporter.failed(error)
         raise SystemExit(error.code) from error
-    _start_logging(settings["verbose"], runtime.path / LOG)
+    logs.start(settings["verbose"], runtime.path / LOG)
     try:
         trio.run(Supervisor(settings, runtime, reporter).run)
     except UserError as error:
@@ -281,7 +266,3 @@ def main() -> NoReturn:
     finally:
         runtime.remove()
     raise SystemExit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,74 @@
+"""The stage, once for all tests of the command line; and a look at what each test leaves behind."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from images import images
+from tests.conftest import missing
+from tests.vm.command.stage import Person, Stage, build_stage
+from tests.vm.command.traces import Traces
+
+
+@pytest.fixture(scope="session")
+def stage(repository: Path, program: Callable[[str], str]) -> Iterator[Stage]:
+    for name in ("qemu-system-x86_64", "supermin", "bwrap", "fusermount3"):
+        program(name)
+    with build_stage(repository) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def user(stage: Stage) -> Person:
+    return stage.persons["user"]
+
+
+@pytest.fixture(scope="session")
+def root(stage: Stage) -> Person:
+    if "root" not in stage.persons:
+        missing("root")
+    return stage.persons["root"]
+
+
+@pytest.fixture(params=["user", "root"])
+def person(request: pytest.FixtureRequest) -> Person:
+    found: Person = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="session")
+def library(stage: Stage) -> Path:
+    """Where unpacked images are; they belong to who runs the tests and may be read by all."""
+    path = stage.root / "images"
+    path.mkdir(mode=0o755)
+    return path
+
+
+@pytest.fixture(scope="session")
+def image(library: Path) -> Callable[[str], Path]:
+    """A function that returns the path of an unpacked image."""
+
+    def unpacked(name: str) -> Path:
+        path = library / f"{name}.img"
+        return path if path.exists() else images.unpack(name, library)
+
+    return unpacked
+
+
+@pytest.fixture
+def folder(person: Person) -> Iterator[Path]:
+    """A folder of the person's for one test."""
+    path = person.folder()
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True)
+def traces(stage: Stage) -> Iterator[None]:
+    """Nothing that a test did not have before it may be there after it, whoever did it."""
+    before = [(person, Traces.taken(person)) for person in stage.persons.values()]
+    yield
+    for person, taken in before:
+        taken.assert_same(person, 5.0)
