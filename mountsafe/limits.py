@@ -10,6 +10,7 @@ PROBE_DEADLINE = 60.0  # finding partitions, volume groups and types
 MOUNT_DEADLINE = 120.0  # a journal's replay may take its time
 REQUEST_DEADLINE = 30.0  # any other answer of the agent; then the VM is ended
 DEATHS, DEATHS_WINDOW = 3, 60.0  # a VM that ends this often in this time is not started again for a while
+CALL_DEADLINE = 120.0  # what a program that uses the mount waits at most, the start of a new VM included
 STOP_DEADLINE = 5.0  # from asking a process to end to killing it
 
 # --- the appliance process: QEMU and libguestfs ---------------------------------------------------------------------

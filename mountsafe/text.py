@@ -15,17 +15,21 @@ def printable(untrusted_text: str | bytes, limit: int = 255) -> str:
     """
     if isinstance(untrusted_text, bytes):
         untrusted_text = untrusted_text.decode("utf-8", "surrogateescape")
-    shown: list[str] = []
-    for char in untrusted_text[: limit + 1]:
-        if unicodedata.category(char) not in _ESCAPED_CATEGORIES:
-            shown.append(char)
-        elif "\udc80" <= char <= "\udcff":
-            shown.append(f"\\x{ord(char) - 0xDC00:02x}")
-        else:
-            shown.append(char.encode("unicode_escape", "backslashreplace").decode("ascii"))
-    if len(untrusted_text) > limit:
-        shown[limit:] = ["…"]
-    return "".join(shown)
+    shown = [_visible(char) for char in untrusted_text[: limit + 1]]
+    length = sum(map(len, shown))
+    if length <= limit:
+        return "".join(shown)
+    while length >= limit:
+        length -= len(shown.pop())
+    return "".join(shown) + "…"
+
+
+def _visible(char: str) -> str:
+    if unicodedata.category(char) not in _ESCAPED_CATEGORIES:
+        return char
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def size(count: int) -> str:

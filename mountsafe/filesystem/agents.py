@@ -15,7 +15,7 @@ import trio
 from mountsafe import wire
 from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import DeadlinePassed, GuestFault, GuestGone, MountsafeError
-from mountsafe.limits import LAUNCH_DEADLINE, MOUNT_DEADLINE, REQUEST_DEADLINE
+from mountsafe.limits import CALL_DEADLINE, MOUNT_DEADLINE, REQUEST_DEADLINE
 from mountsafe.medium.extents import Window
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Agents:
         self._fstype = fstype
         self._client: AgentClient | None = None
         self._starting = trio.Lock()
+        self._fault: GuestFault | None = None
         self.window = window
         self.mounted: wire.Mounted  # set by start()
 
@@ -51,9 +52,8 @@ class Agents:
         self.mounted = await self._mount(await self._new_client())
 
     async def _new_client(self) -> AgentClient:
-        with trio.fail_after(LAUNCH_DEADLINE + MOUNT_DEADLINE):
-            client = await self._get_client()
-            await client.hello()
+        client = await self._get_client()
+        await client.hello()
         self._client = client
         return client
 
@@ -63,6 +63,9 @@ class Agents:
 
     async def _usable(self) -> AgentClient:
         async with self._starting:
+            if self._fault is not None:
+                fault, self._fault = self._fault, None
+                await self._misbehaved(fault)
             if self._client is None or self._client.ended is not None:
                 log.info("the virtual machine is gone: starting another")
                 client = await self._new_client()
@@ -76,6 +79,11 @@ class Agents:
 
     async def request(self, kind: int, body: bytes = b"", deadline: float = REQUEST_DEADLINE) -> bytes:
         """Return the untrusted body of the answer. OSError is the guest's no; MountsafeError is the VM's failure."""
+        with trio.move_on_after(CALL_DEADLINE):
+            return await self._request(kind, body, deadline)
+        raise DeadlinePassed(f"no answer in {CALL_DEADLINE:.0f} s, new virtual machine included")
+
+    async def _request(self, kind: int, body: bytes, deadline: float) -> bytes:
         for attempt in (1, 2):
             client = await self._usable()
             try:
@@ -91,14 +99,14 @@ class Agents:
         raise AssertionError
 
     def unpack(self, decode: Callable[[bytes], T], untrusted_body: bytes) -> T:
-        """Decode an answer; one that is malformed ends the stream."""
+        """Decode an answer; one that is malformed ends the stream, and the VM before anything else is asked."""
         try:
             return decode(untrusted_body)
         except wire.WireError as error:
-            fault = GuestFault(str(error))
+            self._fault = GuestFault(str(error))
             if self._client is not None:
-                self._client.end(fault)
-            raise fault from error
+                self._client.end(self._fault)
+            raise self._fault from error
 
     def close(self) -> None:
         """Let the VM go."""

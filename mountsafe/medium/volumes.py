@@ -50,8 +50,8 @@ class Volume:
         return self.usage == "crypto" or self.fstype in {"crypto_LUKS", "BitLocker"}
 
     def window(self) -> Window:
-        """The part of the medium that direct reads may touch."""
-        return Window(self.start, self.size)
+        """The part of the medium that direct reads may touch: nothing for a mapped device, whatever the guest says."""
+        return Window(0, 0) if self.kind == "mapped" else Window(self.start, self.size)
 
     def describe(self) -> str:
         """One line for a person."""
@@ -73,6 +73,7 @@ def checked(untrusted_volumes: Sequence[wire.Volume], medium_size: int, incident
     """Return the volumes that are possible on a medium of this size; every other is an incident."""
     limit = -(-medium_size // SECTOR) * SECTOR  # QEMU rounds the last sector up
     volumes: list[Volume] = []
+    numbers: set[tuple[int, int]] = set()
     for untrusted in untrusted_volumes:
         mapped = untrusted.kind == wire.VolumeKind.MAPPED
         if untrusted.kind not in KINDS or not _NAME.fullmatch(untrusted.device):
@@ -81,7 +82,10 @@ def checked(untrusted_volumes: Sequence[wire.Volume], medium_size: int, incident
             incidents.report("a partition beyond the end of the medium", untrusted.device)
         elif untrusted.fstype and not _NAME.fullmatch(untrusted.fstype):
             incidents.report("an impossible type", untrusted.fstype)
+        elif (untrusted.kind, untrusted.number) in numbers:
+            incidents.report("a volume whose number comes twice", untrusted.device)
         else:
+            numbers.add((untrusted.kind, untrusted.number))
             volumes.append(
                 Volume(
                     device=untrusted.device.decode("ascii"),

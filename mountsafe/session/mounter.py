@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mountsafe.text import printable
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOSYMFOLLOW = 1, 2, 4, 8, 256
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 FSTYPE = "fuse.mountsafe"
+READ_AHEAD_KIB = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,18 @@ class FuseMount:
         self.fd = fd
         self.links_followed = links_followed
         self._keeper = keeper
+
+    def widen_read_ahead(self) -> None:
+        """Let the kernel ask for more at a time: sequential reads gain much. Only root may; others keep 128 KiB."""
+        if os.geteuid() != 0:
+            return
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                fields = line.split(" ")
+                if _unescaped(fields[4]) == os.fspath(self.target):
+                    knob = Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb")
+                    with suppress(OSError):  # a container's /sys may be read-only
+                        knob.write_text(str(READ_AHEAD_KIB), encoding="ascii")
 
     def close_descriptor(self) -> None:
         """Close our copy: the connection then ends with the session process."""
@@ -153,11 +167,15 @@ def mounts() -> dict[str, str]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.partition(" - ")
-            point = before.split(" ")[4]
-            for code, char in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
-                point = point.replace(code, char)
-            found[point] = after.split(" ", 1)[0]
+            found[_unescaped(before.split(" ")[4])] = after.split(" ", 1)[0]
     return found
+
+
+def _unescaped(point: str) -> str:
+    """Return a mount point as it is, from the kernel's octal escapes."""
+    for code, char in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+        point = point.replace(code, char)
+    return point
 
 
 def is_mounted(target: Path) -> bool:

@@ -150,7 +150,8 @@ class ServedVolume:
             await self._give_stream()
         elif event == "ready" and self._mount is None:
             await self._give_mount(untrusted)
-        elif event == "serving":
+        elif event == "serving" and self._mount is not None:
+            self._mount.widen_read_ahead()
             self.serving.set()
         elif event == "misbehaved":
             await self._machines.end_misbehaving(why)

@@ -82,7 +82,7 @@ class SessionProcess:
             index = Index(agents, incidents)
             statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
             await index.children(index.root)
-        except (MountsafeError, trio.TooSlowError, OSError) as error:
+        except (MountsafeError, OSError) as error:
             kind = "refused" if isinstance(error, GuestRefused) else "failed"
             await self._parent.tell({"event": kind, "why": str(error) or type(error).__name__})
             raise SystemExit(1) from error

@@ -62,13 +62,17 @@ def folder(person: Person) -> Iterator[Path]:
     """A folder of the person's for one test."""
     path = person.folder()
     yield path
-    shutil.rmtree(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
 def traces(stage: Stage) -> Iterator[None]:
     """Nothing that a test did not have before it may be there after it, whoever did it."""
-    before = [(person, Traces.taken(person)) for person in stage.persons.values()]
+    before = {person: Traces.taken(person) for person in stage.persons.values()}
     yield
-    for person, taken in before:
-        taken.assert_same(person, 5.0)
+    try:
+        for person, taken in before.items():
+            taken.assert_same(person, 5.0)
+    finally:
+        for person, taken in before.items():
+            taken.restore(person)

@@ -67,7 +67,7 @@ class Done:
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Person:
     """Somebody with a home folder who runs mountsafe. `uid` None: whoever runs the tests."""
 

@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
+import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +62,11 @@ def mounts() -> list[str]:
     return sorted(f"{line.split()[4]} {line.partition(' - ')[2].split()[0]}" for line in lines)
 
 
+def unescaped(point: str) -> str:
+    """A mount point as /proc writes it, plain."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
+
+
 def contents(folder: Path) -> list[str]:
     """Every path below a folder, without looking into mounts."""
     found = []
@@ -98,6 +107,19 @@ class Traces:
             time.sleep(0.05)
         if left:
             pytest.fail(f"left behind: {json.dumps(left, indent=2)}")
+
+    def restore(self, person: Person) -> None:
+        """Be rid of what has come since, so that the next test starts from nothing."""
+        news = self.news(person)
+        for line in news.get("processes", []):
+            with suppress(ProcessLookupError):
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+        for line in news.get("mounts", []):
+            subprocess.run(["umount", "--lazy", unescaped(line.rpartition(" ")[0])], check=False)
+        for name in reversed(news.get("files", [])):
+            path = Path(name)
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def news(self, person: Person) -> dict[str, list[str]]:
         """What has come since."""

@@ -1,0 +1,200 @@
+"""What is on a medium: what the guest told, checked, and which of it is mounted under which name."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mountsafe import wire
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.incidents import Incidents
+from mountsafe.medium.extents import Window
+from mountsafe.medium.volumes import Volume, checked, choose, folder_names
+from mountsafe.wire import VolumeKind
+
+SIZE = 1 << 20
+
+
+def told(device: bytes = b"sda", kind: int = VolumeKind.DISK, number: int = 0, **fields: Any) -> wire.Volume:
+    """A volume in the guest's words; the whole medium if nothing else is said."""
+    blank = wire.Volume(device, kind, number, 0, SIZE, b"ext4", b"filesystem", b"", b"", b"", b"")
+    return blank._replace(**fields)
+
+
+def partition(number: int, fstype: bytes = b"ext4", **fields: Any) -> wire.Volume:
+    usage = fields.pop("usage", b"filesystem" if fstype else b"")
+    return told(
+        b"sda%d" % number, VolumeKind.PARTITION, number, start=4096, size=8192, fstype=fstype, usage=usage, **fields
+    )
+
+
+def volumes(*untrusted: wire.Volume) -> list[Volume]:
+    incidents = Incidents()
+    found = checked(untrusted, SIZE, incidents)
+    assert incidents.count == 0
+    return found
+
+
+TABLE = told(fstype=b"", usage=b"", table=b"gpt")
+
+
+# --- checked -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "untrusted",
+    [
+        told(kind=0),
+        told(kind=9),
+        told(device=b""),
+        told(device=b"../sda"),
+        told(device=b"sda,shared"),
+        told(device=b"s" * 65),
+        told(size=SIZE + 1),
+        told(start=1),
+        told(start=(1 << 64) - 1, size=(1 << 64) - 1),
+        told(fstype=b"ext4,uid=0"),
+        told(fstype=b"a b"),
+        told(fstype=b"\xff"),
+    ],
+)
+def test_an_impossible_volume_is_an_incident(untrusted: wire.Volume) -> None:
+    incidents = Incidents()
+    assert checked([untrusted], SIZE, incidents) == []
+    assert incidents.count == 1
+
+
+def test_a_number_that_comes_twice_is_an_incident() -> None:
+    """Both would be mounted under the same name."""
+    incidents = Incidents()
+    found = checked([TABLE, partition(1), partition(1), told(b"sdb")], SIZE, incidents)
+    assert [v.device for v in found] == ["sda", "sda1"]
+    assert incidents.count == 2
+
+
+def test_the_last_sector_counts_whole() -> None:
+    incidents = Incidents()
+    assert checked([told(size=1024)], 1000, incidents)
+    assert not checked([told(size=1025)], 1000, incidents)
+
+
+def test_texts_are_made_printable() -> None:
+    (volume,) = volumes(told(label=b"\x1b[2Jstick \0\0", uuid=b"\n", usage=b"filesystem\x07"))
+    assert volume.label == r"\x1b[2Jstick"
+    assert volume.uuid == r"\n"
+    assert not volume.mountable
+
+
+def test_direct_reads_of_a_partition_stay_in_it() -> None:
+    assert volumes(partition(1))[0].window() == Window(4096, 8192)
+
+
+def test_a_mapped_device_has_no_place_on_the_medium() -> None:
+    """Its size may exceed the medium's, and its addresses are not the medium's."""
+    (volume,) = volumes(told(b"dm-0", VolumeKind.MAPPED, 1, start=99, size=1 << 50))
+    assert volume.window().size == 0
+
+
+# --- choose --------------------------------------------------------------------------------------------------------
+def chosen(found: list[Volume], number: int | None = None, fstype: str | None = None) -> list[str]:
+    return [volume.device for volume in choose(found, number, fstype)]
+
+
+def test_a_file_system_without_partitions() -> None:
+    assert chosen(volumes(told())) == ["sda"]
+
+
+def test_every_file_system_of_a_partitioned_disk() -> None:
+    found = volumes(TABLE, partition(1, b"vfat"), partition(2, b"swap", usage=b"other"), partition(3))
+    assert chosen(found) == ["sda1", "sda3"]
+
+
+def test_logical_volumes() -> None:
+    found = volumes(
+        TABLE, partition(1, b"LVM2_member", usage=b"raid"), told(b"dm-0", VolumeKind.MAPPED, 1, size=1 << 30)
+    )
+    assert chosen(found) == ["dm-0"]
+
+
+def test_a_hybrid_image_is_its_disk() -> None:
+    assert chosen(volumes(told(fstype=b"iso9660", table=b"dos"), partition(2, b"vfat"))) == ["sda"]
+
+
+def test_a_stale_signature_before_a_partition_table_does_not_win() -> None:
+    assert chosen(volumes(told(table=b"gpt"), partition(1))) == ["sda1"]
+
+
+def test_the_partition_that_was_asked_for() -> None:
+    found = volumes(TABLE, partition(1, b"vfat"), partition(2))
+    assert chosen(found, 2) == ["sda2"]
+    with pytest.raises(UserError, match="no partition 3") as failure:
+        choose(found, 3, None)
+    assert failure.value.code == ExitCode.SOURCE
+    assert "partition 2: ext4" in failure.value.hint
+
+
+def test_partition_0_is_the_disk() -> None:
+    assert chosen(volumes(told(), partition(1)), 0) == ["sda"]
+
+
+def test_the_type_that_was_asked_for() -> None:
+    found = volumes(TABLE, partition(1, b"vfat"), partition(2))
+    assert chosen(found, None, "vfat") == ["sda1"]
+    (forced,) = choose(found, None, "minix")
+    assert (forced.device, forced.fstype, forced.mountable) == ("sda", "minix", True)
+    (forced,) = choose(found, 2, "minix")
+    assert (forced.device, forced.fstype) == ("sda2", "minix")
+
+
+@pytest.mark.parametrize(
+    ("untrusted", "number", "words"),
+    [
+        ([told(fstype=b"", usage=b"")], None, "no file system"),
+        ([told(fstype=b"crypto_LUKS", usage=b"crypto")], None, "encrypted"),
+        ([told(fstype=b"crypto_LUKS", usage=b"crypto")], 0, "encrypted"),
+        ([TABLE, partition(1, b"")], 1, "no file system was recognised"),
+        ([TABLE, partition(1, b"swap", usage=b"other")], None, "no file system"),
+        ([], None, "no file system"),
+    ],
+)
+def test_nothing_to_mount(untrusted: list[wire.Volume], number: int | None, words: str) -> None:
+    with pytest.raises(UserError, match=words) as failure:
+        choose(volumes(*untrusted), number, None)
+    assert failure.value.code == ExitCode.SOURCE
+
+
+# --- folder names --------------------------------------------------------------------------------------------------
+KINDS = st.sampled_from([VolumeKind.DISK, VolumeKind.PARTITION, VolumeKind.MAPPED])
+ANY = st.builds(
+    lambda kind, number, label: told(b"sda", kind, number, label=label), KINDS, st.integers(0, 3), st.binary(max_size=80)
+)
+
+
+@given(st.lists(ANY, max_size=8))
+def test_names_are_single_visible_and_all_different(untrusted: list[wire.Volume]) -> None:
+    names = folder_names(checked(untrusted, SIZE, Incidents()))
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert name not in ("", ".", "..")
+        assert "/" not in name
+        assert name.isprintable()
+        assert not name.startswith(("-", "."))
+
+
+@pytest.mark.parametrize(
+    ("untrusted", "name"),
+    [
+        (partition(1, label=b"My Stick"), "p1-My_Stick"),
+        (partition(2), "p2"),
+        (partition(3, label=b"../../etc"), "p3-etc"),
+        (told(b"dm-0", VolumeKind.MAPPED, 1, label=b"root"), "lv1-root"),
+        (told(label="Größe".encode()), "disk-Größe"),
+    ],
+)
+def test_folder_names(untrusted: wire.Volume, name: str) -> None:
+    assert folder_names(volumes(untrusted)) == [name]
+
+
+def test_facts_hold_the_risk() -> None:
+    facts = volumes(told(fstype=b"jfs"))[0].facts()
+    assert (facts["risk"], facts["mountable"], facts["encrypted"]) == ("critical", True, False)
+    assert "risk" not in volumes(TABLE)[0].facts()

@@ -1,0 +1,194 @@
+"""Every message of the wire survives the way there and back; every other sequence of bytes is a WireError."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mountsafe import wire
+
+U8, U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (8, 16, 32, 64))
+I64 = st.integers(-(1 << 63), (1 << 63) - 1)
+TEXT = st.binary(max_size=wire.MAX_TEXT)
+PATH = st.binary(max_size=2000)
+EXTENT = st.builds(wire.Extent, U64, U64, U64, U8)
+ENTRY = st.builds(
+    wire.Entry,
+    name=st.binary(max_size=wire.MAX_NAME),
+    flags=U8,
+    mode=U32,
+    nlink=U32,
+    uid=U32,
+    gid=U32,
+    ino=U64,
+    size=U64,
+    blocks=U64,
+    atime=I64,
+    mtime=I64,
+    ctime=I64,
+    target=st.binary(max_size=300),
+    extents=st.lists(EXTENT, max_size=wire.MAX_ENTRY_EXTENTS).map(tuple),
+)
+VOLUME = st.builds(wire.Volume, TEXT, U8, U32, U64, U64, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT)
+XATTR = st.tuples(TEXT, st.binary(max_size=300))
+
+
+def page(cursor: int, entries: list[wire.Entry]) -> bytes:
+    builder = wire.PageBuilder()
+    for entry in entries:
+        builder.add(entry)
+    return builder.pack(cursor)
+
+
+# Each message: what it is made of, how it is packed from a tuple of that, how it is unpacked to the same tuple.
+Message = tuple[st.SearchStrategy[Any], Callable[..., bytes], Callable[[bytes], Any]]
+MESSAGES: dict[str, Message] = {
+    "hello request": (st.tuples(U64), wire.pack_hello_request, lambda b: (wire.unpack_hello_request(b),)),
+    "hello": (st.tuples(U16, TEXT), wire.pack_hello, wire.unpack_hello),
+    "error": (st.tuples(U16, st.binary(max_size=wire.MAX_MESSAGE)), wire.pack_error, wire.unpack_error),
+    "volumes": (
+        st.tuples(st.lists(VOLUME, max_size=4)),
+        wire.pack_volumes,
+        lambda b: (wire.unpack_volumes(b),),
+    ),
+    "mount": (st.tuples(TEXT, TEXT), wire.pack_mount, wire.unpack_mount),
+    "mounted": (
+        st.tuples(st.builds(wire.Mounted, TEXT, U8, st.booleans(), ENTRY)),
+        wire.pack_mounted,
+        lambda b: (wire.unpack_mounted(b),),
+    ),
+    "list": (st.tuples(PATH, U64), wire.pack_list, wire.unpack_list),
+    "page": (st.tuples(U64, st.lists(ENTRY, max_size=4)), page, wire.unpack_page),
+    "read": (st.tuples(PATH, U64, st.integers(0, wire.MAX_READ)), wire.pack_read, wire.unpack_read),
+    "extents request": (st.tuples(PATH, U64), wire.pack_extents_request, wire.unpack_extents_request),
+    "extents": (
+        st.tuples(st.lists(EXTENT, max_size=20).map(tuple), U64),
+        lambda extents, following: wire.pack_extents(list(extents), following),
+        wire.unpack_extents,
+    ),
+    "xattrs": (st.tuples(st.lists(XATTR, max_size=4)), wire.pack_xattrs, lambda b: (wire.unpack_xattrs(b),)),
+    "statfs": (
+        st.tuples(st.builds(wire.Statfs, *[U64] * 8)),
+        wire.pack_statfs,
+        lambda b: (wire.unpack_statfs(b),),
+    ),
+}
+# The last field of these has no length of its own: it is the rest of the body.
+OPEN_ENDED = {"hello", "error"}
+
+each_message = pytest.mark.parametrize("name", MESSAGES)
+
+
+@each_message
+@given(data=st.data())
+def test_what_is_packed_is_what_is_unpacked(name: str, data: st.DataObject) -> None:
+    values, pack, unpack = MESSAGES[name]
+    message = data.draw(values)
+    assert tuple(unpack(pack(*message))) == tuple(message)
+
+
+@each_message
+@given(data=st.data())
+def test_a_body_that_is_cut_anywhere_is_an_error(name: str, data: st.DataObject) -> None:
+    values, pack, unpack = MESSAGES[name]
+    body = pack(*data.draw(values))
+    fixed = 2 if name in OPEN_ENDED else len(body)
+    cut = data.draw(st.integers(0, fixed - 1))
+    with pytest.raises(wire.WireError):
+        unpack(body[:cut])
+
+
+@each_message
+@given(data=st.data(), more=st.binary(min_size=1, max_size=5))
+def test_bytes_after_the_end_are_an_error(name: str, data: st.DataObject, more: bytes) -> None:
+    values, pack, unpack = MESSAGES[name]
+    if name not in OPEN_ENDED:
+        body = pack(*data.draw(values))
+        with pytest.raises(wire.WireError):
+            unpack(body + more)
+
+
+@each_message
+@given(body=st.binary(max_size=400))
+def test_noise_is_a_message_or_an_error_and_nothing_else(name: str, body: bytes) -> None:
+    _, _, unpack = MESSAGES[name]
+    try:
+        unpack(body)
+    except wire.WireError:
+        pass
+
+
+def entry(**fields: Any) -> wire.Entry:
+    blank = wire.Entry(b"name", 0, 0o100644, 1, 0, 0, 12, 0, 0, 0, 0, 0, b"", ())
+    return blank._replace(**fields)
+
+
+def too_many_entries() -> bytes:
+    return wire._PAGE.pack(0, wire.MAX_PAGE_ENTRIES + 1)
+
+
+def too_many_volumes() -> bytes:
+    blank = wire.Volume(b"", 0, 0, 0, 0, b"", b"", b"", b"", b"", b"")
+    return wire.pack_volumes([blank] * (wire.MAX_VOLUMES + 1))
+
+
+@pytest.mark.parametrize(
+    ("unpack", "body"),
+    [
+        (wire.unpack_page, page(0, [entry(name=b"n" * (wire.MAX_NAME + 1))])),
+        (wire.unpack_page, page(0, [entry(target=b"t" * (wire.MAX_TARGET + 1))])),
+        (wire.unpack_page, page(0, [entry(extents=(wire.Extent(0, 0, 1, 1),) * (wire.MAX_ENTRY_EXTENTS + 1))])),
+        (wire.unpack_page, too_many_entries()),
+        (wire.unpack_volumes, too_many_volumes()),
+        (wire.unpack_extents, wire.pack_extents([wire.Extent(0, 0, 1, 1)] * (wire.MAX_EXTENTS + 1), 0)),
+        (wire.unpack_xattrs, (wire.MAX_XATTRS + 1).to_bytes(2, "big")),
+        (wire.unpack_xattrs, b"\0\1" + b"\0\1a" + (wire.MAX_XATTR_VALUE + 1).to_bytes(4, "big")),
+        (wire.unpack_read, wire.pack_read(b"file", 0, wire.MAX_READ + 1)),
+        (wire.unpack_read, wire.pack_read(b"p" * (wire.MAX_PATH + 1), 0, 1)),
+        (wire.unpack_list, wire.pack_list(b"p" * (wire.MAX_PATH + 1), 0)),
+        (wire.unpack_hello, wire.pack_hello(1, b"r" * (wire.MAX_TEXT + 1))),
+        (wire.unpack_error, b"\0\1" + b"w" * (wire.MAX_MESSAGE + 1)),
+        (wire.unpack_mount, wire.pack_mount(b"d" * (wire.MAX_TEXT + 1), b"")),
+    ],
+)
+def test_every_bound_holds(unpack: Callable[[bytes], Any], body: bytes) -> None:
+    with pytest.raises(wire.WireError):
+        unpack(body)
+
+
+@given(st.lists(st.tuples(TEXT, st.binary(max_size=wire.MAX_XATTR_VALUE)), max_size=6), st.integers(0, 40))
+def test_extended_attributes_always_fit_a_frame(pairs: list[tuple[bytes, bytes]], times: int) -> None:
+    pairs = [(b"user.big", bytes(wire.MAX_XATTR_VALUE))] * times + pairs
+    body = wire.pack_xattrs(pairs)
+    assert len(body) <= wire.MAX_BODY
+    unpacked = wire.unpack_xattrs(body)
+    assert unpacked == pairs[: len(unpacked)]
+
+
+def test_a_full_page_fits_a_frame() -> None:
+    builder = wire.PageBuilder()
+    largest = entry(
+        name=b"n" * wire.MAX_NAME,
+        target=b"t" * wire.MAX_TARGET,
+        extents=(wire.Extent(0, 0, 1, 1),) * wire.MAX_ENTRY_EXTENTS,
+    )
+    count = 1
+    while builder.add(largest):
+        count += 1
+    body = builder.pack(1)
+    assert len(body) <= wire.MAX_BODY
+    assert len(wire.unpack_page(body)[1]) == count
+
+
+def test_a_page_of_small_entries_ends_at_its_bound() -> None:
+    builder = wire.PageBuilder()
+    count = 1
+    while builder.add(entry()):
+        count += 1
+    assert count == wire.MAX_PAGE_ENTRIES
+
+
+def test_long_words_of_an_error_are_cut() -> None:
+    assert wire.unpack_error(wire.pack_error(5, b"w" * 5000)) == (5, b"w" * wire.MAX_MESSAGE)
