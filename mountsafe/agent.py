@@ -46,6 +46,7 @@ CLUSTERED = frozenset({b"vfat", b"msdos", b"exfat"})  # st_blksize is the unit o
 
 COW_BYTES = 64 << 20  # what a journal's replay may write, kept in the guest's memory
 COW_CHUNK = 4096
+KERNEL_LINES = 3  # the last ones of its log, in the answer to a mount that failed
 
 _QUIET = "ro,nosuid,nodev,noexec,noatime"
 # blkid's name -> the (kernel type, options) to try in turn
@@ -57,7 +58,8 @@ MOUNT_AS: dict[bytes, list[tuple[str, str]]] = {
     b"exfat": [("exfat", "iocharset=utf8,umask=022")],
     b"iso9660": [("iso9660", "iocharset=utf8"), ("udf", "iocharset=utf8")],
     b"udf": [("udf", "iocharset=utf8"), ("iso9660", "iocharset=utf8")],
-    b"hfs": [("hfs", "iocharset=utf8")],
+    # With iocharset alone hfs garbles every byte above 0x7F; without either, names are MacRoman as they are.
+    b"hfs": [("hfs", "codepage=macroman,iocharset=utf8"), ("hfs", "")],
     b"hfsplus": [("hfsplus", "nls=utf8")],
     b"hfsx": [("hfsplus", "nls=utf8")],
     b"jfs": [("jfs", "iocharset=utf8")],
@@ -65,9 +67,12 @@ MOUNT_AS: dict[bytes, list[tuple[str, str]]] = {
     b"xfs": [("xfs", "nouuid")],
     b"ufs": [("ufs", f"ufstype={kind}") for kind in ("ufs2", "44bsd", "sun", "sunx86", "old")],
     b"sysv": [("sysv", ""), ("v7", "")],
-    b"ocfs2": [("ocfs2", "localflocks")],
+    b"ocfs2": [("ocfs2", "heartbeat=none,localflocks")],
+    b"ext4dev": [("ext4", "")],
     b"gfs2": [("gfs2", "lockproto=lock_nolock,spectator"), ("gfs2", "lockproto=lock_nolock")],
 }
+# Modules that a driver asks for by a name that they do not have.
+NEEDS = {"hfs": ("mac-roman",)}
 # Journals that need a writable device to replay, and the option that does without.
 WITHOUT_REPLAY = {
     b"ext2": "noload", b"ext3": "noload", b"ext4": "noload", b"xfs": "norecovery", b"btrfs": "rescue=nologreplay",
@@ -151,10 +156,18 @@ def _unescape(value: bytes) -> bytes:
     return head
 
 
+def _is_iso9660(device: str) -> bool:
+    """Whether it is an ISO 9660 image: blkid(8) looks for none on a disk of up to 1.44 MB with a partition table."""
+    with open(f"/dev/{device}", "rb") as file:
+        return os.pread(file.fileno(), 5, 16 * 2048 + 1) == b"CD001"
+
+
 def _volume(device: str, kind: int, number: int, start: int) -> wire.Volume:
     with open(f"/dev/{device}", "rb") as file:
         size = int.from_bytes(fcntl.ioctl(file, BLKGETSIZE64, bytes(8)), sys.byteorder)
     facts = _blkid(device)
+    if kind == wire.VolumeKind.DISK and "ID_FS_TYPE" not in facts and _is_iso9660(device):
+        facts |= {"ID_FS_TYPE": b"iso9660", "ID_FS_USAGE": b"filesystem"}
 
     def fact(*keys: str) -> bytes:
         return next((facts[key] for key in keys if facts.get(key)), b"")[: wire.MAX_TEXT]
@@ -199,8 +212,28 @@ def _mount(device: str, where: str, fstype: str, options: str) -> str:
     """Mount read-only; return "" or what mount(8) and the kernel said."""
     if fstype == "ntfs-3g":
         options += ",allow_other"
-    code, words = run("mount", "-n", "-t", fstype, "-o", ",".join(filter(None, (_QUIET, options))), device, where)
-    return "" if code == 0 else words.replace("\n", " ") or f"mount failed with {code}"
+    for module in NEEDS.get(fstype, ()):
+        run("modprobe", "-q", module)
+    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        os.lseek(log, 0, os.SEEK_END)
+        code, words = run("mount", "-n", "-t", fstype, "-o", ",".join(filter(None, (_QUIET, options))), device, where)
+        if code == 0:
+            return ""
+        lines = [line.removeprefix(f"mount: {where}: ") for line in words.splitlines() if "dmesg(1)" not in line]
+        return " ".join(lines + _kernel_words(log)) or f"mount failed with {code}"
+    finally:
+        os.close(log)
+
+
+def _kernel_words(log: int) -> list[str]:
+    """Return what the kernel has logged: mount(8) knows only the errno, the driver says what is wrong."""
+    lines: list[str] = []
+    with suppress(OSError):  # EAGAIN: that was all
+        while True:
+            _, _, message = os.read(log, 8192).partition(b";")
+            lines.append(message.partition(b"\n")[0].decode("utf-8", "replace"))
+    return [f"[{line}]" for line in lines[-KERNEL_LINES:]]
 
 
 class CowLayer:
@@ -310,6 +343,8 @@ def fiemap(fd: int, size: int, start: int, limit: int) -> tuple[list[wire.Extent
             )
             if logical > at:
                 extents.append(wire.Extent(at, 0, logical - at, wire.ExtentKind.ZERO))
+            told = max(0, at - logical)  # an extent that begins before `start` is told whole
+            logical, physical, length = logical + told, physical + told, length - told
             if flags & EXTENT_UNWRITTEN:
                 extents.append(wire.Extent(logical, 0, length, wire.ExtentKind.ZERO))
             elif not flags & EXTENT_OPAQUE:
@@ -561,6 +596,10 @@ class Tree:
         fd = self._open(path, os.O_RDONLY)
         try:
             pairs = [(os.fsencode(name), os.getxattr(fd, name)) for name in os.listxattr(fd)]
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # ntfs-3g comes to that opinion at the first reparse point
+                raise
+            pairs = []
         finally:
             os.close(fd)
         return wire.pack_xattrs([pair for pair in pairs if len(pair[0]) <= wire.MAX_TEXT])
@@ -568,9 +607,9 @@ class Tree:
     def statfs(self) -> bytes:
         """Return the file system's figures."""
         v = os.fstatvfs(self._root)
-        return wire.pack_statfs(
-            wire.Statfs(v.f_bsize, v.f_frsize, v.f_blocks, v.f_bfree, v.f_bavail, v.f_files, v.f_ffree, v.f_namemax)
-        )
+        told = (v.f_bsize, v.f_frsize, v.f_blocks, v.f_bfree, v.f_bavail, v.f_files, v.f_ffree, v.f_namemax)
+        # Python takes these unsigned numbers for signed; erofs says ULLONG_MAX files.
+        return wire.pack_statfs(wire.Statfs(*(number & 0xFFFFFFFFFFFFFFFF for number in told)))
 
 
 def _time(nanoseconds: int) -> int:

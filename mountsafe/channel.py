@@ -34,7 +34,7 @@ def decode(packet: bytes) -> Message:
     """Return the message of a packet; `ProtocolFault` if it is none."""
     try:
         message = json.loads(packet)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolFault("a control message is not JSON") from error
     if not isinstance(message, dict):
         raise ProtocolFault("a control message is not an object")
@@ -53,10 +53,13 @@ def send(sock: socket.socket, message: Message, fds: list[int] | None = None) ->
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     """Return the next message and the descriptors that came with it, or None at the end. Blocks."""
-    packet, fds, flags, _ = socket.recv_fds(sock, CONTROL_MESSAGE, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
-    if not packet:
-        return None
+    # recv_fds of Python 3.11 drops its flags: MSG_CMSG_CLOEXEC would not arrive.
+    packet, fds, flags, _ = socket.recv_fds(sock, CONTROL_MESSAGE, MAX_DESCRIPTORS)
+    for fd in fds:
+        os.set_inheritable(fd, False)
     try:
+        if not packet and not fds:
+            return None
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ProtocolFault("a control message was cut off")
         return decode(packet), fds

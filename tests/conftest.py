@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No example has a deadline: how long one takes says more about the machine than about the code.
+settings.register_profile("mountsafe", deadline=None, print_blob=True)
+settings.load_profile("mountsafe")
 
 
 @pytest.fixture(scope="session")

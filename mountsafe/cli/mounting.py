@@ -144,9 +144,16 @@ def _remove_quietly(target: Path) -> None:
 
 def _check_not_mounted(medium: Medium) -> None:
     for _, record in start.running():
-        if record["source"] == os.fspath(medium.path):
+        if _same(Path(record["source"]), medium):
             hint = f"mountsafe unmount {shlex.quote(printable(os.fsencode(medium.path), 500))}"
             raise UserError(f"{medium.name} is already mounted on {_shown(record['target'])}", hint, ExitCode.TARGET)
+
+
+def _same(source: Path, medium: Medium) -> bool:
+    try:
+        return os.path.samestat(source.stat(), os.fstat(medium.fd))
+    except OSError:  # removed, or replaced by what we may not see
+        return source == medium.path
 
 
 def default_target(medium: Medium) -> Path:

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from mountsafe.errors import UserError
 
-out = Console(soft_wrap=True, highlight=False)
+# A pipe has no width: a line stays a line there.
+out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 1 << 16)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 _programs_read = False
 

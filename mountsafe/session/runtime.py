@@ -51,8 +51,10 @@ class Runtime:
         """Make a folder and take its lock."""
         path = base() / secrets.token_hex(6)
         path.mkdir(mode=0o700)
-        lock = os.open(path / RECORD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(path / f".{RECORD}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # Seen only from here on: a record that is not locked is a leftover to whoever looks.
+        os.rename(path / f".{RECORD}", path / RECORD)
         return cls(path, lock)
 
     def write(self, record: dict[str, Any]) -> None:

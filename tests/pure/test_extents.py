@@ -44,7 +44,9 @@ def model(told: list[Extent]) -> list[tuple[int, int]]:
 
 
 def spread(pieces: list[Piece]) -> list[tuple[int, int]]:
-    return [(p.source, p.physical + step if p.source == Source.MEDIUM else 0) for p in pieces for step in range(p.length)]
+    return [
+        (p.source, p.physical + step if p.source == Source.MEDIUM else 0) for p in pieces for step in range(p.length)
+    ]
 
 
 @given(possible_extents(), st.integers(0, FILE), st.integers(0, FILE))

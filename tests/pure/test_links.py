@@ -115,7 +115,8 @@ def test_targets_that_could_lead_out_are_defused(target: bytes, depth: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("target", "depth"), [(b"a", 1), (b"a/b", 1), (b"./a", 1), (b"../a", 2), (b"../..", 3), (b"../../a/b", 3), (b".", 1)]
+    ("target", "depth"),
+    [(b"a", 1), (b"a/b", 1), (b"./a", 1), (b"../a", 2), (b"../..", 3), (b"../../a/b", 3), (b".", 1)],
 )
 def test_targets_that_stay_inside_are_unchanged(target: bytes, depth: int) -> None:
     assert contained(target, depth) == target

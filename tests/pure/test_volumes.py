@@ -165,7 +165,10 @@ def test_nothing_to_mount(untrusted: list[wire.Volume], number: int | None, word
 # --- folder names --------------------------------------------------------------------------------------------------
 KINDS = st.sampled_from([VolumeKind.DISK, VolumeKind.PARTITION, VolumeKind.MAPPED])
 ANY = st.builds(
-    lambda kind, number, label: told(b"sda", kind, number, label=label), KINDS, st.integers(0, 3), st.binary(max_size=80)
+    lambda kind, number, label: told(b"sda", kind, number, label=label),
+    KINDS,
+    st.integers(0, 3),
+    st.binary(max_size=80),
 )
 
 

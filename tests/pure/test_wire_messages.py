@@ -1,6 +1,7 @@
 """Every message of the wire survives the way there and back; every other sequence of bytes is a WireError."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -114,10 +115,8 @@ def test_bytes_after_the_end_are_an_error(name: str, data: st.DataObject, more: 
 @given(body=st.binary(max_size=400))
 def test_noise_is_a_message_or_an_error_and_nothing_else(name: str, body: bytes) -> None:
     _, _, unpack = MESSAGES[name]
-    try:
+    with suppress(wire.WireError):
         unpack(body)
-    except wire.WireError:
-        pass
 
 
 def entry(**fields: Any) -> wire.Entry:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from mountsafe.session.supervisor import inspect_medium, machine_settings
 
 AT_A_TIME = 2  # virtual machines beside each other; each takes about 300 MB
 DEADLINE = 240.0  # for one image
+COMPLAINTS = ("session: WARNING", "session: ERROR", "session: CRITICAL", "session: Traceback")  # a child's log
 KINDS = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "folder",
@@ -99,7 +100,12 @@ def walk(root: Path) -> dict[bytes, Seen]:
     top = os.fsencode(root)
     while todo:
         folder = todo.pop()
-        for name in sorted(os.listdir(os.path.join(top, folder))):
+        try:
+            names = sorted(os.listdir(os.path.join(top, folder)))
+        except OSError as error:
+            found[folder] = replace(found[folder], fault=error.strerror or str(error))
+            continue
+        for name in names:
             path = os.path.join(folder, name)
             found[path] = seen(os.path.join(top, path))
             if found[path].kind == "folder":
@@ -239,7 +245,7 @@ class _ByThread(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
-        if any(word in line for word in ("incident", "a bug", "Traceback", "broke the protocol", "virtual machine")):
+        if record.levelno >= logging.WARNING or line.startswith(COMPLAINTS):
             self.lines[threading.get_ident()].append(line)
 
 

@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mountsafe.appliance import build
 from mountsafe.sandbox import PYTHON
 
 ACCOUNT = "mountsafe-test"
@@ -212,20 +210,21 @@ def install(repository: Path, prefix: Path, changes: Mapping[str, Mapping[str, s
     return program
 
 
-def own_appliance(place: Path) -> None:
+def own_appliance(program: Path, place: Path) -> None:
     """Make `place` a location with the current appliance: another build elsewhere cannot change it."""
-    built = build.ensure(lambda line: sys.stderr.write(f"{line}\n"))
-    with built.held():
-        version = place / built.path.name
-        place.mkdir(parents=True)
-        try:
-            shutil.copytree(built.path, version, copy_function=os.link)
-        except OSError:
-            shutil.rmtree(version, ignore_errors=True)
-            sh("cp", "--archive", "--sparse=always", built.path, version)
+    done = subprocess.run([program, "appliance", "build", "--json"], capture_output=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    built = Path(json.loads(done.stdout)["path"])
+    version = place / built.name
+    place.mkdir(parents=True)
+    try:
+        shutil.copytree(built, version, copy_function=os.link)
+    except OSError:  # another file system
+        shutil.rmtree(version, ignore_errors=True)
+        sh("cp", "--archive", "--sparse=always", built, version)
     (place / "current").symlink_to(version.name)
     with suppress(FileNotFoundError):
-        shutil.copy(build.location().parent / "kvm.json", place.parent)
+        shutil.copy(built.parent.parent / "kvm.json", place.parent)
 
 
 # --- the namespace and the account ----------------------------------------------------------------------------------
@@ -295,7 +294,7 @@ def build_stage(repository: Path) -> Iterator[Stage]:
         stack.callback(shutil.rmtree, root, ignore_errors=True)
         program = install(repository, root / "installed")
         appliance = root / "state/appliance"
-        own_appliance(appliance)
+        own_appliance(program, appliance)
         stack.enter_context(subreaper())
         persons = {}
         if os.geteuid() == 0:

@@ -46,7 +46,7 @@ def state(pid: int) -> str:
 def command(pid: int) -> str:
     """The command line of a process, shortened."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:60]
     except OSError:
         return ""
 

@@ -1,0 +1,212 @@
+"""The three ways to mount an image: the kernel's loop mount (K), guestmount (G), mountsafe (M)."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import measure
+from measure import BenchError, run
+
+# What guestmount's manual offers to readers of what does not change. Its own cache holds a listed folder's attributes.
+GUESTMOUNT_OPTIONS = (
+    *("-o", "kernel_cache", "-o", "attr_timeout=86400", "-o", "entry_timeout=86400", "-o", "negative_timeout=86400"),
+    *("--dir-cache-timeout", "86400"),
+)
+GONE_WITHIN = 60.0
+
+
+class Mounted(Protocol):
+    """A mount. `processes` are all that keep it; `unmount` returns when they are gone."""
+
+    folder: Path
+
+    def processes(self) -> list[int]:
+        """Every process of the mount, its virtual machine's included."""
+
+    def unmount(self) -> None:
+        """Unmount, and wait for the end."""
+
+
+class Mounter(Protocol):
+    """A way to mount. `letter` heads its column."""
+
+    letter: str
+
+    def can(self, filesystem: str) -> bool:
+        """Whether it knows the file system."""
+
+    def mount(self, image: Path, filesystem: str, folder: Path) -> Mounted:
+        """Mount an image read-only on an empty folder, as its user would."""
+
+
+# --- K --------------------------------------------------------------------------------------------------------------
+def kernel_has(filesystem: str) -> bool:
+    """Whether this machine's kernel mounts the type, by a module if need be."""
+    with suppress(OSError):
+        subprocess.run(["modprobe", "-q", filesystem], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return filesystem in Path("/proc/filesystems").read_text(encoding="ascii").split()
+
+
+class LoopMount:
+    """A loop device and a mount."""
+
+    def __init__(self, image: Path, filesystem: str, folder: Path, options: str = "ro") -> None:
+        self.folder = folder
+        read_only = ["--read-only"] if "ro" in options.split(",") else []
+        self._device = run("losetup", "--find", "--show", "--direct-io=off", *read_only, image).strip()
+        try:
+            run("mount", "-t", filesystem, "-o", options, self._device, folder)
+        except BenchError:
+            run("losetup", "--detach", self._device)
+            raise
+
+    def processes(self) -> list[int]:
+        """The kernel has none that count."""
+        return []
+
+    def unmount(self) -> None:
+        """Unmount and give the loop device back."""
+        run("umount", self.folder)
+        run("losetup", "--detach", self._device)
+
+
+class Kernel:
+    """What mountsafe is measured against: no wall at all."""
+
+    letter = "K"
+
+    def can(self, filesystem: str) -> bool:
+        """Whether this kernel has the type."""
+        return kernel_has(filesystem)
+
+    def mount(self, image: Path, filesystem: str, folder: Path) -> Mounted:
+        """Mount by a loop device with buffered reads."""
+        return LoopMount(image, filesystem, folder)
+
+
+# --- G --------------------------------------------------------------------------------------------------------------
+class GuestMounted:
+    """A running guestmount."""
+
+    def __init__(self, folder: Path, pid: int) -> None:
+        self.folder = folder
+        self._pid = pid
+
+    def processes(self) -> list[int]:
+        """guestmount and its QEMU."""
+        return measure.tree_of(self._pid)
+
+    def unmount(self) -> None:
+        """Unmount and wait until its virtual machine is gone too."""
+        run("guestunmount", self.folder)
+        wait_until_gone(self._pid)
+
+
+class Guestmount:
+    """libguestfs's own FUSE mount. `environment`: see `guestfs_environment`."""
+
+    letter = "G"
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+
+    def can(self, filesystem: str) -> bool:
+        """Its appliance has the same drivers as mountsafe's."""
+        return True
+
+    def mount(self, image: Path, filesystem: str, folder: Path) -> Mounted:
+        """Mount with the options that serve it best."""
+        pid_file = folder.with_suffix(".pid")
+        command = ("guestmount", "--ro", "--format=raw", "-a", image, "-m", "/dev/sda", *GUESTMOUNT_OPTIONS)
+        run(*command, "--pid-file", pid_file, folder, env=self._environment)
+        # The parent returns when the mount is there, which may be before the child has written its number.
+        end = time.monotonic() + 10
+        while not (text := pid_file.read_text(encoding="ascii").strip() if pid_file.exists() else ""):
+            if time.monotonic() > end:
+                raise BenchError("guestmount wrote no pid file")
+            time.sleep(0.001)
+        pid_file.unlink()
+        return GuestMounted(folder, int(text))
+
+
+def guestfs_environment(cache: Path, accelerator: str) -> dict[str, str]:
+    """Return the environment of libguestfs: its direct backend, its appliance cached in a folder of ours."""
+    cache.mkdir(parents=True, exist_ok=True)
+    forced = {"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"} if accelerator == "tcg" else {}
+    return {"LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_CACHEDIR": os.fspath(cache), **forced}
+
+
+# --- M --------------------------------------------------------------------------------------------------------------
+class MountsafeMounted:
+    """A running mountsafe mount. `accelerator` is "kvm" or "tcg"."""
+
+    def __init__(self, folder: Path, record: dict[str, object], program: Path) -> None:
+        self.folder = folder
+        self.accelerator = str(record["accelerator"])
+        self._program = program
+        self._supervisor = int(str(record["supervisor"]))
+        self._machine = int(str(record["virtual_machine"] or 0))
+
+    def processes(self) -> list[int]:
+        """The supervisor, the session, and the virtual machine as long as it runs."""
+        return measure.tree_of(self._supervisor)
+
+    def has_machine(self) -> bool:
+        """Whether its virtual machine runs now."""
+        return any(measure.program_of(pid).startswith("qemu-system") for pid in self.processes())
+
+    def end_machine(self) -> None:
+        """End the virtual machine; the mount goes on. To be dropped when an idle one ends by itself."""
+        inner = measure.tree_of(self._machine)[1:2]
+        for pid in inner:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + GONE_WITHIN
+        while self.has_machine() and time.monotonic() < end:
+            time.sleep(0.1)
+
+    def unmount(self) -> None:
+        """Unmount; the command returns when everything is gone."""
+        run(self._program, "unmount", self.folder)
+
+
+class Mountsafe:
+    """What this is about. `program`: the command."""
+
+    letter = "M"
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+
+    def can(self, filesystem: str) -> bool:
+        """Every type of the benchmark."""
+        return True
+
+    def mount(self, image: Path, filesystem: str, folder: Path) -> MountsafeMounted:
+        """Mount as a user would."""
+        record = json.loads(run(self._program, "mount", "--json", image, folder))
+        return MountsafeMounted(folder, record, self._program)
+
+    def warm_up(self) -> bool:
+        """Have a spare virtual machine ready for the next mount. Returns whether this mountsafe can do that."""
+        return False
+
+    def build(self) -> None:
+        """Build the appliance, if it is missing or outdated."""
+        run(self._program, "appliance", "build")
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait for the end of a process that is not our child."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    with os.fdopen(pidfd):
+        select.select([pidfd], [], [], GONE_WITHIN)

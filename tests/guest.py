@@ -1,0 +1,196 @@
+"""Guests without a virtual machine: the far end of an agent stream, honest or not.
+
+`FolderWorker` is the real agent over a folder of the host: only what needs a guest's kernel is replaced. `Layout` puts
+the files of such a folder on a medium, so that there are extents to tell. `Liar` is a far end that says whatever a test
+makes it say.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mountsafe import wire
+from mountsafe.agent import Refused, Tree, Worker
+from mountsafe.wire import Entry, Extent, ExtentKind, Kind
+
+BLOCK = 4096
+
+
+# --- honest --------------------------------------------------------------------------------------------------------
+class Layout:
+    """Says where the bytes of a folder's files are on a medium: the part of `agent.ExtentMap` that asks a kernel.
+
+    Each file is stored at blocks of its own, backwards: the first block is the last on the medium. So no two blocks are
+    neighbours, and a file of N blocks has N extents. Blocks of zeros are holes.
+    """
+
+    direct = True
+
+    def __init__(self, folder: Path, medium: Path, start: int = 0, write: bool = True) -> None:
+        self._extents: dict[int, list[Extent]] = {}
+        files = [path for path in sorted(folder.rglob("*")) if stat.S_ISREG(path.lstat().st_mode)]
+        inodes = {path.stat().st_ino: path for path in files}
+        blocks = [(inode, at, data) for inode, path in inodes.items() for at, data in _stored_blocks(path)]
+        self.size = (len(blocks) + 1) * BLOCK
+        if write:
+            with open(medium, "r+b" if medium.exists() else "w+b") as file:
+                file.truncate(max(start + self.size, medium.stat().st_size))
+                for number, (_, _, data) in enumerate(reversed(blocks)):
+                    os.pwrite(file.fileno(), data, start + number * BLOCK)
+        for number, (inode, at, _) in enumerate(reversed(blocks)):
+            extent = Extent(at, number * BLOCK, BLOCK, ExtentKind.DATA)
+            self._extents.setdefault(inode, []).insert(0, extent)
+
+    def cheap(self) -> bool:
+        return True
+
+    def of(self, fd: int, st: os.stat_result, start: int, limit: int) -> tuple[list[Extent], int]:
+        told: list[Extent] = []
+        at = 0
+        for extent in self._extents.get(st.st_ino, []):
+            if extent.logical > at:
+                told.append(Extent(at, 0, extent.logical - at, ExtentKind.ZERO))
+            told.append(extent)
+            at = extent.logical + extent.length
+        if at < st.st_size:
+            told.append(Extent(at, 0, st.st_size - at, ExtentKind.ZERO))
+        told = [extent for extent in told if extent.logical >= start]
+        return told[:limit], told[limit].logical if len(told) > limit else 0
+
+
+def _stored_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        at = 0
+        while at < size:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA) // BLOCK * BLOCK
+            except OSError:  # ENXIO: a hole up to the end
+                return
+            data = os.pread(file.fileno(), BLOCK, at)
+            if any(data):
+                yield at, data.ljust(BLOCK, b"\0")
+            at += BLOCK
+
+
+class FolderWorker(Worker):
+    """The real agent, with a folder of the host in the place of a mounted medium."""
+
+    def __init__(self, folder: Path, fstype: str = "ext4", layout: Layout | None = None, size: int = 1 << 20) -> None:
+        super().__init__("test")
+        self._folder = folder
+        self._fstype = fstype
+        self._layout = layout
+        self._size = size
+        self._answers[Kind.PROBE] = lambda _: wire.pack_volumes([self.volume()])
+
+    def volume(self) -> wire.Volume:
+        disk = wire.Volume(b"sdx", wire.VolumeKind.DISK, 0, 0, self._size, b"", b"filesystem", b"", b"", b"", b"")
+        return disk._replace(fstype=self._fstype.encode(), label=b"folder")
+
+    def _hello(self, body: bytes) -> bytes:
+        wire.unpack_hello_request(body)  # and leave this machine's clock alone
+        return wire.pack_hello(wire.VERSION, b"6.1.0-test")
+
+    def _mount(self, body: bytes) -> bytes:
+        device, fstype = wire.unpack_mount(body)
+        if fstype.decode() != self._fstype:
+            raise Refused(22, "wrong fs type")
+        tree = Tree(str(self._folder), "no extents", device.startswith(b"dm-"), [])
+        if self._layout is not None:
+            tree._map = self._layout  # type: ignore[assignment]
+        self._mounted = tree
+        return wire.pack_mounted(wire.Mounted(fstype, wire.MountState.CLEAN, tree.direct, tree.root()))
+
+
+# --- not honest ----------------------------------------------------------------------------------------------------
+def entry(name: bytes, ino: int = 0, **fields: Any) -> Entry:
+    """An entry as the wire carries it: an empty file if nothing else is said."""
+    plain = Entry(name, 0, stat.S_IFREG | 0o644, 1, 1000, 1000, ino, 0, 0, 0, 0, 0, b"", ())
+    return plain._replace(**fields)
+
+
+def folder(name: bytes, ino: int = 0, **fields: Any) -> Entry:
+    return entry(name, ino, **{"mode": stat.S_IFDIR | 0o755, "nlink": 2, **fields})
+
+
+def link(name: bytes, target: bytes, ino: int = 0, **fields: Any) -> Entry:
+    return entry(name, ino, **{"mode": stat.S_IFLNK | 0o777, "target": target, **fields})
+
+
+def page(*entries: Entry, cursor: int = 0) -> bytes:
+    """The body of an answer to LIST."""
+    builder = wire.PageBuilder()
+    for each in entries:
+        builder.add(each)
+    return builder.pack(cursor)
+
+
+class HangUp(Exception):
+    """The far end closes the stream."""
+
+
+class Silence(Exception):
+    """The far end does not answer."""
+
+
+class Raw(Exception):
+    """The far end sends these bytes instead of a frame."""
+
+
+Say = Callable[[bytes], bytes]
+
+
+class Liar:
+    """A guest whose answers a test chooses: `folders` is what it lists, `files` what it reads, `say` overrides a kind.
+
+    A function in `say` gets the request's body and returns the answer's, or raises HangUp, Silence, Raw, OSError.
+    """
+
+    def __init__(
+        self, folders: dict[bytes, list[Entry]] | None = None, files: dict[bytes, bytes] | None = None
+    ) -> None:
+        self.folders = folders or {b"": []}
+        self.files = files or {}
+        self.mounted = wire.Mounted(b"ext4", wire.MountState.CLEAN, True, folder(b""))
+        self.say: dict[int, Say] = {}
+        self.asked: list[tuple[int, bytes]] = []
+
+    def answer(self, request: wire.Frame) -> bytes:
+        """Return the bytes that answer a request; HangUp closes the stream."""
+        self.asked.append((request.kind, request.body))
+        try:
+            body = (self.say.get(request.kind) or self._honestly(request.kind))(request.body)
+            return wire.frame(request.ident, request.kind, body)
+        except Silence:
+            return b""
+        except Raw as raw:
+            return bytes(raw.args[0])
+        except OSError as error:
+            return wire.frame(request.ident, Kind.ERROR, wire.pack_error(error.errno or 0, b"no"))
+
+    def count(self, kind: int) -> int:
+        return sum(1 for asked, _ in self.asked if asked == kind)
+
+    def _honestly(self, kind: int) -> Say:
+        return {
+            Kind.HELLO: lambda _: wire.pack_hello(wire.VERSION, b"6.1.0-liar"),
+            Kind.MOUNT: lambda _: wire.pack_mounted(self.mounted),
+            Kind.LIST: self._list,
+            Kind.READ: self._read,
+            Kind.EXTENTS: lambda _: wire.pack_extents([], 0),
+            Kind.XATTRS: lambda _: wire.pack_xattrs([]),
+            Kind.STATFS: lambda _: wire.pack_statfs(wire.Statfs(4096, 4096, 100, 50, 50, 10, 5, 255)),
+        }[kind]
+
+    def _list(self, body: bytes) -> bytes:
+        path, _ = wire.unpack_list(body)
+        if path not in self.folders:
+            raise FileNotFoundError(2, "no such folder")
+        return page(*self.folders[path])
+
+    def _read(self, body: bytes) -> bytes:
+        path, offset, length = wire.unpack_read(body)
+        return self.files[path][offset : offset + length]

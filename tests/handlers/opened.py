@@ -1,0 +1,158 @@
+"""A mount without FUSE and without a virtual machine: agents, index, reader and operations over a guest of a test."""
+
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyfuse3
+import pytest
+import trio
+
+from mountsafe import wire
+from mountsafe.appliance.client import AgentClient
+from mountsafe.errors import MountsafeError
+from mountsafe.filesystem.agents import Agents
+from mountsafe.filesystem.index import ROOT, Index
+from mountsafe.filesystem.operations import Operations, View
+from mountsafe.filesystem.reader import Reader
+from mountsafe.incidents import Incidents
+from mountsafe.limits import INDEX_ENTRIES
+from mountsafe.medium.block import BlockReader
+from mountsafe.medium.extents import Window
+from tests.guest import HangUp
+
+AS_ON_MEDIUM = View(uid=None, gid=None, guard_links=True)
+
+
+class Guest(Protocol):
+    """The far end of a stream, honest or not."""
+
+    def answer(self, request: wire.Frame) -> bytes: ...
+
+
+async def serve(guest: Guest, sock: socket.socket) -> None:
+    """Answer what comes over `sock` until either end closes it."""
+    decoder = wire.Decoder()
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
+        try:
+            while data := await stream.receive_some():
+                for request in decoder.feed(data):
+                    await stream.send_all(guest.answer(request))
+        except (HangUp, trio.BrokenResourceError):
+            pass
+
+
+class Host:
+    """Starts guests: `make` is called for each virtual machine that is wanted."""
+
+    def __init__(self, nursery: trio.Nursery, make: Callable[[], Guest]) -> None:
+        self._nursery = nursery
+        self._make = make
+        self._running: list[trio.CancelScope] = []
+        self.guests: list[Guest] = []
+        self.misbehaved: list[MountsafeError] = []
+
+    async def client(self) -> AgentClient:
+        """A stream to a new guest."""
+        await trio.lowlevel.checkpoint()
+        ours, theirs = socket.socketpair()
+        self.guests.append(self._make())
+        scope = trio.CancelScope()
+        self._running.append(scope)
+        self._nursery.start_soon(self._run, scope, self.guests[-1], theirs)
+        client = AgentClient(ours)
+        self._nursery.start_soon(client.run)
+        return client
+
+    async def _run(self, scope: trio.CancelScope, guest: Guest, sock: socket.socket) -> None:
+        with scope:
+            await serve(guest, sock)
+
+    async def kill(self) -> None:
+        """End every guest, as a crash would."""
+        for scope in self._running:
+            scope.cancel()
+        self._running.clear()
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def end_misbehaving(self, error: MountsafeError) -> None:
+        self.misbehaved.append(error)
+        await self.kill()
+
+
+@dataclass
+class Opened:
+    """An opened medium, and shorthands for what a kernel asks of it."""
+
+    host: Host
+    agents: Agents
+    index: Index
+    reader: Reader
+    operations: Operations
+    incidents: Incidents
+    replies: list[tuple[bytes, int]] = field(default_factory=list)
+
+    async def walk(self, path: bytes) -> int:
+        """Look every name of a path up; return the inode number."""
+        inode = ROOT
+        for name in filter(None, path.split(b"/")):
+            inode = (await self.operations.lookup(inode, name, None)).st_ino
+            if inode == 0:
+                raise FileNotFoundError(path)
+        return inode
+
+    async def names(self, path: bytes = b"") -> list[bytes]:
+        """The names in a folder."""
+        return list(await self.index.children(self.index.node(await self.walk(path))))
+
+    async def read(self, path: bytes, offset: int = 0, size: int = 1 << 20) -> bytes:
+        """Open, read, close."""
+        handle = await self.operations.open(await self.walk(path), os.O_RDONLY, None)
+        try:
+            return await self.operations.read(handle.fh, offset, size)
+        finally:
+            await self.operations.release(handle.fh)
+
+
+@asynccontextmanager
+async def opened(
+    make: Callable[[], Guest],
+    medium: Path | None = None,
+    window: Window | None = None,
+    view: View = AS_ON_MEDIUM,
+    limit: int = INDEX_ENTRIES,
+) -> AsyncIterator[Opened]:
+    """Open a medium whose virtual machines are the guests that `make` makes."""
+    fd = os.open(medium or "/dev/null", os.O_RDONLY)
+    size = os.fstat(fd).st_size
+    try:
+        async with trio.open_nursery() as nursery:
+            host = Host(nursery, make)
+            agents = Agents(host.client, host.end_misbehaving, b"sdx", b"ext4", window or Window(0, size))
+            await agents.start()
+            incidents = Incidents()
+            index = Index(agents, incidents, limit)
+            reader = Reader(agents, BlockReader(fd, size), incidents)
+            statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
+            yield Opened(host, agents, index, reader, Operations(index, reader, agents, statfs, view), incidents)
+            nursery.cancel_scope.cancel()
+    finally:
+        os.close(fd)
+
+
+@asynccontextmanager
+async def fails(number: int) -> AsyncIterator[None]:
+    """Expect that the kernel is given this errno."""
+    with pytest.raises(pyfuse3.FUSEError) as failure:
+        yield
+    assert errno.errorcode[failure.value.errno] == errno.errorcode[number]
+
+
+def in_handle(value: Any) -> int:
+    """The inode number of attributes."""
+    return int(value.st_ino)

@@ -1,0 +1,193 @@
+"""A guest that lies about where bytes are, or gives others: what is read is of the same medium, or an error."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mountsafe import wire
+from mountsafe.filesystem import reader as reader_module
+from mountsafe.medium.extents import Window
+from mountsafe.wire import EntryFlag, Extent, ExtentKind, Kind
+from tests.guest import Liar, entry
+from tests.handlers.opened import fails, opened
+
+SECRET = b"S" * 4096
+INSIDE = bytes(range(1, 129)) * 64  # 8 KiB
+WINDOW = Window(4096, len(INSIDE))
+
+
+@pytest.fixture
+def medium(tmp_path: Path) -> Iterator[Path]:
+    """A medium with something before and after the partition that is mounted."""
+    path = tmp_path / "medium"
+    path.write_bytes(SECRET + INSIDE + SECRET)
+    yield path
+
+
+def file(*extents: Extent, size: int = 4096, flags: int = 0) -> Liar:
+    """A guest with one file: its extents are as told, its bytes are the start of the partition."""
+    one = entry(b"file", 12, size=size, extents=extents, flags=flags)
+    return Liar({b"": [one]}, {b"file": INSIDE[:size]})
+
+
+def data(logical: int, physical: int, length: int) -> Extent:
+    return Extent(logical, physical, length, ExtentKind.DATA)
+
+
+@pytest.mark.parametrize(
+    "extents",
+    [
+        [data(0, len(INSIDE), 4096)],
+        [data(0, len(INSIDE) - 1, 4096)],
+        [data(0, (1 << 64) - 4096, 4096)],
+        [data(0, (1 << 63) - 1, 4096)],
+        [data(0, 0, len(INSIDE) + 1)],
+        [data(0, 0, 0)],
+        [data(0, 0, 4096), data(0, 0, 4096)],
+        [data(0, 0, 4096), data(4095, 4096, 10)],
+        [data(4096, 0, 10), data(0, 0, 10)],
+        [Extent(0, 0, 4096, 9)],
+        [data((1 << 64) - 1, 0, 1)],
+    ],
+)
+async def test_impossible_extents_are_an_incident_and_the_agent_is_asked(medium: Path, extents: list[Extent]) -> None:
+    liar = file(*extents)
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        assert await mount.read(b"file") == INSIDE[:4096]
+        assert mount.incidents.count == 1
+        assert liar.count(Kind.READ) == 1
+
+
+@pytest.mark.parametrize("place", range(0, len(INSIDE), 512))
+async def test_a_lie_that_passes_shows_bytes_of_the_same_partition(medium: Path, place: int) -> None:
+    length = min(4096, len(INSIDE) - place)
+    liar = file(data(0, place, length), size=length)
+    liar.files[b"file"] = INSIDE[place : place + length]  # the guest lies consistently
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        assert await mount.read(b"file") == INSIDE[place : place + length]
+        assert mount.reader.direct
+
+
+async def test_bytes_that_differ_switch_direct_reads_off_loudly(medium: Path) -> None:
+    liar = file(data(0, 4096 + 64, 2048), data(2048, 0, 2048))
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        assert mount.reader.direct
+        assert await mount.read(b"file") == INSIDE[:4096]
+        assert not mount.reader.direct
+        assert mount.incidents.count >= 1
+        before = liar.count(Kind.READ)
+        assert await mount.read(b"file") == INSIDE[:4096]
+        assert liar.count(Kind.READ) == before + 1
+
+
+async def test_zeros_prove_nothing(medium: Path) -> None:
+    medium.write_bytes(SECRET + bytes(4096) + INSIDE[:4096] + SECRET)
+    liar = file(data(0, 0, 4096))
+    liar.files[b"file"] = bytes(4096)
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        for turn in (1, 2, 3):
+            assert await mount.read(b"file") == bytes(4096)
+            assert liar.count(Kind.READ) == turn
+    liar = file(data(0, 4096, 4096))
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        for _ in range(3):
+            assert await mount.read(b"file") == INSIDE[:4096]
+            assert liar.count(Kind.READ) == 1
+
+
+async def test_holes_need_neither_guest_nor_medium() -> None:
+    liar = file(Extent(0, 0, 1 << 40, ExtentKind.ZERO), size=1 << 40)
+    async with opened(lambda: liar) as mount:
+        assert await mount.read(b"file", (1 << 40) - 100, 4096) == bytes(100)
+        assert liar.count(Kind.READ) == 0
+
+
+async def test_a_mount_that_tells_no_extents_believes_none(medium: Path) -> None:
+    liar = file(data(0, 64, 4096))
+    liar.mounted = liar.mounted._replace(direct=False)
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        assert await mount.read(b"file") == INSIDE[:4096]
+        assert mount.incidents.count == 0
+        assert liar.count(Kind.READ) == 1
+
+
+@pytest.mark.parametrize("answer", [b"", b"short", INSIDE, b"x" * 4097])
+async def test_other_than_the_bytes_asked_for_is_an_error(answer: bytes) -> None:
+    liar = file()
+    liar.say[Kind.READ] = lambda _: answer
+    async with opened(lambda: liar) as mount, fails(5):
+        await mount.read(b"file")
+
+
+async def test_a_medium_that_is_shorter_than_it_was_is_an_error(medium: Path) -> None:
+    liar = file(data(0, 0, 4096))
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        assert await mount.read(b"file") == INSIDE[:4096]
+        with open(medium, "r+b") as opened_medium:
+            opened_medium.truncate(4096)
+        async with fails(5):
+            await mount.read(b"file")
+
+
+async def test_the_last_sector_of_a_medium_is_filled_with_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "medium"
+    path.write_bytes(INSIDE[:1000])
+    liar = file(data(0, 0, 1024), size=1024)
+    liar.files[b"file"] = INSIDE[:1000] + bytes(24)
+    async with opened(lambda: liar, path, Window(0, 1024)) as mount:
+        assert await mount.read(b"file") == INSIDE[:1000] + bytes(24)
+        assert await mount.read(b"file") == INSIDE[:1000] + bytes(24)
+        assert liar.count(Kind.READ) == 1
+
+
+# --- extents that are asked for ------------------------------------------------------------------------------------
+def asking(answers: list[tuple[list[Extent], int]]) -> Liar:
+    """The file's extents come on request, one answer after the other; the last one for ever."""
+    liar = file(flags=EntryFlag.EXTENTS_MORE)
+    liar.say[Kind.EXTENTS] = lambda _: wire.pack_extents(*(answers.pop(0) if len(answers) > 1 else answers[0]))
+    return liar
+
+
+async def test_extents_come_in_several_answers_and_once(medium: Path) -> None:
+    liar = asking([([data(0, 0, 2048)], 2048), ([data(2048, 2048, 2048)], 0)])
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        assert await mount.read(b"file") == INSIDE[:4096]
+        assert await mount.read(b"file") == INSIDE[:4096]
+        assert liar.count(Kind.EXTENTS) == 2
+        assert liar.count(Kind.READ) == 1
+        assert mount.incidents.count == 0
+
+
+async def test_extents_that_overlap_over_answers_are_an_incident(medium: Path) -> None:
+    liar = asking([([data(0, 0, 2048)], 2048), ([data(1024, 2048, 2048)], 0)])
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        assert await mount.read(b"file") == INSIDE[:4096]
+        assert mount.incidents.count == 1
+
+
+@pytest.mark.parametrize("following", [lambda at: at, lambda at: at - 1, lambda at: at + 1], ids=["same", "back", "on"])
+@pytest.mark.parametrize("count", [0, 1])
+async def test_extents_without_end_are_cut(
+    medium: Path, count: int, following: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "MAX_EXTENT_QUESTIONS", 20)
+    liar = file(flags=EntryFlag.EXTENTS_MORE)
+
+    def say(body: bytes) -> bytes:
+        at = wire.unpack_extents_request(body)[1]
+        return wire.pack_extents([data(at, 0, 1)] * count, max(0, following(at)))  # type: ignore[operator]
+
+    liar.say[Kind.EXTENTS] = say
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        await mount.operations.open(await mount.walk(b"file"), 0, None)
+        assert liar.count(Kind.EXTENTS) <= 20
+
+
+async def test_more_extents_than_are_kept_go_through_the_agent(medium: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "MAX_EXTENTS_PER_FILE", 4)
+    monkeypatch.setattr("mountsafe.medium.extents.MAX_EXTENTS_PER_FILE", 4)
+    liar = asking([([data(at, at, 1) for at in range(10)], 10)])
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        assert await mount.read(b"file") == INSIDE[:4096]
+        assert liar.count(Kind.READ) == 1

@@ -1,0 +1,204 @@
+"""How the agent mounts a medium: as it is, else with its journal replayed in memory, else without replay."""
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mountsafe import agent
+from mountsafe.agent import COW_CHUNK, CowLayer, Refused, _unescape, mount_medium
+from mountsafe.wire import MountState
+
+LAYER = "/dev/mapper/layer"
+
+
+class Kernel:
+    """Mounts what it is told to: `accepts` holds (device, type, an option that must be there)."""
+
+    def __init__(self, *accepts: tuple[str, str, str]) -> None:
+        self._accepts = accepts
+        self.tried: list[tuple[str, str, str]] = []
+
+    def mount(self, device: str, where: str, fstype: str, options: str) -> str:
+        self.tried.append((device, fstype, options))
+        for accepted in self._accepts:
+            if accepted[:2] == (device, fstype) and accepted[2] in options:
+                return ""
+        return f"{fstype} says no"
+
+
+class FakeLayer(CowLayer):
+    """A layer that is made without device mapper."""
+
+    running = False
+    works = True
+
+    def start(self) -> str:
+        if not self.works:
+            raise Refused(12, "no memory")
+        self.running = True
+        return LAYER
+
+    def stop(self) -> None:
+        self.running = False
+
+    def changed(self) -> list[tuple[int, int]]:
+        return [(0, COW_CHUNK)]
+
+
+@pytest.fixture
+def layer() -> FakeLayer:
+    return FakeLayer("/dev/sdx", "test")
+
+
+def mount(
+    kernel: Kernel, layer: FakeLayer, fstype: bytes, where: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, int, list[tuple[int, int]]]:
+    monkeypatch.setattr(agent, "_mount", kernel.mount)
+    return mount_medium(layer, fstype, str(where))
+
+
+def test_a_clean_medium_is_mounted_as_it_is(layer: FakeLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(("/dev/sdx", "ext4", ""))
+    assert mount(kernel, layer, b"ext4", tmp_path, monkeypatch) == ("ext4", MountState.CLEAN, [])
+    assert len(kernel.tried) == 1
+    assert not layer.running
+
+
+def test_a_dirty_journal_is_replayed_in_the_layer(
+    layer: FakeLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel((LAYER, "ext4", ""))
+    mounted = mount(kernel, layer, b"ext4", tmp_path, monkeypatch)
+    assert mounted == ("ext4", MountState.RECOVERED, [(0, COW_CHUNK)])
+    assert layer.running
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_last_resort_is_a_mount_without_replay(
+    layer: FakeLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    layer.works = works
+    kernel = Kernel(("/dev/sdx", "xfs", "norecovery"))
+    assert mount(kernel, layer, b"xfs", tmp_path, monkeypatch) == ("xfs", MountState.SKIPPED, [])
+    assert not layer.running
+
+
+def test_what_nothing_mounts_is_refused_in_the_kernels_first_words(
+    layer: FakeLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Refused, match="ext4 says no"):
+        mount(Kernel(), layer, b"ext4", tmp_path, monkeypatch)
+    assert not layer.running
+
+
+def test_a_type_without_a_journal_gets_no_layer(
+    layer: FakeLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    with pytest.raises(Refused):
+        mount(kernel, layer, b"squashfs", tmp_path, monkeypatch)
+    assert [device for device, _, _ in kernel.tried] == ["/dev/sdx"]
+
+
+def test_several_drivers_are_tried_in_turn(layer: FakeLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(("/dev/sdx", "udf", ""))
+    assert mount(kernel, layer, b"iso9660", tmp_path, monkeypatch)[0] == "udf"
+    assert [fstype for _, fstype, _ in kernel.tried] == ["iso9660", "udf"]
+
+
+def test_mount_is_told_to_mount_read_only_and_without_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[tuple[str, ...]] = []
+
+    def run(*command: str) -> tuple[int, str]:
+        commands.append(command)
+        return 32, "wrong fs type\nsee dmesg"
+
+    monkeypatch.setattr(agent, "run", run)
+    assert agent._mount("/dev/sdx", "/where", "ext4", "noload") == "wrong fs type see dmesg"
+    options = commands[0][commands[0].index("-o") + 1].split(",")
+    assert {"ro", "nosuid", "nodev", "noexec", "noload"} <= set(options)
+
+
+def test_every_way_to_mount_is_a_type_and_options() -> None:
+    for attempts in agent.MOUNT_AS.values():
+        for fstype, options in attempts:
+            assert fstype
+            assert "rw" not in options.split(",")
+
+
+# --- what a replay has changed -------------------------------------------------------------------------------------
+def store(path: Path, exceptions: list[tuple[int, int]]) -> None:
+    """Write dm-snapshot's persistent store: a header, then areas of 256 pairs and as many chunks of data."""
+    per_area = COW_CHUNK // 16
+    with open(path, "wb") as file:
+        file.write(b"SnAp".ljust(COW_CHUNK, b"\0"))
+        for area in range(len(exceptions) // per_area + 1):
+            file.seek(COW_CHUNK * (1 + area * (per_area + 1)))
+            pairs = exceptions[area * per_area : (area + 1) * per_area]
+            file.write(b"".join(struct.pack("<QQ", *pair) for pair in pairs).ljust(COW_CHUNK, b"\0"))
+            file.write(b"\xff" * COW_CHUNK * per_area)
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> CowLayer:
+    layer = CowLayer("/dev/null", "test")
+    layer._store = str(tmp_path / "store")
+    return layer
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 255, 256, 257, 513])
+def test_every_replaced_chunk_is_found(on_disk: CowLayer, count: int) -> None:
+    old = [(index * 7 + 3) % 2048 for index in range(count)]
+    store(Path(on_disk._store), [(chunk, index + 2) for index, chunk in enumerate(old)])
+    expected = sorted((chunk * COW_CHUNK, (chunk + 1) * COW_CHUNK) for chunk in old)
+    assert on_disk.changed() == expected
+
+
+def test_a_store_that_is_full_to_its_end(on_disk: CowLayer) -> None:
+    store(Path(on_disk._store), [(index, index + 2) for index in range(256)])
+    os.truncate(on_disk._store, COW_CHUNK * 258)
+    assert len(on_disk.changed()) == 256
+
+
+# --- what blkid says -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("escaped", "plain"),
+    [
+        (rb"My\x20Stick", b"My Stick"),
+        (rb"\x2fetc\x2f", b"/etc/"),
+        (rb"a\xzz", rb"a\xzz"),
+        (rb"a\x4", b"a\x04"),
+        (rb"\x", rb"\x"),
+        (b"plain", b"plain"),
+        (b"", b""),
+    ],
+)
+def test_unescape(escaped: bytes, plain: bytes) -> None:
+    assert _unescape(escaped) == plain
+
+
+@given(st.binary(max_size=50))
+def test_unescape_undoes_what_blkid_does(label: bytes) -> None:
+    escaped = b"".join(b"\\x%02x" % byte if byte in b"\\ /\n" or byte < 32 else bytes([byte]) for byte in label)
+    assert _unescape(escaped) == label
+
+
+@given(st.binary(max_size=50))
+def test_unescape_takes_anything(value: bytes) -> None:
+    _unescape(value)
+
+
+def test_the_first_file_system_of_several_is_the_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "ID_FS_AMBIVALENT=raid:linux_raid_member:1.2 filesystem:ext4:1.0 filesystem:vfat:FAT32\nno pair"
+    monkeypatch.setattr(agent, "run", lambda *command: (8, words))
+    assert agent._blkid("sdx")["ID_FS_TYPE"] == b"ext4"
+
+
+def test_a_program_that_is_missing_is_an_answer() -> None:
+    code, words = agent.run("no-such-program-of-the-appliance")
+    assert code == agent.NO_PROGRAM
+    assert "no-such-program" in words
