@@ -82,8 +82,8 @@ class Bench:
             if self.wants(EIGHT, "ext4"):
                 wanted["ext4"] = self._recipes["ext4"]
             self._images = kitchen.make(list(wanted.values()))
-            for group, recipe in planned:
-                for number in range(self.rounds):
+            for number in range(self.rounds):
+                for group, recipe in planned:
                     for mounter in self._mounters:
                         if mounter.can(recipe.filesystem):
                             self._turn(group, recipe, mounter, number)
@@ -151,6 +151,7 @@ class Bench:
         try:
             yield mounted
         finally:
+            measure.Reader.end_all()
             mounted.unmount()
 
     def _eight_mounts(self, mounter: Mounter) -> None:
@@ -221,7 +222,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -232,22 +233,24 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, _end)
     bench = Bench(arguments)
+    code = 0
     try:
         bench.run()
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
-        return 1
+        code = 1
     except KeyboardInterrupt:
-        return 130
+        print("bench: interrupted; so far:", file=sys.stderr)
+        code = 130
     lines = report.lines(bench.figures)
     around = report.circumstances(bench.program, bench.accelerator, bench.rounds, bench.quick)
     print(report.as_text(lines))
     print(report.verdict(lines))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report.as_data(around, lines), indent=1) + "\n", encoding="utf-8")
-    if arguments.save:
+    if arguments.save and code == 0:
         RESULTS.write_text(report.as_page(around, lines, GUESTMOUNT_OPTIONS), encoding="utf-8")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

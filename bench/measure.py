@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 TIMEOUT = 1200.0
 READER = Path(__file__).resolve().with_name("reader.py")
@@ -70,6 +70,8 @@ def fill_cache(image: Path) -> None:
 class Reader:
     """A process of reader.py: started, then told to go."""
 
+    running: ClassVar[set["Reader"]] = set()
+
     def __init__(self, *arguments: str | int | Path) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", READER, *map(str, arguments)],
@@ -77,6 +79,7 @@ class Reader:
             stdout=subprocess.PIPE,
             text=True,
         )
+        Reader.running.add(self)
         assert self._process.stdout is not None
         self._process.stdout.readline()
 
@@ -89,10 +92,19 @@ class Reader:
     def result(self) -> dict[str, Any]:
         """Wait for what it found."""
         answer, _ = self._process.communicate(timeout=TIMEOUT)
+        Reader.running.discard(self)
         if self._process.returncode != 0:
             raise BenchError(f"a reader failed: {' '.join(map(str, self._process.args[4:]))}")  # type: ignore[index]
         result: dict[str, Any] = json.loads(answer)
         return result
+
+    @classmethod
+    def end_all(cls) -> None:
+        """End those that an error left: they would keep their mount busy."""
+        while cls.running:
+            process = cls.running.pop()._process
+            process.kill()
+            process.communicate()
 
 
 def read(*arguments: str | int | Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The images: how each is made, once, and kept in the work folder under a hash of its recipe.
 
-ext4, xfs and btrfs are filled by this machine's kernel if it has the type; what no tool can fill is filled in a
-libguestfs appliance. They are our own images: nothing here is hostile.
+ext4, xfs and btrfs are filled by this machine's kernel if it has the type, ntfs by ntfs-3g; what no tool can fill is
+filled in a libguestfs appliance. They are our own images: nothing here is hostile.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from content import MIB, Content, write_archive
 from measure import TIMEOUT, BenchError, run
-from mounters import LoopMount, kernel_has
+from mounters import LoopMount, NtfsMount, kernel_has
 
 VERSION = 1  # to be counted up when the same recipe makes something else
 HFSPLUS = Path(__file__).resolve().parent.parent / "images" / "hfsplus.py"
@@ -109,8 +109,8 @@ class Kitchen:
                 image.rename(recipe.place(self._folder))
                 continue
             _format(recipe, image)
-            if kernel_has(recipe.filesystem):
-                self._say(f"image {recipe.name}, by this kernel")
+            if recipe.filesystem == "ntfs" or kernel_has(recipe.filesystem):
+                self._say(f"image {recipe.name}, on this machine")
                 _fill_here(recipe, archive, image)
                 image.rename(recipe.place(self._folder))
             else:
@@ -157,7 +157,8 @@ def _fill_here(recipe: Recipe, archive: Path, image: Path) -> None:
     folder = image.with_suffix(".mnt")
     folder.mkdir()
     options = f"rw,{recipe.mount_options}".rstrip(",")
-    mounted = LoopMount(image, recipe.filesystem, folder, options)
+    ntfs = recipe.filesystem == "ntfs"
+    mounted = NtfsMount(image, folder) if ntfs else LoopMount(image, recipe.filesystem, folder, options)
     try:
         run("tar", "-C", folder, "-xf", archive)
     finally:

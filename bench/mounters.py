@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import signal
 import subprocess
 import time
@@ -76,6 +75,29 @@ class LoopMount:
         run("losetup", "--detach", self._device)
 
 
+class NtfsMount:
+    """ntfs-3g on this machine, to fill an image."""
+
+    def __init__(self, image: Path, folder: Path) -> None:
+        self._folder = folder
+        self._process = subprocess.Popen(
+            ["ntfs-3g", "-o", "no_detach", image, folder],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        end = time.monotonic() + 10
+        while not os.path.ismount(folder):
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise BenchError(f"ntfs-3g did not mount {image}")
+            time.sleep(0.01)
+
+    def unmount(self) -> None:
+        """Unmount, and wait until everything is written."""
+        run("umount", self._folder)
+        self._process.wait(GONE_WITHIN)
+
+
 class Kernel:
     """What mountsafe is measured against: no wall at all."""
 
@@ -94,18 +116,18 @@ class Kernel:
 class GuestMounted:
     """A running guestmount."""
 
-    def __init__(self, folder: Path, pid: int) -> None:
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
         self.folder = folder
-        self._pid = pid
+        self._process = process
 
     def processes(self) -> list[int]:
         """guestmount and its QEMU."""
-        return measure.tree_of(self._pid)
+        return measure.tree_of(self._process.pid)
 
     def unmount(self) -> None:
         """Unmount and wait until its virtual machine is gone too."""
         run("guestunmount", self.folder)
-        wait_until_gone(self._pid)
+        self._process.wait(GONE_WITHIN)
 
 
 class Guestmount:
@@ -114,25 +136,29 @@ class Guestmount:
     letter = "G"
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
+        self._environment = {**os.environ, **environment}
 
     def can(self, filesystem: str) -> bool:
         """Its appliance has the same drivers as mountsafe's."""
         return True
 
     def mount(self, image: Path, filesystem: str, folder: Path) -> Mounted:
-        """Mount with the options that serve it best."""
-        pid_file = folder.with_suffix(".pid")
+        """Mount with the options that serve it best; in the foreground, so that its QEMU stays its child."""
+        ready, told = os.pipe()
         command = ("guestmount", "--ro", "--format=raw", "-a", image, "-m", "/dev/sda", *GUESTMOUNT_OPTIONS)
-        run(*command, "--pid-file", pid_file, folder, env=self._environment)
-        # The parent returns when the mount is there, which may be before the child has written its number.
-        end = time.monotonic() + 10
-        while not (text := pid_file.read_text(encoding="ascii").strip() if pid_file.exists() else ""):
-            if time.monotonic() > end:
-                raise BenchError("guestmount wrote no pid file")
-            time.sleep(0.001)
-        pid_file.unlink()
-        return GuestMounted(folder, int(text))
+        process = subprocess.Popen(
+            [*command, "--no-fork", f"--fd={told}", folder],
+            stdin=subprocess.DEVNULL,
+            env=self._environment,
+            pass_fds=[told],
+        )
+        os.close(told)
+        with os.fdopen(ready, "rb") as pipe:
+            said = pipe.read(1)  # comes when it is mounted, or not at all
+        if not said:
+            process.wait(GONE_WITHIN)
+            raise BenchError(f"guestmount failed with {process.returncode}")
+        return GuestMounted(folder, process)
 
 
 def guestfs_environment(cache: Path, accelerator: str) -> dict[str, str]:
@@ -200,13 +226,3 @@ class Mountsafe:
     def build(self) -> None:
         """Build the appliance, if it is missing or outdated."""
         run(self._program, "appliance", "build")
-
-
-def wait_until_gone(pid: int) -> None:
-    """Wait for the end of a process that is not our child."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    with os.fdopen(pidfd):
-        select.select([pidfd], [], [], GONE_WITHIN)

@@ -51,8 +51,8 @@ KERNEL_LINES = 3  # the last ones of its log, in the answer to a mount that fail
 _QUIET = "ro,nosuid,nodev,noexec,noatime"
 # blkid's name -> the (kernel type, options) to try in turn
 MOUNT_AS: dict[bytes, list[tuple[str, str]]] = {
-    b"ntfs": [("ntfs-3g", "streams_interface=none,locale=C.UTF-8")],
-    b"ntfs3": [("ntfs-3g", "streams_interface=none,locale=C.UTF-8")],
+    b"ntfs": [("ntfs-3g", "streams_interface=xattr,locale=C.UTF-8")],
+    b"ntfs3": [("ntfs-3g", "streams_interface=xattr,locale=C.UTF-8")],
     b"vfat": [("vfat", "utf8,umask=022")],
     b"msdos": [("msdos", "umask=022")],
     b"exfat": [("exfat", "iocharset=utf8,umask=022")],
@@ -62,7 +62,6 @@ MOUNT_AS: dict[bytes, list[tuple[str, str]]] = {
     b"hfs": [("hfs", "codepage=macroman,iocharset=utf8"), ("hfs", "")],
     b"hfsplus": [("hfsplus", "nls=utf8")],
     b"hfsx": [("hfsplus", "nls=utf8")],
-    b"jfs": [("jfs", "iocharset=utf8")],
     b"befs": [("befs", "iocharset=utf8")],
     b"xfs": [("xfs", "nouuid")],
     b"ufs": [("ufs", f"ufstype={kind}") for kind in ("ufs2", "44bsd", "sun", "sunx86", "old")],
@@ -469,8 +468,10 @@ class Tree:
 
     def close(self) -> None:
         """Close every descriptor."""
-        for fd in (self._root, *self._files.values(), *(folder for folder, _ in self._listings.values())):
+        for fd in (self._root, *self._files.values()):
             os.close(fd)
+        for folder, listing in self._listings.values():
+            self._close_listing(folder, listing)
 
     def root(self) -> wire.Entry:
         """The root's attributes, under an empty name."""
@@ -549,9 +550,13 @@ class Tree:
             if not page.add(entry):
                 return page.pack(self._keep(cursor, folder, listing))
         self._listings.pop(cursor, None)
+        self._close_listing(folder, listing)
+        return page.pack(0)
+
+    @staticmethod
+    def _close_listing(folder: int, listing: Iterator[os.DirEntry[str]]) -> None:
         listing.close()  # type: ignore[attr-defined]  # os.scandir's iterator has it
         os.close(folder)
-        return page.pack(0)
 
     def _listing(self, path: bytes, cursor: int) -> tuple[int, Iterator[os.DirEntry[str]]]:
         if cursor:
@@ -568,7 +573,7 @@ class Tree:
         cursor, self._next_cursor = self._next_cursor, self._next_cursor + 1
         self._listings[cursor] = (folder, listing)
         if len(self._listings) > self.OPEN_LISTINGS:
-            os.close(self._listings.popitem(last=False)[1][0])
+            self._close_listing(*self._listings.popitem(last=False)[1])
         return cursor
 
     def read(self, path: bytes, offset: int, length: int) -> bytes:

@@ -171,6 +171,9 @@ class Liar:
         except OSError as error:
             return wire.frame(request.ident, Kind.ERROR, wire.pack_error(error.errno or 0, b"no"))
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def count(self, kind: int) -> int:
         return sum(1 for asked, _ in self.asked if asked == kind)
 

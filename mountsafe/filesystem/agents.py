@@ -49,17 +49,22 @@ class Agents:
 
     async def start(self) -> None:
         """Mount for the first time. Raises GuestRefused with the guest's words if the type cannot be mounted."""
-        self.mounted = await self._mount(await self._new_client())
+        self._client, self.mounted = await self._new_client()
 
-    async def _new_client(self) -> AgentClient:
+    async def _new_client(self) -> tuple[AgentClient, wire.Mounted]:
+        """Return a stream to a VM, and what it says of the medium that it has mounted."""
         client = await self._get_client()
-        await client.hello()
-        self._client = client
-        return client
-
-    async def _mount(self, client: AgentClient) -> wire.Mounted:
-        body = await client.request(wire.Kind.MOUNT, wire.pack_mount(self._device, self._fstype), MOUNT_DEADLINE)
-        return self.unpack(wire.unpack_mounted, body)
+        try:
+            await client.hello()
+            body = await client.request(wire.Kind.MOUNT, wire.pack_mount(self._device, self._fstype), MOUNT_DEADLINE)
+            return client, wire.unpack_mounted(body)
+        except wire.WireError as error:
+            fault = GuestFault(str(error))
+            client.end(fault)
+            raise fault from error
+        except BaseException:
+            client.end(GuestGone("it could not mount the medium"))
+            raise
 
     async def _usable(self) -> AgentClient:
         async with self._starting:
@@ -68,13 +73,11 @@ class Agents:
                 await self._misbehaved(fault)
             if self._client is None or self._client.ended is not None:
                 log.info("the virtual machine is gone: starting another")
-                client = await self._new_client()
-                mounted = await self._mount(client)
-                if mounted.state == self.mounted.state and mounted.fstype == self.mounted.fstype:
-                    return client
-                fault = GuestFault("the medium mounts in another way than before")
-                client.end(fault)
-                raise fault
+                self._client, mounted = await self._new_client()
+                if (mounted.state, mounted.fstype) != (self.mounted.state, self.mounted.fstype):
+                    fault = GuestFault("the medium mounts in another way than before")
+                    self._client.end(fault)
+                    raise fault
             return self._client
 
     async def request(self, kind: int, body: bytes = b"", deadline: float = REQUEST_DEADLINE) -> bytes:

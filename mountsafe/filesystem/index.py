@@ -1,6 +1,7 @@
 """What has been learned of a mounted tree.
 
-A folder is learned whole, page by page, by at most one task at a time; everybody else waits for that one. Nothing that
+A folder is learned page by page, by one task in the background; whoever looks at it waits only for as much as he needs,
+so that a listing starts before a huge folder is known. Nothing that
 was learned changes as long as the kernel may hold it: the medium is read-only. Learned folders are forgotten, oldest
 first, when there are more than `INDEX_ENTRIES` entries; a node that the kernel still holds keeps its number, name and
 attributes.
@@ -14,6 +15,7 @@ import hashlib
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 
 import trio
 
@@ -36,12 +38,11 @@ class Node:
     __slots__ = (
         "atime",
         "blocks",
-        "children",
         "ctime",
         "depth",
         "gid",
         "ino",
-        "loading",
+        "listing",
         "lookups",
         "mode",
         "more_extents",
@@ -73,8 +74,7 @@ class Node:
         self.plan: ReadPlan = NO_PLAN
         self.more_extents = bool(entry.flags & wire.EntryFlag.EXTENTS_MORE)
         self.lookups = 0
-        self.children: dict[bytes, Node] | None = None
-        self.loading: trio.Event | None = None
+        self.listing: Listing | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -94,10 +94,11 @@ class Node:
 class Index:
     """The nodes of one mount, by inode number."""
 
-    def __init__(self, agents: Agents, incidents: Incidents, limit: int = INDEX_ENTRIES) -> None:
+    def __init__(self, agents: Agents, incidents: Incidents, nursery: trio.Nursery, limit: int = INDEX_ENTRIES) -> None:
         mounted = agents.mounted
         self._agents = agents
         self._incidents = incidents
+        self._nursery = nursery
         self._limit = limit
         self._window: Window | None = agents.window if mounted.direct else None
         self._stable = mounted.fstype not in UNSTABLE_INODES
@@ -137,58 +138,75 @@ class Index:
         self._drop_unused(node)
 
     async def children(self, folder: Node) -> dict[bytes, Node]:
-        """Return the folder's entries by name, asking the guest if they are not known."""
-        while folder.children is None:
-            if folder.loading is not None:
-                await folder.loading.wait()
-                continue
-            folder.loading = trio.Event()
-            try:
-                self._keep(folder, await self._learn(folder))
-            finally:
-                folder.loading.set()
-                folder.loading = None
-        if folder.ino in self._learned:
+        """Return the folder's entries by name, when all of them are known."""
+        listing = self.listing(folder)
+        await listing.wait_for(lambda: listing.complete)
+        return listing.names
+
+    async def child(self, folder: Node, name: bytes) -> Node | None:
+        """Return the entry of this name, as soon as it is known, or None when it is known not to be there."""
+        listing = self.listing(folder)
+        if name not in listing.names:
+            await listing.wait_for(lambda: listing.complete or name in listing.names)
+        return listing.names.get(name)
+
+    def listing(self, folder: Node) -> "Listing":
+        """Return what is known of a folder; the rest is being learned."""
+        listing = folder.listing
+        if listing is None:
+            listing = folder.listing = Listing()
+            self._nursery.start_soon(self._learn, folder, listing)
+        elif folder.ino in self._learned:
             self._learned.move_to_end(folder.ino)
-        return folder.children
+        return listing
 
-    async def _learn(self, folder: Node) -> dict[bytes, Node]:
+    async def _learn(self, folder: Node, listing: "Listing") -> None:
         path = folder.path()
-        if folder.depth > MAX_DEPTH or len(path) + 1 + wire.MAX_NAME > wire.MAX_PATH:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        for attempt in range(3):
-            try:
-                return await self._learn_pages(folder, path)
-            except OSError as error:
-                # The guest forgot where the listing was, for instance because it was restarted.
-                if error.errno != errno.ESTALE or attempt == 2:
-                    raise
-        raise AssertionError
+        try:
+            if folder.depth > MAX_DEPTH or len(path) + 1 + wire.MAX_NAME > wire.MAX_PATH:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            for attempt in range(3):
+                try:
+                    await self._learn_pages(folder, path, listing)
+                    break
+                except OSError as error:
+                    # The guest forgot where the listing was, for instance because it was restarted.
+                    if error.errno != errno.ESTALE or attempt == 2:
+                        raise
+        except Exception as error:  # noqa: BLE001  # whoever waits for the listing is told
+            folder.listing = None
+            listing.fail(error)
+            self._drop_unused(folder)
+        else:
+            self._keep(folder, listing)
+            listing.finish()
 
-    async def _learn_pages(self, folder: Node, path: bytes) -> dict[bytes, Node]:
-        children: dict[bytes, Node] = {}
+    async def _learn_pages(self, folder: Node, path: bytes, listing: "Listing") -> None:
         cursor = 0
+        again = bool(listing.order)
         while True:
             body = await self._agents.request(wire.Kind.LIST, wire.pack_list(path, cursor))
             cursor, untrusted_entries = self._agents.unpack(wire.unpack_page, body)
             for untrusted_entry in untrusted_entries:
-                self._admit(folder, path, untrusted_entry, children)
+                if not (again and untrusted_entry.name in listing.names):
+                    self._admit(folder, path, untrusted_entry, listing)
+            listing.grown()
             if not cursor:
-                return children
-            if len(children) >= MAX_DIRECTORY_ENTRIES or not untrusted_entries:
+                return
+            if len(listing.order) >= MAX_DIRECTORY_ENTRIES or not untrusted_entries:
                 self._incidents.report("a folder without end", path)
-                return children
+                return
 
-    def _admit(self, folder: Node, path: bytes, untrusted: wire.Entry, children: dict[bytes, Node]) -> None:
+    def _admit(self, folder: Node, path: bytes, untrusted: wire.Entry, listing: "Listing") -> None:
         fault = fault_of_name(untrusted.name)
-        if not fault and untrusted.name in children:
+        if not fault and untrusted.name in listing.names:
             fault = "a name that comes twice"
         if not fault:
             fault = fault_of_attributes(untrusted)
         if fault:
             self._incidents.report(fault, path + b"/" + untrusted.name)
             return
-        children[untrusted.name] = self._node_for(folder, path, untrusted)
+        listing.add(untrusted.name, self._node_for(folder, path, untrusted))
 
     def _node_for(self, folder: Node, path: bytes, entry: wire.Entry) -> Node:
         wanted = entry.ino if self._stable and ROOT < entry.ino < MADE_INODE else 0
@@ -220,35 +238,72 @@ class Index:
             self._incidents.report(str(fault), path + b"/" + entry.name)
             return NO_PLAN
 
-    def _keep(self, folder: Node, children: dict[bytes, Node]) -> None:
-        folder.children = children
+    def _keep(self, folder: Node, listing: "Listing") -> None:
         self._learned[folder.ino] = folder
-        self._entries += len(children)
-        while self._entries > self._limit and len(self._learned) > 1:
-            _, oldest = self._learned.popitem(last=False)
-            if oldest is self.root or oldest.loading is not None:
-                self._learned[oldest.ino] = oldest
-                if len(self._learned) <= 2:
-                    return
-                continue
-            self._unlearn(oldest)
+        self._entries += len(listing.order)
+        for ino in list(self._learned):
+            if self._entries <= self._limit:
+                return
+            if ino not in (ROOT, folder.ino):
+                self._unlearn(self._learned.pop(ino))
 
     def _unlearn(self, folder: Node) -> None:
-        children, folder.children = folder.children or {}, None
-        self._entries -= len(children)
-        for child in children.values():
+        listing, folder.listing = folder.listing, None
+        assert listing is not None
+        self._entries -= len(listing.order)
+        for _, child in listing.order:
             self._drop_unused(child)
         self._drop_unused(folder)
 
     def _drop_unused(self, node: Node) -> None:
         """Drop a node that neither the kernel nor a learned folder holds."""
         parent = node.parent
-        if node.lookups or node.children is not None or node.loading is not None or parent is None:
+        if node.lookups or node.listing is not None or parent is None:
             return
-        if parent.children is not None and parent.children.get(node.name) is node:
+        if parent.listing is not None and parent.listing.names.get(node.name) is node:
             return
         if self._nodes.get(node.ino) is node:
             del self._nodes[node.ino]
+
+
+class Listing:
+    """The entries of a folder, in the order in which the guest told them; more may come until it is complete."""
+
+    __slots__ = ("_changed", "_failure", "complete", "names", "order")
+
+    def __init__(self) -> None:
+        self.names: dict[bytes, Node] = {}
+        self.order: list[tuple[bytes, Node]] = []
+        self.complete = False
+        self._failure: Exception | None = None
+        self._changed = trio.Event()
+
+    def add(self, name: bytes, node: Node) -> None:
+        """Add an entry."""
+        self.names[name] = node
+        self.order.append((name, node))
+
+    def grown(self) -> None:
+        """Wake whoever waits for more."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def finish(self) -> None:
+        """There are no more."""
+        self.complete = True
+        self.grown()
+
+    def fail(self, error: Exception) -> None:
+        """There may be more, but they cannot be had."""
+        self._failure = error
+        self.grown()
+
+    async def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds; raises what kept the folder from being learned."""
+        while not condition():
+            if self._failure is not None:
+                raise self._failure
+            await self._changed.wait()
 
 
 def _same_file(known: Node, entry: wire.Entry) -> bool:

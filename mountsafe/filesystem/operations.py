@@ -18,7 +18,7 @@ import pyfuse3
 from mountsafe import wire
 from mountsafe.errors import DeadlinePassed, MountsafeError
 from mountsafe.filesystem.agents import Agents
-from mountsafe.filesystem.index import Index, Node
+from mountsafe.filesystem.index import Index, Listing, Node
 from mountsafe.filesystem.links import contained
 from mountsafe.filesystem.reader import Reader
 from mountsafe.medium.block import MediumError
@@ -80,7 +80,7 @@ class Operations(pyfuse3.Operations):
         self._statfs = statfs
         self._view = view
         self._handles: dict[int, Node] = {}
-        self._listings: dict[int, tuple[tuple[bytes, Node], ...]] = {}
+        self._listings: dict[int, Listing] = {}
         self._numbers = itertools.count(1)
         self._xattrs: dict[int, dict[bytes, bytes]] = {}
 
@@ -116,8 +116,7 @@ class Operations(pyfuse3.Operations):
     @boundary
     async def lookup(self, parent_inode: int, name: bytes, ctx: object = None) -> pyfuse3.EntryAttributes:
         """Find a name in a folder; what is not there is remembered by the kernel as well."""
-        children = await self._index.children(self._folder(parent_inode))
-        node = children.get(name)
+        node = await self._index.child(self._folder(parent_inode), name)
         if node is None:
             missing = pyfuse3.EntryAttributes()
             missing.st_ino = 0
@@ -151,25 +150,27 @@ class Operations(pyfuse3.Operations):
     # --- folders ---------------------------------------------------------------------------------------------------
     @boundary
     async def opendir(self, inode: int, ctx: object) -> int:
-        """Take a snapshot of the folder, so that a listing stays whole whatever is forgotten meanwhile."""
-        children = await self._index.children(self._folder(inode))
+        """Hold the folder's listing, so that it stays whole whatever is forgotten meanwhile."""
+        listing = self._index.listing(self._folder(inode))
+        await listing.wait_for(lambda: bool(listing.complete or listing.order))
         handle = next(self._numbers)
-        self._listings[handle] = tuple(children.items())
+        self._listings[handle] = listing
         return handle
 
     @boundary
     async def readdir(self, fh: int, start_id: int, token: object) -> None:
         """Reply with entries and their attributes until the kernel's buffer is full."""
-        entries = self._listings[fh]
-        for position in range(start_id, len(entries)):
-            name, node = entries[position]
+        listing = self._listings[fh]
+        await listing.wait_for(lambda: listing.complete or len(listing.order) > start_id)
+        for position in range(start_id, len(listing.order)):
+            name, node = listing.order[position]
             if not pyfuse3.readdir_reply(token, name, self._attributes(node), position + 1):
                 return
             self._index.looked_up(node)
 
     @boundary
     async def releasedir(self, fh: int) -> None:
-        """Drop the snapshot."""
+        """Let the listing go."""
         self._listings.pop(fh, None)
 
     # --- files -----------------------------------------------------------------------------------------------------

@@ -137,6 +137,9 @@ def _as(volume: Volume, fstype: str | None) -> Volume:
             raise UserError(f"no file system was recognised on {volume.describe()}", hint, ExitCode.SOURCE)
         if volume.encrypted:
             raise UserError("it is encrypted", "mountsafe cannot unlock encrypted media yet.", ExitCode.SOURCE)
+        if volume.usage and not volume.mountable:
+            hint = "If there is one all the same, name its type with --type."
+            raise UserError(f"there is no file system on {volume.describe()}", hint, ExitCode.SOURCE)
         return volume
     return Volume(**(asdict(volume) | {"fstype": fstype, "usage": "filesystem"}))
 

@@ -79,7 +79,7 @@ class SessionProcess:
         incidents = Incidents()
         try:
             await agents.start()
-            index = Index(agents, incidents)
+            index = Index(agents, incidents, self._nursery)
             statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
             await index.children(index.root)
         except (MountsafeError, OSError) as error:

@@ -34,6 +34,8 @@ class Guest(Protocol):
 
     def answer(self, request: wire.Frame) -> bytes: ...
 
+    def close(self) -> None: ...
+
 
 async def serve(guest: Guest, sock: socket.socket) -> None:
     """Answer what comes over `sock` until either end closes it."""
@@ -70,8 +72,11 @@ class Host:
         return client
 
     async def _run(self, scope: trio.CancelScope, guest: Guest, sock: socket.socket) -> None:
-        with scope:
-            await serve(guest, sock)
+        try:
+            with scope:
+                await serve(guest, sock)
+        finally:
+            guest.close()
 
     async def kill(self) -> None:
         """End every guest, as a crash would."""
@@ -136,7 +141,7 @@ async def opened(
             agents = Agents(host.client, host.end_misbehaving, b"sdx", b"ext4", window or Window(0, size))
             await agents.start()
             incidents = Incidents()
-            index = Index(agents, incidents, limit)
+            index = Index(agents, incidents, nursery, limit)
             reader = Reader(agents, BlockReader(fd, size), incidents)
             statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
             yield Opened(host, agents, index, reader, Operations(index, reader, agents, statfs, view), incidents)

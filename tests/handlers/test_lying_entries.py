@@ -210,7 +210,8 @@ async def test_a_cursor_that_is_always_stale_ends() -> None:
 
 async def test_a_cursor_that_was_forgotten_starts_the_listing_anew() -> None:
     liar = Liar()
-    turns = iter([page(entry(b"old"), cursor=5), None, page(entry(b"new"), cursor=6), page(entry(b"last"))])
+    pages = [page(entry(b"a", 11), cursor=5), None, page(entry(b"a", 11), entry(b"b"), cursor=6), page(entry(b"c"))]
+    turns = iter(pages)
 
     def say(body: bytes) -> bytes:
         turn = next(turns)
@@ -220,7 +221,8 @@ async def test_a_cursor_that_was_forgotten_starts_the_listing_anew() -> None:
 
     liar.say[Kind.LIST] = say
     async with opened(lambda: liar) as mount:
-        assert await mount.names() == [b"new", b"last"]
+        assert await mount.names() == [b"a", b"b", b"c"]
+        assert mount.incidents.count == 0
         cursors = [wire.unpack_list(body)[1] for kind, body in liar.asked if kind == Kind.LIST]
         assert cursors == [0, 5, 0, 6]
 

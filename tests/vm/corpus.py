@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.vm.sight import Seen
+from tests.vm.sight import Seen, Sight
+from tests.vm.types import named
 
 CHUNK = 1 << 16
 
@@ -42,6 +43,18 @@ class Image:
     blkid: str
     kind: str
     sha256: str
+
+    @property
+    def fstype(self) -> str:
+        """Its type as `tests.vm.types` calls it."""
+        if self.container != "raw":
+            return self.container
+        return named(self.blkid or self.declared)
+
+    @property
+    def option(self) -> str | None:
+        """What a user would have to name with --type, because blkid does not know it."""
+        return None if self.blkid or self.container != "raw" else self.declared.partition(" ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +152,122 @@ def _decoded(codec: str, data: bytes) -> bytes:
                 return content.read()
         case _:
             return data
+
+
+# --- comparing -----------------------------------------------------------------------------------------------------
+KINDS = {"f": "file", "d": "folder", "l": "link"}
+MADE_BY_THE_FILE_SYSTEM = {b"lost+found", b".nilfs"}
+HAS_XATTRS = {"btrfs", "erofs", "ext4", "f2fs", "hfsplus", "squashfs", "xfs"}
+XATTRS = {"user.xattr1": b"xattr1", "user.xattr2": b"xattr2"}
+# Not iso9660, whose driver numbers inodes by directory record, nor romfs, which has no link count.
+HAS_HARD_LINKS = HAS_XATTRS | {"minix", "nilfs2", "ntfs", "udf", "ufs"}
+PLAIN_ISO9660 = {"syzkaller/images/syz_mount_image_iso9660_4.img.gz"}
+# Paths of symbolic links that ntfs3 wrote: ntfs-3g knows no reparse point that leads to a Unix path.
+UNREADABLE_LINK = b"unsupported reparse tag 0xa000000c"
+
+
+def differences(image: Image, sight: Sight) -> list[str]:
+    """Return what is not as the strong oracle states.
+
+    A recipe of syzkaller states all that there is; the others state a part.
+    """
+    short = sight.fstype == "msdos" or image.path in PLAIN_ISO9660 or image.declared == "msdos"
+    found = {path.lower() if short else path: entry for path, entry in sight.entries.items()}
+    wrong = []
+    wanted = set()
+    for row in stated()[image.path]:
+        if row.kind == "empty" or (row.kind == "l" and image.path in PLAIN_ISO9660):
+            continue
+        path = row.path.replace("file.cold", "file.col") if short else row.path
+        wanted.add(path.encode())
+        entry = _followed(found, path.encode()) if "following symlinks" in row.note else found.get(path.encode())
+        if entry is None:
+            wrong.append(f"{path} is missing")
+        else:
+            wrong += [f"{path}: {what}" for what in _differs(row, entry, named(sight.fstype))]
+            wrong += (
+                _not_linked(path, found) if "hard link" in row.note and named(sight.fstype) in HAS_HARD_LINKS else []
+            )
+    if image.path.startswith("syzkaller/"):
+        wrong += [f"{path!r} is too much" for path in found.keys() - wanted - MADE_BY_THE_FILE_SYSTEM]
+    return wrong
+
+
+def _differs(row: Expected, entry: Seen, fstype: str) -> list[str]:
+    wrong = []
+    if entry.kind != KINDS[row.kind]:
+        return [f"is a {entry.kind}"]
+    if entry.fault:
+        return [entry.fault]
+    if row.size is not None and entry.size != row.size:
+        wrong.append(f"has {entry.size} bytes, not {row.size}")
+    if row.sha256 is not None and entry.sha256 != row.sha256:
+        wrong.append("has other bytes")
+    if row.target is not None and not _is_target(row.target, entry.target or b"", fstype):
+        wrong.append(f"leads to {entry.target!r}")
+    if row.note.startswith("xattrs") and fstype in HAS_XATTRS and not XATTRS.items() <= entry.xattrs.items():
+        wrong.append(f"has the extended attributes {entry.xattrs}")
+    return wrong
+
+
+def _is_target(stated_target: str, target: bytes, fstype: str) -> bool:
+    pattern = re.escape(stated_target).replace(re.escape("<random digits>"), "[0-9]+")
+    return re.fullmatch(pattern.encode(), target) is not None or (fstype == "ntfs" and target == UNREADABLE_LINK)
+
+
+def _not_linked(path: str, found: dict[bytes, Seen]) -> list[str]:
+    one, other = found.get(b"file2"), found.get(path.encode())
+    if one and other and one.ino == other.ino and one.nlink == other.nlink == 2:
+        return []
+    return [f"{path} is not a hard link to file2"]
+
+
+def _followed(found: dict[bytes, Seen], path: bytes) -> Seen | None:
+    """Follow links inside the tree, as the kernel would, on the entries alone."""
+    at = b""
+    todo = path.split(b"/")
+    for _ in range(1000):
+        if not todo:
+            return found.get(at)
+        name = todo.pop(0)
+        if name == b"..":
+            at = os.path.dirname(at)
+        elif name not in (b"", b"."):
+            here = os.path.join(at, name)
+            entry = found.get(here)
+            if entry is not None and entry.kind == "link":
+                todo = [*(entry.target or b"").split(b"/"), *todo]
+            else:
+                at = here
+    return None
+
+
+def disagreements(image: Image, sight: Sight) -> list[str]:
+    """Return what the weak oracle's reader saw and the mount does not show.
+
+    Tolerated, because that reader looks at other structures than a mount does: more entries than it saw; upper and
+    lower case; entries that are not files ("[SYSTEM]", "Volume Label"); a link that it calls an empty file; the size of
+    a folder; on iso9660 any name, if there is a file with that content (it read the tree of short names).
+    """
+    found = {path.lower(): entry for path, entry in sight.entries.items()}
+    contents = {(entry.size, entry.sha1) for entry in found.values()}
+    sizes = {entry.size for entry in found.values()}
+    wrong = []
+    for row in listed()[image.path]:
+        if row.path.startswith("[SYSTEM]") or row.path.endswith("(Volume Label Entry)"):
+            continue
+        entry = found.get(row.path.encode().lower())
+        if entry is None and sight.fstype == "iso9660" and (row.kind == "d" or not row.size):
+            continue
+        if entry is None and sight.fstype == "iso9660":
+            if (row.size, row.sha1) not in contents and (row.sha1 or row.size not in sizes):
+                wrong.append(f"{row.path}: no file has its content")
+        elif entry is None:
+            wrong.append(f"{row.path} is missing")
+        elif entry.fault:
+            wrong.append(f"{row.path}: {entry.fault}")
+        elif entry.kind == "file" and (row.size != entry.size or (row.sha1 and row.sha1 != entry.sha1)):
+            wrong.append(f"{row.path}: {row.size} bytes, {row.sha1}; here {entry.size} bytes, {entry.sha1}")
+        elif entry.kind != {"d": "folder", "l": "link", "r": "file"}[row.kind] and (entry.kind != "link" or row.size):
+            wrong.append(f"{row.path} is a {entry.kind}")
+    return wrong

@@ -8,6 +8,7 @@ are tapped: to count the bytes that were read through it, and to switch direct r
 import hashlib
 import logging
 import os
+import socket
 import stat
 import tempfile
 import threading
@@ -179,8 +180,6 @@ class TappedMachines(Machines):
 
 def _detached(sock: "trio.socket.SocketType") -> Any:
     """Return trio's socket as one of the standard library, as `Machines` hands it out."""
-    import socket  # noqa: PLC0415  # the only use, beside trio.socket
-
     return socket.socket(fileno=sock.detach())
 
 
@@ -205,12 +204,17 @@ async def _show(served: ServedVolume, nursery: trio.Nursery) -> dict[bytes, Seen
             await ended.wait()
 
 
+def _folder(stack: ExitStack) -> Path:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mountsafe-sight-")))
+    folder.chmod(0o755)
+    return folder
+
+
 async def _look(look: Look, settings: MachineSettings, acceleration: Acceleration) -> list[Sight]:
     medium = open_medium(look.image)
     sights: list[Sight] = []
     with ExitStack() as stack, trio.fail_after(DEADLINE):
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mountsafe-sight-")))
-        folder.chmod(0o755)
+        folder = _folder(stack)
         async with trio.open_nursery() as nursery:
             machines = TappedMachines(settings, acceleration, medium, nursery)
             machines.nursery, machines.direct = nursery, look.direct

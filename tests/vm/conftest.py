@@ -1,0 +1,15 @@
+"""What the tests with a real virtual machine share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.vm.sight import Looking
+
+
+@pytest.fixture(scope="session")
+def looking() -> Iterator[Looking]:
+    """A function that opens an image as mountsafe does and returns all that a user sees of it."""
+    looking = Looking()
+    yield looking
+    looking.close()
