@@ -441,10 +441,6 @@ class ExtentMap:
             return [], 0  # inline or compressed: through the agent
         return without(extents, self._changed), following
 
-    def cheap(self) -> bool:
-        """Whether it is worth asking for the extents of every file in a listing."""
-        return self._fiemap
-
 
 # --- one mounted file system ---------------------------------------------------------------------------------------
 class Tree:
@@ -513,28 +509,36 @@ class Tree:
     def _entry(self, name: str, st: os.stat_result, folder: int) -> wire.Entry:
         target = b""
         flags = 0
-        extents: tuple[wire.Extent, ...] = ()
         if stat.S_ISLNK(st.st_mode):
             target = os.readlink(os.fsencode(name), dir_fd=folder)[: wire.MAX_TARGET]
         elif stat.S_ISREG(st.st_mode) and st.st_size and self._map.direct:
-            flags, extents = self._some_extents(name, st, folder)
+            flags = wire.EntryFlag.EXTENTS_MORE
         return wire.Entry(
             os.fsencode(name), flags, st.st_mode, st.st_nlink & 0xFFFFFFFF, st.st_uid, st.st_gid, st.st_ino,
             st.st_size, st.st_blocks, _time(st.st_atime_ns), _time(st.st_mtime_ns), _time(st.st_ctime_ns),
-            target, extents,
+            target, (),
         )  # fmt: skip
 
-    def _some_extents(self, name: str, st: os.stat_result, folder: int) -> tuple[int, tuple[wire.Extent, ...]]:
-        if not self._map.cheap():
-            return wire.EntryFlag.EXTENTS_MORE, ()
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    def layout(self, path: bytes, names: list[bytes]) -> bytes:
+        """Return the extents of files of the folder at `path`; of one with many of them, that there are more."""
+        folder = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            extents, following = self._map.of(fd, st, 0, wire.MAX_ENTRY_EXTENTS)
+            return wire.pack_layout([self._layout_of(folder, name) for name in names])
+        finally:
+            os.close(folder)
+
+    def _layout_of(self, folder: int, name: bytes) -> tuple[list[wire.Extent], bool]:
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        except OSError:
+            return [], False
+        try:
+            extents, following = self._map.of(fd, os.fstat(fd), 0, wire.MAX_ENTRY_EXTENTS)
         finally:
             os.close(fd)
         if following or len(extents) > wire.MAX_ENTRY_EXTENTS:
-            return wire.EntryFlag.EXTENTS_MORE, ()
-        return 0, tuple(extents)
+            return [], True
+        return extents, False
 
     def list_page(self, path: bytes, cursor: int) -> bytes:
         """Return a page of the folder at `path`. What cannot be looked at is sent with mode 0: its name is known."""
@@ -637,6 +641,7 @@ class Worker:
             wire.Kind.LIST: lambda body: self._tree.list_page(*wire.unpack_list(body)),
             wire.Kind.READ: lambda body: self._tree.read(*wire.unpack_read(body)),
             wire.Kind.EXTENTS: lambda body: self._tree.extents(*wire.unpack_extents_request(body)),
+            wire.Kind.LAYOUT: lambda body: self._tree.layout(*wire.unpack_layout_request(body)),
             wire.Kind.XATTRS: lambda body: self._tree.xattrs(body),
             wire.Kind.STATFS: lambda _: self._tree.statfs(),
         }

@@ -4,6 +4,8 @@ bubblewrap's --die-with-parent is Linux's PR_SET_PDEATHSIG, which fires when the
 processes from a worker thread that it lets go after ten idle seconds, so children are started here, in the main thread.
 """
 
+import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -15,11 +17,26 @@ import trio
 from mountsafe.limits import LOG_LINE, STOP_DEADLINE
 from mountsafe.text import printable
 
+KEYCTL = {"x86_64": 250, "aarch64": 219}  # arch/*/entry/syscalls, asm-generic/unistd.h
+JOIN_SESSION_KEYRING = 1  # include/uapi/linux/keyctl.h
+
+
+@functools.cache
+def leave_keyring() -> None:
+    """Take an empty session keyring for this process and its children: that of a login may hold keys and tickets.
+
+    Possession of a keyring is inherited, and no namespace ends it. Where keys are not to be had (a kernel without them,
+    a container that forbids them), there is nothing to leave.
+    """
+    if number := KEYCTL.get(os.uname().machine):
+        ctypes.CDLL(None).syscall(number, JOIN_SESSION_KEYRING, None)
+
 
 class Child:
     """A started process. Its exit is awaited through a pidfd; what it writes to stderr is `words`, untrusted."""
 
     def __init__(self, command: list[str], fds: list[int], name: str, log: Callable[[str], None]) -> None:
+        leave_keyring()
         words, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(theirs, True)
         self._name = name

@@ -56,6 +56,7 @@ class Box:
         command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
         for device, inside in self.devices:
             command += ["--dev-bind", str(device), inside]
+        command += ["--remount-ro", "/dev"]  # else a tmpfs without a bound; the devices are mounts of their own
         for path in ("/tmp", "/var/tmp"):
             command += ["--size", str(self.scratch), "--tmpfs", path]
         for source, inside in ((_package(uid), f"{INSIDE}/{PACKAGE.name}"), *self.readable):

@@ -22,10 +22,11 @@ MAX_BODY = MAX_READ + (64 << 10)  # a read's answer, or a page of a directory, a
 MAX_NAME = 255  # NAME_MAX: longer names cannot be passed on to the kernel
 MAX_TARGET = 4095  # PATH_MAX less its NUL
 MAX_PATH = 32 << 10  # deeper trees than PATH_MAX exist; the agent walks them step by step
-MAX_PAGE_ENTRIES = 1024  # entries in one page of a directory
+MAX_PAGE_ENTRIES = 256  # entries in one page of a directory: some ms, so that other requests need not wait long
 PAGE_BYTES = 256 << 10  # where a page ends, so that a huge directory does not block other requests for long
-MAX_ENTRY_EXTENTS = 16  # extents sent along with a directory entry; files with more are asked for one by one
+MAX_ENTRY_EXTENTS = 16  # extents of a file told along with others; files with more are asked for one by one
 MAX_EXTENTS = 8192  # extents in one answer to EXTENTS
+MAX_LAYOUT = 128  # files in one question for LAYOUT: few enough to be answered in some ms
 MAX_TEXT = 255  # labels, types, identifiers
 MAX_MESSAGE = 2000  # an error's words
 MAX_VOLUMES = 256  # disks, partitions and logical volumes of one medium
@@ -51,6 +52,7 @@ class Kind:
     EXTENTS = 6
     XATTRS = 7
     STATFS = 8
+    LAYOUT = 9
 
 
 class ExtentKind:
@@ -231,6 +233,7 @@ _EXTENT = struct.Struct(">QQQB")
 _VOLUME = struct.Struct(">BIQQ")
 _PAGE = struct.Struct(">QH")
 _EXTENTS = struct.Struct(">QI")
+_FILE_LAYOUT = struct.Struct(">BH")
 _MOUNTED = struct.Struct(">BB")
 _STATFS = struct.Struct(">8Q")
 
@@ -449,6 +452,47 @@ def unpack_extents(untrusted_body: bytes) -> tuple[tuple[Extent, ...], int]:
     extents = _unpack_extents(body, count)
     body.end()
     return extents, following
+
+
+def pack_layout_request(folder: bytes, names: list[bytes]) -> bytes:
+    """Ask for the extents of several files of the folder at path `folder`."""
+    return _U16.pack(len(folder)) + folder + _U16.pack(len(names)) + _pack_text(*names)
+
+
+def unpack_layout_request(body_bytes: bytes) -> tuple[bytes, list[bytes]]:
+    """Return (folder, names)."""
+    body = _Body(body_bytes)
+    folder = body.take(body.unpack(_U16)[0], MAX_PATH)
+    (count,) = body.unpack(_U16)
+    if count > MAX_LAYOUT:
+        raise WireError(f"{count} names")
+    names = [_unpack_text(body) for _ in range(count)]
+    body.end()
+    return folder, names
+
+
+def pack_layout(files: list[tuple[list[Extent], bool]]) -> bytes:
+    """The answer to LAYOUT: for each name (extents, whether more must be asked for by EXTENTS)."""
+    parts = [_U16.pack(len(files))]
+    for extents, more in files:
+        parts += (_FILE_LAYOUT.pack(more, len(extents)), _pack_extents(extents))
+    return b"".join(parts)
+
+
+def unpack_layout(untrusted_body: bytes) -> list[tuple[tuple[Extent, ...], bool]]:
+    """Return (extents, more) of each file."""
+    body = _Body(untrusted_body)
+    (count,) = body.unpack(_U16)
+    if count > MAX_LAYOUT:
+        raise WireError(f"the layout of {count} files")
+    files = []
+    for _ in range(count):
+        more, extent_count = body.unpack(_FILE_LAYOUT)
+        if extent_count > MAX_ENTRY_EXTENTS:
+            raise WireError(f"{extent_count} extents in a layout")
+        files.append((_unpack_extents(body, extent_count), bool(more)))
+    body.end()
+    return files
 
 
 def pack_xattrs(xattrs: list[tuple[bytes, bytes]]) -> bytes:

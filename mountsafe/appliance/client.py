@@ -19,6 +19,8 @@ from mountsafe.limits import INFLIGHT, PROBE_DEADLINE, REQUEST_DEADLINE
 from mountsafe.text import printable
 
 RECEIVE_SIZE = 256 << 10
+# Errnos by which a file system speaks to the kernel and not to a program: ENOSYS means "never ask this again".
+_MEANT_FOR_THE_KERNEL = frozenset({errno.ENOSYS, errno.EINTR, errno.EAGAIN})
 
 
 class GuestRefused(MountsafeError):
@@ -123,7 +125,8 @@ class AgentClient:
             fault = GuestFault(str(error))
             self.end(fault)
             return fault
-        number = untrusted_errno if untrusted_errno in errno.errorcode else errno.EIO
+        known = untrusted_errno in errno.errorcode and untrusted_errno not in _MEANT_FOR_THE_KERNEL
+        number = untrusted_errno if known else errno.EIO
         return GuestRefused(number, printable(untrusted_words, wire.MAX_MESSAGE))
 
     async def hello(self, deadline: float = REQUEST_DEADLINE) -> str:

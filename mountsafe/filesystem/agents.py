@@ -19,6 +19,7 @@ from mountsafe.limits import CALL_DEADLINE, MOUNT_DEADLINE, REQUEST_DEADLINE
 from mountsafe.medium.extents import Window
 
 log = logging.getLogger(__name__)
+QUIET = 0.05  # seconds without a question after which the guest may be asked what nobody needs yet
 T = TypeVar("T")
 
 
@@ -42,8 +43,10 @@ class Agents:
         self._device = device
         self._fstype = fstype
         self._client: AgentClient | None = None
+        self._reported: AgentClient | None = None
         self._starting = trio.Lock()
         self._fault: GuestFault | None = None
+        self._last_asked = 0.0
         self.window = window
         self.mounted: wire.Mounted  # set by start()
 
@@ -80,8 +83,15 @@ class Agents:
                     raise fault
             return self._client
 
-    async def request(self, kind: int, body: bytes = b"", deadline: float = REQUEST_DEADLINE) -> bytes:
-        """Return the untrusted body of the answer. OSError is the guest's no; MountsafeError is the VM's failure."""
+    async def request(
+        self, kind: int, body: bytes = b"", deadline: float = REQUEST_DEADLINE, needed: bool = True
+    ) -> bytes:
+        """Return the untrusted body of the answer. OSError is the guest's no; MountsafeError is the VM's failure.
+
+        `needed` says that a program waits for it (see `quiet`).
+        """
+        if needed:
+            self._last_asked = trio.current_time()
         with trio.move_on_after(CALL_DEADLINE):
             return await self._request(kind, body, deadline)
         raise DeadlinePassed(f"no answer in {CALL_DEADLINE:.0f} s, new virtual machine included")
@@ -97,9 +107,20 @@ class Agents:
                 if attempt == 2:
                     raise
             except (GuestFault, DeadlinePassed) as error:
-                await self._misbehaved(error)
+                await self._report(client, error)
                 raise
         raise AssertionError
+
+    async def _report(self, client: AgentClient, error: MountsafeError) -> None:
+        # Once for all tasks that waited: a late report would end the VM that is started next.
+        if self._reported is not client:
+            self._reported = client
+            await self._misbehaved(error)
+
+    async def quiet(self, enough: Callable[[], bool]) -> None:
+        """Wait until nobody has asked anything for a moment, or `enough` holds."""
+        while not enough() and (wait := self._last_asked + QUIET - trio.current_time()) > 0:  # noqa: ASYNC110
+            await trio.sleep(min(wait, QUIET / 4))
 
     def unpack(self, decode: Callable[[bytes], T], untrusted_body: bytes) -> T:
         """Decode an answer; one that is malformed ends the stream, and the VM before anything else is asked."""

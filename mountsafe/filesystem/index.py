@@ -15,7 +15,7 @@ import hashlib
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -51,6 +51,7 @@ class Node:
         "nlink",
         "parent",
         "plan",
+        "position",
         "size",
         "target",
         "uid",
@@ -75,6 +76,7 @@ class Node:
         self.more_extents = bool(entry.flags & wire.EntryFlag.EXTENTS_MORE)
         self.lookups = 0
         self.listing: Listing | None = None
+        self.position = 0  # in its folder's listing: a guess for hard links
 
     @property
     def is_folder(self) -> bool:
@@ -150,11 +152,13 @@ class Index:
             await listing.wait_for(lambda: listing.complete or name in listing.names)
         return listing.names.get(name)
 
-    def listing(self, folder: Node) -> "Listing":
-        """Return what is known of a folder; the rest is being learned."""
+    def listing(self, folder: Node, needed: bool = True) -> "Listing":
+        """Return what is known of a folder; the rest is being learned, in quiet moments only if nobody needs it yet."""
         listing = folder.listing
+        if listing is not None and needed:
+            listing.needed = True
         if listing is None:
-            listing = folder.listing = Listing()
+            listing = folder.listing = Listing(needed)
             self._nursery.start_soon(self._learn, folder, listing)
         elif folder.ino in self._learned:
             self._learned.move_to_end(folder.ino)
@@ -176,16 +180,19 @@ class Index:
         except Exception as error:  # noqa: BLE001  # whoever waits for the listing is told
             folder.listing = None
             listing.fail(error)
+            for _, child in listing.order:
+                self._drop_unused(child)
             self._drop_unused(folder)
         else:
             self._keep(folder, listing)
             listing.finish()
 
     async def _learn_pages(self, folder: Node, path: bytes, listing: "Listing") -> None:
-        cursor = 0
+        cursor = told = 0
         again = bool(listing.order)
         while True:
-            body = await self._agents.request(wire.Kind.LIST, wire.pack_list(path, cursor))
+            question = wire.pack_list(path, cursor)
+            body = await self._agents.request(wire.Kind.LIST, question, needed=listing.needed)
             cursor, untrusted_entries = self._agents.unpack(wire.unpack_page, body)
             for untrusted_entry in untrusted_entries:
                 if not (again and untrusted_entry.name in listing.names):
@@ -193,7 +200,10 @@ class Index:
             listing.grown()
             if not cursor:
                 return
-            if len(listing.order) >= MAX_DIRECTORY_ENTRIES or not untrusted_entries:
+            if not listing.needed:
+                await self._agents.quiet(lambda: listing.needed)
+            told += len(untrusted_entries)  # the refused ones as well: a guest may repeat one for ever
+            if told >= MAX_DIRECTORY_ENTRIES or not untrusted_entries:
                 self._incidents.report("a folder without end", path)
                 return
 
@@ -269,9 +279,10 @@ class Index:
 class Listing:
     """The entries of a folder, in the order in which the guest told them; more may come until it is complete."""
 
-    __slots__ = ("_changed", "_failure", "complete", "names", "order")
+    __slots__ = ("_changed", "_failure", "complete", "names", "needed", "order")
 
-    def __init__(self) -> None:
+    def __init__(self, needed: bool) -> None:
+        self.needed = needed
         self.names: dict[bytes, Node] = {}
         self.order: list[tuple[bytes, Node]] = []
         self.complete = False
@@ -281,7 +292,13 @@ class Listing:
     def add(self, name: bytes, node: Node) -> None:
         """Add an entry."""
         self.names[name] = node
+        node.position = len(self.order)
         self.order.append((name, node))
+
+    def following(self, node: Node) -> Iterator[Node]:
+        """Yield the nodes from the position of `node` on."""
+        for position in range(node.position, len(self.order)):
+            yield self.order[position][1]
 
     def grown(self) -> None:
         """Wake whoever waits for more."""
@@ -297,6 +314,10 @@ class Listing:
         """There may be more, but they cannot be had."""
         self._failure = error
         self.grown()
+
+    async def begun(self) -> None:
+        """Wait for the first entries, or for the knowledge that there are none."""
+        await self.wait_for(lambda: bool(self.complete or self.order))
 
     async def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds; raises what kept the folder from being learned."""

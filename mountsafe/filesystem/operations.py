@@ -152,7 +152,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: object) -> int:
         """Hold the folder's listing, so that it stays whole whatever is forgotten meanwhile."""
         listing = self._index.listing(self._folder(inode))
-        await listing.wait_for(lambda: bool(listing.complete or listing.order))
+        await listing.begun()
         handle = next(self._numbers)
         self._listings[handle] = listing
         return handle

@@ -6,13 +6,14 @@ every direct read is compared; a difference switches them off for the whole moun
 
 import errno
 import os
+from collections.abc import Sequence
 
 from mountsafe import wire
 from mountsafe.errors import GuestFault
 from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.index import Node
 from mountsafe.incidents import Incidents
-from mountsafe.limits import MAX_EXTENTS_PER_FILE
+from mountsafe.limits import MAX_EXTENT_QUESTIONS, MAX_EXTENTS_PER_FILE
 from mountsafe.medium.block import BlockReader
 from mountsafe.medium.extents import NO_PLAN, ReadPlan, Source, plan
 
@@ -35,21 +36,43 @@ class Reader:
         return self._direct
 
     async def open(self, node: Node) -> None:
-        """Learn the extents of a file whose listing did not carry them all."""
-        if not node.more_extents or not self._direct:
+        """Learn where the bytes of a file are, and of the files after it in its folder, which are likely to be next."""
+        if not node.more_extents or not self._direct or node.parent is None:
             return
-        node.more_extents = False
-        extents: list[wire.Extent] = []
+        files = [node]
+        for other in node.parent.listing.following(node) if node.parent.listing else ():
+            if other.more_extents and other is not node and other.parent is node.parent:
+                files.append(other)
+            if len(files) == wire.MAX_LAYOUT:
+                break
+        for file in files:
+            file.more_extents = False
+        question = wire.pack_layout_request(node.parent.path(), [file.name for file in files])
+        body = await self._agents.request(wire.Kind.LAYOUT, question)
+        told = self._agents.unpack(wire.unpack_layout, body)
+        for file, (untrusted_extents, more) in zip(files, told, strict=False):
+            if not more:
+                self._plan(file, untrusted_extents)
+            elif file is node:
+                self._plan(file, await self._all_extents(file))
+            else:
+                file.more_extents = True
+
+    async def _all_extents(self, node: Node) -> list[wire.Extent]:
+        untrusted_extents: list[wire.Extent] = []
         offset = 0
-        while len(extents) < MAX_EXTENTS_PER_FILE:
+        for _ in range(MAX_EXTENT_QUESTIONS):
             body = await self._agents.request(wire.Kind.EXTENTS, wire.pack_extents_request(node.path(), offset))
             more, following = self._agents.unpack(wire.unpack_extents, body)
-            extents += more
-            if following <= offset:
-                break  # that was all, or nothing new: the rest goes through the agent
+            untrusted_extents += more
+            if following <= offset or len(untrusted_extents) >= MAX_EXTENTS_PER_FILE:
+                break  # that was all, or nothing new, or too much: the rest goes through the agent
             offset = following
+        return untrusted_extents
+
+    def _plan(self, node: Node, untrusted_extents: Sequence[wire.Extent]) -> None:
         try:
-            node.plan = plan(extents, self._agents.window)
+            node.plan = plan(untrusted_extents, self._agents.window)
         except GuestFault as fault:
             self._incidents.report(str(fault), node.path())
             node.plan = NO_PLAN

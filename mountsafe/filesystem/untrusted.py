@@ -23,15 +23,15 @@ def fault_of_name(untrusted_name: bytes) -> str:
 
 def fault_of_attributes(untrusted_entry: Entry) -> str:
     """Return what is impossible about an entry apart from its name, or "". Mode 0 says: the guest could not look."""
+    if untrusted_entry.size > MAX_FILE_SIZE:
+        return f"an impossible size {untrusted_entry.size}"
+    if untrusted_entry.blocks > MAX_FILE_SIZE:  # blkcnt_t is signed as well
+        return f"an impossible number of blocks {untrusted_entry.blocks}"
     if untrusted_entry.mode == 0:
         return ""
     kind = stat.S_IFMT(untrusted_entry.mode)
     if kind not in KNOWN_TYPES or untrusted_entry.mode > 0o177777:
         return f"an unknown file type {untrusted_entry.mode:o}"
-    if untrusted_entry.size > MAX_FILE_SIZE:
-        return f"an impossible size {untrusted_entry.size}"
-    if untrusted_entry.blocks > MAX_FILE_SIZE:  # blkcnt_t is signed as well
-        return f"an impossible number of blocks {untrusted_entry.blocks}"
     if (kind == stat.S_IFLNK) != bool(untrusted_entry.target):
         return "a link without a target, or a target without a link"
     if b"\0" in untrusted_entry.target:

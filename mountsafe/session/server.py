@@ -21,6 +21,7 @@ from mountsafe.errors import GuestGone, MountsafeError
 from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.index import Index
 from mountsafe.filesystem.operations import Operations, View, serve
+from mountsafe.filesystem.prefetch import prefetch
 from mountsafe.filesystem.reader import Reader
 from mountsafe.incidents import Incidents
 from mountsafe.medium.block import BlockReader
@@ -100,6 +101,7 @@ class SessionProcess:
         reader = Reader(agents, BlockReader(settings["medium"], settings["medium_size"]), incidents)
         view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))
         operations = Operations(index, reader, agents, statfs, view)
+        self._nursery.start_soon(prefetch, index, reader)
         await serve(operations, fds[0], partial(self._parent.tell, {"event": "serving"}))
         agents.close()
 

@@ -85,7 +85,7 @@ async def test_reading_from_the_medium(tree: Path, medium: tuple[Path, Layout]) 
         assert await mount.read(b"file") == CONTENT
         assert await mount.read(b"folder/hard", 5000, 9000) == CONTENT[5000:14000]
         assert mount.reader.direct
-        await mount.names(b"folder/below")
+        assert await mount.read(b"folder/below/deep") == b"deep"
         await mount.host.kill()
         assert await mount.read(b"folder/below/deep") == b"deep"  # proven and known: needs no guest
         assert len(mount.host.guests) == 1

@@ -1,8 +1,10 @@
 """A guest that lies about where bytes are, or gives others: what is read is of the same medium, or an error."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import pyfuse3
 import pytest
 
 from mountsafe import wire
@@ -120,6 +122,7 @@ async def test_other_than_the_bytes_asked_for_is_an_error(answer: bytes) -> None
         await mount.read(b"file")
 
 
+@pytest.mark.real_clock
 async def test_a_medium_that_is_shorter_than_it_was_is_an_error(medium: Path) -> None:
     liar = file(data(0, 0, 4096))
     async with opened(lambda: liar, medium, WINDOW) as mount:
@@ -191,3 +194,56 @@ async def test_more_extents_than_are_kept_go_through_the_agent(medium: Path, mon
     async with opened(lambda: liar, medium, WINDOW) as mount:
         assert await mount.read(b"file") == INSIDE[:4096]
         assert liar.count(Kind.READ) == 1
+
+
+# --- files that are asked for together -----------------------------------------------------------------------------
+NAMES = [b"a", b"b", b"c"]
+
+
+def neighbours(files: list[tuple[list[Extent], bool]]) -> Liar:
+    """Three files of 1 KiB whose extents come with one answer to LAYOUT; their bytes are the start of the partition."""
+    entries = [entry(name, 12 + at, size=1024, flags=EntryFlag.EXTENTS_MORE) for at, name in enumerate(NAMES)]
+    liar = Liar({b"": entries}, dict.fromkeys(NAMES, INSIDE[:1024]))
+    liar.say[Kind.LAYOUT] = lambda _: wire.pack_layout(files)
+    return liar
+
+
+GOOD = ([data(0, 0, 1024)], False)
+
+
+async def test_the_first_open_of_a_folder_learns_of_the_files_after_it(medium: Path) -> None:
+    liar = neighbours([GOOD, GOOD, GOOD])
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        for name in NAMES:
+            assert await mount.read(name) == INSIDE[:1024]
+        assert liar.count(Kind.LAYOUT) == 1
+        assert liar.count(Kind.READ) == 1  # the proof
+
+
+@pytest.mark.parametrize(
+    "files",
+    [[], [GOOD], [GOOD] * 100, [([], True)] * 3, [([data(0, 1 << 40, 1024)], False)] * 3, [([], False)] * 3],
+    ids=["none", "too few", "too many", "more of each", "outside", "nowhere"],
+)
+async def test_a_strange_layout_costs_nothing_but_time(medium: Path, files: list[tuple[list[Extent], bool]]) -> None:
+    liar = neighbours(files)
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        for _ in range(2):
+            for name in NAMES:
+                assert await mount.read(name) == INSIDE[:1024]
+        assert len(mount.host.guests) == 1
+        assert liar.count(Kind.LAYOUT) <= 3
+
+
+async def test_a_refused_layout_fails_one_open_at_most(medium: Path) -> None:
+    liar = neighbours([])
+
+    def refuse(body: bytes) -> bytes:
+        raise OSError(5, "no")
+
+    liar.say[Kind.LAYOUT] = refuse
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        with suppress(pyfuse3.FUSEError):
+            await mount.read(b"a")
+        for name in NAMES:
+            assert await mount.read(name) == INSIDE[:1024]

@@ -69,6 +69,16 @@ MESSAGES: dict[str, Message] = {
         lambda extents, following: wire.pack_extents(list(extents), following),
         wire.unpack_extents,
     ),
+    "layout request": (
+        st.tuples(PATH, st.lists(TEXT, max_size=5)),
+        wire.pack_layout_request,
+        wire.unpack_layout_request,
+    ),
+    "layout": (
+        st.tuples(st.lists(st.tuples(st.lists(EXTENT, max_size=3).map(tuple), st.booleans()), max_size=5)),
+        wire.pack_layout,
+        lambda b: (wire.unpack_layout(b),),
+    ),
     "xattrs": (st.tuples(st.lists(XATTR, max_size=4)), wire.pack_xattrs, lambda b: (wire.unpack_xattrs(b),)),
     "statfs": (
         st.tuples(st.builds(wire.Statfs, *[U64] * 8)),
@@ -144,6 +154,9 @@ def too_many_volumes() -> bytes:
         (wire.unpack_extents, wire.pack_extents([wire.Extent(0, 0, 1, 1)] * (wire.MAX_EXTENTS + 1), 0)),
         (wire.unpack_xattrs, (wire.MAX_XATTRS + 1).to_bytes(2, "big")),
         (wire.unpack_xattrs, b"\0\1" + b"\0\1a" + (wire.MAX_XATTR_VALUE + 1).to_bytes(4, "big")),
+        (wire.unpack_layout_request, wire.pack_layout_request(b"", [b"n"] * (wire.MAX_LAYOUT + 1))),
+        (wire.unpack_layout, wire.pack_layout([([], False)] * (wire.MAX_LAYOUT + 1))),
+        (wire.unpack_layout, wire.pack_layout([([wire.Extent(0, 0, 1, 1)] * (wire.MAX_ENTRY_EXTENTS + 1), False)])),
         (wire.unpack_read, wire.pack_read(b"file", 0, wire.MAX_READ + 1)),
         (wire.unpack_read, wire.pack_read(b"p" * (wire.MAX_PATH + 1), 0, 1)),
         (wire.unpack_list, wire.pack_list(b"p" * (wire.MAX_PATH + 1), 0)),

@@ -267,7 +267,9 @@ class Looking:
     """Looks at images, `AT_A_TIME` beside each other, ahead of whoever waits for the first one."""
 
     def __init__(self) -> None:
-        build.ensure(lambda _: None)
+        # Held: others may build a newer one meanwhile.
+        self._held = ExitStack()
+        self._held.enter_context(build.ensure(lambda _: None).held())
         self._settings, self._acceleration = machine_settings(False)
         self._pool = ThreadPoolExecutor(AT_A_TIME, "look")
         self._looks: dict[Look, Future[list[Sight]]] = {}
@@ -321,5 +323,6 @@ class Looking:
     def close(self) -> None:
         """Drop what waits and end."""
         self._pool.shutdown(cancel_futures=True)
+        self._held.close()
         self._log.removeHandler(_HANDLER)
         self._log.setLevel(self._level)

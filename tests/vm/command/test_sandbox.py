@@ -1,0 +1,184 @@
+"""What code can do that has taken over a process below the wall: the probe runs where the real code would.
+
+The command line is the installed one but for one line: in the appliance process, or in the session process, the probe
+is called first. Everything before that line (who starts the box, with which descriptors, keys and limits) is real.
+"""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mountsafe import limits
+from mountsafe.sandbox import PYTHON
+from tests.vm.command.stage import Person, Stage, install
+from tests.vm.command.traces import command, descendants
+
+Image = Callable[[str], Path]
+
+BOXES = {
+    "guest": ("appliance/serve.py", limits.APPLIANCE_SCRATCH, limits.APPLIANCE_ADDRESS_SPACE, limits.APPLIANCE_PROCESSES),
+    "session": ("session/server.py", limits.SESSION_SCRATCH, limits.SESSION_ADDRESS_SPACE, limits.SESSION_PROCESSES),
+}
+FIRST = "settings = json.loads(sys.argv[1])"
+# What an ordinary user may do outside, so that the probe is known to be able to fail.
+ANYBODY = (
+    *("read /etc/passwd", "connect to the host's loopback", "connect to an abstract socket", "see a host process"),
+    *("signal a host process", "trace a host process", "gain privileges by exec", "fill the scratch space"),
+    *("allocate beyond the limit", "fork beyond the limit", "use the login's key"),
+)
+ROOT = ("read /etc/shadow", "mount", "unshare users", "unshare mounts", "unshare network", "be root", "have a capability")
+# Its own namespaces' things, harmless and not to be had without a filter of system calls.
+HARMLESS = ("use a keyring",)
+
+
+@pytest.fixture(scope="module")
+def probing(stage: Stage, repository: Path) -> dict[str, Path]:
+    """The command lines with the probe in them, by what they take over."""
+    programs = {}
+    for name, (module, *_) in BOXES.items():
+        prefix = stage.root / f"probing-{name}"
+        call = f"import mountsafe.probe; mountsafe.probe.main(); sys.exit(1); {FIRST}"
+        programs[name] = install(repository, prefix, {module: {FIRST: call}})
+        (prefix / "lib/mountsafe/probe.py").write_bytes((Path(__file__).parent / "probe.py").read_bytes())
+    return programs
+
+
+@contextmanager
+def host() -> Iterator[dict[str, Any]]:
+    """Things on the host that must be out of reach, and really are there."""
+    marker = f"mountsafe-marker-{os.getpid()}"
+    name = f"mountsafe-abstract-{os.getpid()}"
+    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as abstract:
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        abstract.bind(f"\0{name}")
+        abstract.listen()
+        yield {"port": tcp.getsockname()[1], "abstract": name, "marker": marker[::-1]}
+
+
+# Joins a session keyring of its own with a key in it, as a login has, and runs a command there.
+LOGIN = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.syscall(250, 1, None) > 0
+assert libc.syscall(248, b"user", b"mountsafe-login", b"secret", 6, -3) > 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def probe(person: Person, program: list[str], facts: dict[str, Any], *arguments: str | Path) -> dict[str, str]:
+    """Run what runs the probe, as a login does; return the results by attempt."""
+    marker = facts["marker"][::-1]
+    sleeping = [PYTHON, "-I", "-c", "import time; time.sleep(300)", marker]
+    with person.start(program=sleeping) as sleeper:
+        try:
+            Path(facts["file"]).write_text(json.dumps(facts | {"pid": sleeper.pid}))
+            done = person.run(*arguments, program=[PYTHON, "-I", "-c", LOGIN, *program])
+        finally:
+            sleeper.kill()
+    lines = [line.partition("PROBE ")[2] for line in (done.out + done.err).splitlines() if "PROBE " in line]
+    results = dict(json.loads(line) for line in lines)
+    assert "the end" in results, done.out + done.err
+    return results
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_what_code_in_a_box_can_do(
+    person: Person, folder: Path, image: Image, probing: dict[str, Path], box: str
+) -> None:
+    _, scratch, address_space, processes = BOXES[box]
+    library = probing[box].parent / "lib/mountsafe"
+    source = image("ext4")
+    places = ["/etc/passwd", "/etc/shadow", "/root", "/home", "/run", "/var/tmp/..", "/boot"]
+    with host() as facts:
+        facts |= {
+            "file": str(library / "probe.json"),
+            "reads": [*places[:5], "/boot", *map(str, (source, person.home, person.runtime, person.records, folder))],
+            "writes": ["/", "/usr", "/app", "/app/mountsafe", "/appliance", "/etc", "/dev", "/dev/shm", "/var", str(folder)],
+            "scratch": scratch,
+            "address_space": address_space,
+            "processes": processes,
+        }
+        boxed = probe(person, [str(probing[box])], facts, "mount", source, folder / "m", "--verbose")
+        free = probe(person, [PYTHON, "-I", str(library / "probe.py"), facts["file"]], facts)
+    possible = {what for what, why in boxed.items() if not why}
+    assert possible - {"the end", *HARMLESS} == set()
+    expected = {*ANYBODY, f"read {source}", f"read {person.home}", f"write {folder}"}
+    for what in expected | ({*ROOT, f"read {person.records}"} if person.is_root else set()):
+        assert free[what] == "", f"{what} fails outside the box as well: {free[what]}"
+
+
+# --- a real mount ---------------------------------------------------------------------------------------------------
+def status(pid: int) -> dict[str, str]:
+    """What /proc says about a process, seen from outside."""
+    lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {key: value.strip() for key, _, value in lines}
+
+
+def host_files(pid: int) -> dict[Path, int]:
+    """The regular files and block devices of the host that a process has open, by name, with their flags."""
+    disks = {os.stat(place).st_dev for place in ("/", "/usr", "/var", "/var/tmp", "/home", "/run", "/tmp")}
+    found = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        seen = link.stat()
+        if stat.S_ISBLK(seen.st_mode) or (stat.S_ISREG(seen.st_mode) and seen.st_dev in disks):
+            words = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split()
+            found[link.readlink()] = int(words[words.index("flags:") + 1], 8)
+    return found
+
+
+def test_the_processes_of_a_mount(person: Person, folder: Path, image: Image) -> None:
+    source = image("vfat")
+    person.run("mount", source, folder / "m").ok()
+    try:
+        record = person.records_of(source)
+        boxes = {record["virtual_machine"], record["mounts"][0]["session"]}
+        inner = [pid for box in boxes for pid in descendants(box)]
+        qemu = [pid for pid in inner if "qemu-system" in command(pid)]
+        assert len(qemu) == 1
+        assert len(inner) == 5  # two inner bubblewraps, serve, QEMU, server
+        for pid in inner:
+            facts = status(pid)
+            uids = {int(uid) for uid in facts["Uid"].split()}
+            assert 0 not in uids
+            assert person.is_root or uids == {person.uid}
+            assert person.is_root or not facts["Groups"].split() or facts["Groups"].split() == ["65534"]
+            assert facts["NoNewPrivs"] == "1"
+            assert all(int(facts[f"Cap{kind}"], 16) == 0 for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"))
+            for kind in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup"):
+                assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
+        assert status(qemu[0])["Seccomp"] == "2"
+        for pid in inner:
+            for path, flags in host_files(pid).items():
+                assert flags & os.O_ACCMODE == os.O_RDONLY, path
+                assert path == source or path.parts[-2].startswith("version-") or path.parts[1] == "appliance", path
+        served = [pid for pid in inner if "session.server" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert {path for pid in served for path in host_files(pid)} == {source}
+        assert source in host_files(qemu[0])
+        if person.is_root:
+            assert {status(pid)["Uid"] for pid in descendants(record["virtual_machine"])} == {
+                status(record["virtual_machine"])["Uid"]
+            }
+    finally:
+        person.run("unmount", source).ok()
+
+
+def test_two_media_cannot_reach_each_other(root: Person, image: Image) -> None:
+    """Root's boxes have a user id each: one that is taken over may not signal or trace another medium's."""
+    folder = root.folder()
+    for name in ("romfs", "squashfs"):
+        root.run("mount", image(name), folder / name).ok()
+    try:
+        uids = [status(root.records_of(image(name))["virtual_machine"])["Uid"] for name in ("romfs", "squashfs")]
+        assert uids[0] != uids[1]
+    finally:
+        root.run("unmount", "--all").ok()
+        subprocess.run(["rm", "-r", folder], check=True)
