@@ -5,6 +5,7 @@ the files of such a folder on a medium, so that there are extents to tell. `Liar
 makes it say.
 """
 
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -28,20 +29,34 @@ class Layout:
 
     direct = True
 
-    def __init__(self, folder: Path, medium: Path, start: int = 0, write: bool = True) -> None:
-        self._extents: dict[int, list[Extent]] = {}
+    def __init__(self, extents: dict[int, list[Extent]], size: int) -> None:
+        self._extents = extents
+        self.size = size
+
+    @classmethod
+    def store(cls, folder: Path, medium: Path, start: int = 0) -> "Layout":
+        """Write the files of a folder to a medium, from byte `start` on, and return where they are."""
+        extents: dict[int, list[Extent]] = {}
         files = [path for path in sorted(folder.rglob("*")) if stat.S_ISREG(path.lstat().st_mode)]
         inodes = {path.stat().st_ino: path for path in files}
         blocks = [(inode, at, data) for inode, path in inodes.items() for at, data in _stored_blocks(path)]
-        self.size = (len(blocks) + 1) * BLOCK
-        if write:
-            with open(medium, "r+b" if medium.exists() else "w+b") as file:
-                file.truncate(max(start + self.size, medium.stat().st_size))
-                for number, (_, _, data) in enumerate(reversed(blocks)):
-                    os.pwrite(file.fileno(), data, start + number * BLOCK)
-        for number, (inode, at, _) in enumerate(reversed(blocks)):
-            extent = Extent(at, number * BLOCK, BLOCK, ExtentKind.DATA)
-            self._extents.setdefault(inode, []).insert(0, extent)
+        size = (len(blocks) + 1) * BLOCK
+        with open(medium, "r+b" if medium.exists() else "w+b") as file:
+            file.truncate(max(start + size, medium.stat().st_size))
+            for number, (inode, at, data) in enumerate(reversed(blocks)):
+                os.pwrite(file.fileno(), data, start + number * BLOCK)
+                extents.setdefault(inode, []).insert(0, Extent(at, number * BLOCK, BLOCK, ExtentKind.DATA))
+        return cls(extents, size)
+
+    @classmethod
+    def load(cls, path: Path) -> "Layout":
+        """Read what `save` wrote."""
+        extents, size = json.loads(path.read_text())
+        return cls({int(inode): [Extent(*each) for each in told] for inode, told in extents.items()}, size)
+
+    def save(self, path: Path) -> None:
+        """Store it for a guest in another process."""
+        path.write_text(json.dumps((self._extents, self.size)))
 
     def of(self, fd: int, st: os.stat_result, start: int, limit: int) -> tuple[list[Extent], int]:
         told: list[Extent] = []
@@ -75,17 +90,14 @@ def _stored_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
 class FolderWorker(Worker):
     """The real agent, with a folder of the host in the place of a mounted medium."""
 
-    def __init__(self, folder: Path, fstype: str = "ext4", layout: Layout | None = None, size: int = 1 << 20) -> None:
+    def __init__(
+        self, folder: Path, fstype: str = "ext4", layout: Layout | None = None, size: int = 1 << 20, start: int = 0
+    ) -> None:
         super().__init__("test")
         self._folder = folder
         self._fstype = fstype
         self._layout = layout
-        self._size = size
-        self._answers[Kind.PROBE] = lambda _: wire.pack_volumes([self.volume()])
-
-    def volume(self) -> wire.Volume:
-        disk = wire.Volume(b"sdx", wire.VolumeKind.DISK, 0, 0, self._size, b"", b"filesystem", b"", b"", b"", b"")
-        return disk._replace(fstype=self._fstype.encode(), label=b"folder")
+        self._answers[Kind.PROBE] = lambda _: wire.pack_volumes(_volumes(fstype.encode(), size, start))
 
     def _hello(self, body: bytes) -> bytes:
         wire.unpack_hello_request(body)  # and leave this machine's clock alone
@@ -100,6 +112,15 @@ class FolderWorker(Worker):
             tree._map = self._layout  # type: ignore[assignment]
         self._mounted = tree
         return wire.pack_mounted(wire.Mounted(fstype, wire.MountState.CLEAN, tree.direct, tree.root()))
+
+
+def _volumes(fstype: bytes, size: int, start: int) -> list[wire.Volume]:
+    """A disk with a file system, or with one in a partition that begins at `start`."""
+    disk = wire.Volume(b"sdx", wire.VolumeKind.DISK, 0, 0, size, fstype, b"filesystem", b"folder", b"", b"", b"")
+    if not start:
+        return [disk]
+    partition = disk._replace(device=b"sdx1", kind=wire.VolumeKind.PARTITION, number=1, start=start, size=size - start)
+    return [disk._replace(fstype=b"", usage=b"", label=b"", table=b"dos"), partition]
 
 
 # --- not honest ----------------------------------------------------------------------------------------------------

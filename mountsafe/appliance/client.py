@@ -66,6 +66,11 @@ class AgentClient:
             raise GuestFault(f"an answer to request {untrusted_frame.ident}, which nobody made")
         waiter.send_nowait(untrusted_frame)
 
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is awaited."""
+        return bool(self._waiting)
+
     def end(self, reason: MountsafeError) -> None:
         """Close the stream; the first reason stays."""
         self.ended = self.ended or reason

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from mountsafe.appliance import thaw
@@ -143,16 +143,16 @@ def _save(scratch: Path, state: Path) -> None:
         qmp = Qmp(f"/proc/self/fd/{folder}/monitor", thaw.DEADLINE)
     finally:
         os.close(folder)
-    qmp.execute("stop")
-    qmp.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
     ours, theirs = socket.socketpair()
     ours.settimeout(thaw.DEADLINE)
-    with ours, theirs, open(state, "wb") as file:
+    with closing(qmp), ours, theirs, open(state, "wb") as file:
+        qmp.execute("stop")
+        qmp.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
         qmp.execute("getfd", {"fdname": thaw.STATE}, theirs.fileno())
         theirs.close()
         qmp.execute("migrate", {"uri": f"fd:{thaw.STATE}"})
         while data := ours.recv(1 << 20):
             file.write(data)
-    status = qmp.execute("query-migrate").get("status")
+        status = qmp.execute("query-migrate").get("status")
     if status != "completed":
         raise GuestGone(f"QEMU's migration is {status}")

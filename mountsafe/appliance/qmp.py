@@ -26,6 +26,11 @@ class Qmp:
         """The socket, for select: readable on an event, and when QEMU is gone."""
         return self._sock.fileno()
 
+    def close(self) -> None:
+        """Let go of the monitor."""
+        self._lines.close()
+        self._sock.close()
+
     def _next(self) -> dict[str, Any]:
         line = self._lines.readline()
         if not line:

@@ -14,6 +14,7 @@ from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.limits import IDLE
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.session import start
 from mountsafe.session.mounter import require_fuse
@@ -81,6 +82,10 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
             "followed inside the mount; or followed anywhere."
         ),
     ] = Links.NOFOLLOW,
+    idle: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="End the virtual machine when unused for so long; 0 for never."),
+    ] = IDLE,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -93,7 +98,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         raise UserError(
             f"{printable(fstype)} is not a file system type", "For example: vfat, udf, affs.", ExitCode.USAGE
         )
-    options = start.MountOptions(partition, fstype, owner.value, links.value, verbose, foreground)
+    options = start.MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle)
     medium = open_medium(source)
     _check_not_mounted(medium)
     sandbox.require()

@@ -46,7 +46,8 @@ class Agents:
         self._reported: AgentClient | None = None
         self._starting = trio.Lock()
         self._fault: GuestFault | None = None
-        self._last_asked = 0.0
+        self._last_asked = 0.0  # by a program that waits for the answer
+        self._last_used = 0.0
         self.window = window
         self.mounted: wire.Mounted  # set by start()
 
@@ -90,8 +91,9 @@ class Agents:
 
         `needed` says that a program waits for it (see `quiet`).
         """
+        self._last_used = trio.current_time()
         if needed:
-            self._last_asked = trio.current_time()
+            self._last_asked = self._last_used
         with trio.move_on_after(CALL_DEADLINE):
             return await self._request(kind, body, deadline)
         raise DeadlinePassed(f"no answer in {CALL_DEADLINE:.0f} s, new virtual machine included")
@@ -116,6 +118,17 @@ class Agents:
         if self._reported is not client:
             self._reported = client
             await self._misbehaved(error)
+
+    async def rest_when_idle(self, seconds: float, resting: Callable[[], Awaitable[None]]) -> None:
+        """Let the VM go whenever it was not used for so long, and tell `resting`. The next request gets another."""
+        while True:
+            await trio.sleep(max(self._last_used + seconds - trio.current_time(), seconds / 8))
+            client = self._client
+            if client is None or client.ended is not None or client.busy:
+                continue
+            if trio.current_time() >= self._last_used + seconds:
+                client.end(GuestGone("the virtual machine was not needed"))
+                await resting()
 
     async def quiet(self, enough: Callable[[], bool]) -> None:
         """Wait until nobody has asked anything for a moment, or `enough` holds."""

@@ -127,9 +127,15 @@ class Index:
         return node
 
     def looked_up(self, node: Node) -> None:
-        """The kernel was told of the node once more."""
-        node.lookups += 1
-        self._nodes[node.ino] = node
+        """The kernel is told of the node once more.
+
+        A listing may outlive what the index remembers of it. Raises OSError ESTALE if the number is another file's by
+        now: the kernel would take the two for one, and a link for one that lies elsewhere.
+        """
+        known = self._nodes.setdefault(node.ino, node)
+        if known is not node and not (_same_place(known, node.parent, node.name) or _same_file(known, node)):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        known.lookups += 1
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel forgot `count` of the times that it was told of the node."""
@@ -229,7 +235,8 @@ class Index:
                 node.plan = self._plan(entry, path)
                 self._nodes[number] = node
                 return node
-            if known.parent is folder and known.name == entry.name:
+            if _same_place(known, folder, entry.name):
+                known.parent = folder
                 return known
             if number == wanted and _same_file(known, entry):
                 return known
@@ -327,7 +334,15 @@ class Listing:
             await self._changed.wait()
 
 
-def _same_file(known: Node, entry: wire.Entry) -> bool:
+def _same_place(known: Node, folder: Node | None, name: bytes) -> bool:
+    """Whether a known node is the entry `name` of a folder, which may have been forgotten and learned anew."""
+    parent = known.parent
+    if parent is None or folder is None:
+        return False
+    return (parent.ino, parent.depth, known.name) == (folder.ino, folder.depth, name)
+
+
+def _same_file(known: Node, entry: wire.Entry | Node) -> bool:
     """Whether an entry with a known inode number is a hard link to the known file, and not a number used twice.
 
     Only files: whether a symbolic link leads out of the mount depends on the folder that it is in.

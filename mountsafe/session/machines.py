@@ -30,6 +30,7 @@ class Machines:
         self._medium = medium
         self._machine: Machine | None = None
         self._starting = trio.Lock()
+        self._users: set[object] = set()
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self.accelerator = ""
 
@@ -38,9 +39,13 @@ class Machines:
         """The process id of the running VM's box, if one runs."""
         return self._machine.pid if self._machine else None
 
-    async def stream(self) -> socket.socket:
-        """Return a new stream to the agent, starting a VM if none runs. Raises GuestGone or DeadlinePassed."""
+    async def stream(self, user: object) -> socket.socket:
+        """Return a new stream to the agent, starting a VM if none runs. Raises GuestGone or DeadlinePassed.
+
+        `user` is whoever keeps the VM from being ended, until `release`.
+        """
         async with self._starting:
+            self._users.add(user)
             if self._machine is not None:
                 try:
                     return await self._machine.open_stream()
@@ -92,6 +97,16 @@ class Machines:
         if machine is not None:
             self._deaths.append(time.monotonic())
             await machine.stop()
+
+    async def release(self, user: object) -> None:
+        """End the VM if nobody else needs it now."""
+        async with self._starting:
+            self._users.discard(user)
+            machine = self._machine
+            if machine is not None and not self._users:
+                log.info("nobody needs the virtual machine: ending it")
+                self._machine = None
+                await machine.stop()
 
     async def end_misbehaving(self, why: str) -> None:
         """End the VM because the guest broke a rule or a deadline."""

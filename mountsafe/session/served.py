@@ -45,13 +45,14 @@ class Presentation:
     """How a mount is shown: owner of the files (None: as the medium says), owner of the mount, and what links do.
 
     `links`: "nofollow" (never followed where the kernel can be told so), "contained" (followed inside the mount),
-    "follow" (as on any mount).
+    "follow" (as on any mount). `idle`: seconds without a question after which the VM is ended; 0 for never.
     """
 
     owner: tuple[int, int] | None
     mount_uid: int
     mount_gid: int
     links: str
+    idle: float = 0.0
 
 
 class ServedVolume:
@@ -93,6 +94,7 @@ class ServedVolume:
                 "size": window.size,
                 "uid": uid,
                 "gid": gid,
+                "idle": self._shown.idle,
             }
         )
 
@@ -114,6 +116,7 @@ class ServedVolume:
                 await self._child.stop()
                 self._control.close()
                 await trio.to_thread.run_sync(self.detach)
+                await self._machines.release(self)
             if not self.serving.is_set():
                 self._fail(UserError("the session process ended before it served", code=ExitCode.FAILURE))
 
@@ -153,6 +156,8 @@ class ServedVolume:
         elif event == "serving" and self._mount is not None:
             self._mount.widen_read_ahead()
             self.serving.set()
+        elif event == "resting":
+            await self._machines.release(self)
         elif event == "misbehaved":
             await self._machines.end_misbehaving(why)
         elif event in ("refused", "failed"):
@@ -168,7 +173,7 @@ class ServedVolume:
 
     async def _give_stream(self) -> None:
         try:
-            sock = await self._machines.stream()
+            sock = await self._machines.stream(self)
         except MountsafeError as error:
             await self._send({"event": "none", "why": str(error)}, [])
             return

@@ -82,7 +82,7 @@ class SessionProcess:
             await agents.start()
             index = Index(agents, incidents, self._nursery)
             statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
-            await index.children(index.root)
+            await index.listing(index.root).begun()
         except (MountsafeError, OSError) as error:
             kind = "refused" if isinstance(error, GuestRefused) else "failed"
             await self._parent.tell({"event": kind, "why": str(error) or type(error).__name__})
@@ -102,6 +102,9 @@ class SessionProcess:
         view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))
         operations = Operations(index, reader, agents, statfs, view)
         self._nursery.start_soon(prefetch, index, reader)
+        if settings["idle"]:
+            resting = partial(self._parent.tell, {"event": "resting"})
+            self._nursery.start_soon(agents.rest_when_idle, settings["idle"], resting)
         await serve(operations, fds[0], partial(self._parent.tell, {"event": "serving"}))
         agents.close()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from mountsafe import channel
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
+from mountsafe.limits import IDLE
 from mountsafe.medium.source import Medium
 from mountsafe.sandbox import PACKAGE, PYTHON
 from mountsafe.session.mounter import is_mounted, mounts, unmount
@@ -33,6 +34,7 @@ class MountOptions:
     links: str = "nofollow"
     verbose: bool = False
     foreground: bool = False
+    idle: float = IDLE
 
 
 class Starting:

@@ -67,7 +67,7 @@ class Reporter:
 async def inspect_medium(machines: Machines, medium: Medium, nursery: trio.Nursery) -> list[Volume]:
     """Return what the guest finds on the medium. Raises UserError (APPLIANCE)."""
     try:
-        client = AgentClient(await machines.stream())
+        client = AgentClient(await machines.stream(medium))
         nursery.start_soon(client.run)
         try:
             await client.hello()
@@ -149,6 +149,7 @@ class Supervisor:
             self._nursery.start_soon(self._serve, served)
         for served in list(self._served):
             await served.serving.wait()
+        await self._machines.release(self._medium)
         failures = [s.failure for s in self._served if s.failure is not None]
         self._served = [s for s in self._served if s.failure is None]
         if not self._served:
@@ -166,7 +167,7 @@ class Supervisor:
     def _presentation(self) -> Presentation:
         s = self._settings
         owner = None if s["owner"] == "image" else (s["uid"], s["gid"])
-        return Presentation(owner, s["uid"], s["gid"], s["links"])
+        return Presentation(owner, s["uid"], s["gid"], s["links"], s["idle"])
 
     def _targets(self, volumes: list[Volume]) -> list[Path]:
         if len(volumes) == 1:

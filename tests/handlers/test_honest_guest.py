@@ -38,7 +38,7 @@ def tree(tmp_path: Path) -> Path:
 def medium(tmp_path: Path, tree: Path) -> Iterator[tuple[Path, Layout]]:
     """A medium that holds the bytes of the tree's files, behind a partition table."""
     path = tmp_path / "medium"
-    yield path, Layout(tree, path, start=8192)
+    yield path, Layout.store(tree, path, start=8192)
 
 
 async def test_names_attributes_and_targets(tree: Path) -> None:

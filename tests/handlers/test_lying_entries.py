@@ -267,3 +267,40 @@ async def test_a_number_that_the_kernel_was_not_told_is_stale() -> None:
                 await mount.operations.getattr(number, None)
         await mount.operations.forget([(2, 1), (ROOT, 5)])
         assert (await mount.operations.getattr(ROOT, None)).st_ino == ROOT
+
+
+async def test_a_number_given_to_another_link_while_a_folder_was_open_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a link near the root would lead where one deep down may lead: out of the mount."""
+    monkeypatch.setattr(pyfuse3, "readdir_reply", lambda *_: True)
+    tree = {
+        b"": [folder(b"deep", 10), folder(b"near", 11), folder(b"large", 12)],
+        b"deep": [folder(b"er", 13)],
+        b"deep/er": [link(b"l", b"../..", 77)],
+        b"near": [link(b"m", b"inside", 77)],
+        b"large": [entry(b"%d" % number, 100 + number) for number in range(20)],
+    }
+    async with opened(lambda: Liar(tree), limit=8) as mount:
+        handle = await mount.operations.opendir(await mount.walk(b"deep/er"), None)
+        await mount.names(b"large")
+        near = await mount.walk(b"near/m")
+        assert near == 77
+        async with fails(116):
+            await mount.operations.readdir(handle, 0, None)
+        assert await mount.operations.readlink(near, None) == b"inside"
+
+
+async def test_a_folder_that_was_forgotten_while_it_was_open_is_listed_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[bytes] = []
+    monkeypatch.setattr(pyfuse3, "readdir_reply", lambda token, name, *_: told.append(name) or True)
+    files = [entry(b"%d" % number, 100 + number) for number in range(6)]
+    tree = {b"": [folder(b"a", 10), folder(b"b", 11)], b"a": files, b"b": [entry(b"x", 50), entry(b"y", 51)]}
+    async with opened(lambda: Liar(tree), limit=5) as mount:
+        inode = await mount.walk(b"a")
+        handle = await mount.operations.opendir(inode, None)
+        await mount.names(b"b")
+        await mount.operations.lookup(inode, b"3", None)  # learned anew: other nodes, the same numbers
+        await mount.operations.readdir(handle, 0, None)
+        assert told == [each.name for each in files]
+        assert (await mount.operations.getattr(103, None)).st_ino == 103

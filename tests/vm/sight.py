@@ -143,9 +143,9 @@ class TappedMachines(Machines):
     asked = 0
     nursery: trio.Nursery
 
-    async def stream(self) -> Any:
+    async def stream(self, user: object) -> Any:
         """Return one end of a pair whose other end is pumped to the guest."""
-        guest = trio.SocketStream(trio.socket.from_stdlib_socket(await super().stream()))
+        guest = trio.SocketStream(trio.socket.from_stdlib_socket(await super().stream(user)))
         ours, theirs = trio.socket.socketpair()
         host = trio.SocketStream(ours)
         self.nursery.start_soon(self._pump, host, guest)

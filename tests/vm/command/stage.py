@@ -156,7 +156,26 @@ class Stage:
     """The folder of this session, and who is on it."""
 
     root: Path
+    program: Path
     persons: dict[str, Person]
+
+    def variant(self, name: str, changes: Mapping[str, Mapping[str, str]]) -> Path:
+        """Return another installed copy's command. `changes`: for a file of the package, texts and their successors.
+
+        Each text must be there once.
+        """
+        prefix = self.root / name
+        shutil.copytree(self.program.parent, prefix)
+        program = prefix / self.program.name
+        program.write_text(program.read_text().replace(str(self.program.parent), str(prefix)))
+        for module, replaced in changes.items():
+            path = prefix / "lib/mountsafe" / module
+            text = path.read_text()
+            for old, new in replaced.items():
+                assert text.count(old) == 1, f"{old!r} in {module}"
+                text = text.replace(old, new)
+            path.write_text(text)
+        return program
 
 
 # --- the installed copy ---------------------------------------------------------------------------------------------
@@ -172,20 +191,10 @@ def requirements(name: str, seen: set[str]) -> None:
             requirements(re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0].lower(), seen)
 
 
-def install(repository: Path, prefix: Path, changes: Mapping[str, Mapping[str, str]] | None = None) -> Path:
-    """Copy the package, and what it needs that is not the system's, to `prefix`; return the command.
-
-    `changes`: for a file of the package, texts to be replaced by others; each must be there once.
-    """
+def install(repository: Path, prefix: Path) -> Path:
+    """Copy the package, and what it needs that is not the system's, to `prefix`; return the command."""
     library = prefix / "lib"
     shutil.copytree(repository / "mountsafe", library / "mountsafe", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, replaced in (changes or {}).items():
-        path = library / "mountsafe" / name
-        text = path.read_text()
-        for old, new in replaced.items():
-            assert text.count(old) == 1, f"{old!r} in {name}"
-            text = text.replace(old, new)
-        path.write_text(text)
     names: set[str] = set()
     requirements("mountsafe", names)
     for name in names - {"mountsafe"}:
@@ -307,4 +316,4 @@ def build_stage(repository: Path) -> Iterator[Stage]:
         else:
             me = pwd.getpwuid(os.geteuid()).pw_name
             persons["user"] = person(me, os.geteuid(), False, root / "user", program, appliance)
-        yield Stage(root, persons)
+        yield Stage(root, program, persons)

@@ -18,7 +18,7 @@ import pytest
 
 from mountsafe import limits
 from mountsafe.sandbox import PYTHON
-from tests.vm.command.stage import Person, Stage, install
+from tests.vm.command.stage import Person, Stage
 from tests.vm.command.traces import command, descendants
 
 Image = Callable[[str], Path]
@@ -40,14 +40,13 @@ HARMLESS = ("use a keyring",)
 
 
 @pytest.fixture(scope="module")
-def probing(stage: Stage, repository: Path) -> dict[str, Path]:
+def probing(stage: Stage) -> dict[str, Path]:
     """The command lines with the probe in them, by what they take over."""
     programs = {}
     for name, (module, *_) in BOXES.items():
-        prefix = stage.root / f"probing-{name}"
         call = f"import mountsafe.probe; mountsafe.probe.main(); sys.exit(1); {FIRST}"
-        programs[name] = install(repository, prefix, {module: {FIRST: call}})
-        (prefix / "lib/mountsafe/probe.py").write_bytes((Path(__file__).parent / "probe.py").read_bytes())
+        programs[name] = stage.variant(f"probing-{name}", {module: {FIRST: call}})
+        (programs[name].parent / "lib/mountsafe/probe.py").write_bytes((Path(__file__).parent / "probe.py").read_bytes())
     return programs
 
 

@@ -1,0 +1,286 @@
+"""Real FUSE mounts, for root and for an ordinary user, of a folder behind the real agent."""
+
+import json
+import os
+import pickle
+import pwd
+import select
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from mountsafe import channel
+from mountsafe.errors import UserError
+from mountsafe.sandbox import PYTHON
+from mountsafe.session.mounter import is_mounted, require_fuse
+from mountsafe.session.runtime import Runtime
+from mountsafe.session.start import request
+from tests.conftest import missing
+from tests.guest import Layout
+
+PATIENCE = 60.0  # seconds; nothing is timed, but a test that hangs must end
+ORDINARY = ("tester", "nobody")  # accounts that a test may use, the first one there is
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody who mounts."""
+
+    uid: int
+    gid: int
+
+    @property
+    def is_root(self) -> bool:
+        return self.uid == 0
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function as this person, in a process of its own if it is not us. OSErrors come back."""
+        if self.uid == os.geteuid():
+            return function(*arguments)
+        read, write = os.pipe()
+        if not (pid := os.fork()):
+            self._answer(write, function, arguments)
+        os.close(write)
+        with open(read, "rb") as file:
+            data = file.read()
+        os.waitpid(pid, 0)
+        assert data, "the function failed in the other process: its traceback is in the captured output"
+        failure, value = pickle.loads(data)
+        if failure is not None:
+            raise failure
+        return value  # type: ignore[no-any-return]
+
+    def _answer(self, fd: int, function: Callable[..., T], arguments: tuple[Any, ...]) -> None:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setresgid(self.gid, self.gid, self.gid)
+            os.setresuid(self.uid, self.uid, self.uid)
+            try:
+                answer: tuple[OSError | None, T | None] = (None, function(*arguments))
+            except OSError as error:
+                answer = (error, None)
+            with open(fd, "wb") as file:
+                pickle.dump(answer, file)
+            code = 0
+        finally:
+            os._exit(code)
+
+    def start(self, command: list[str], **options: Any) -> subprocess.Popen[str]:
+        """Start a program as this person."""
+        if self.uid != os.geteuid():
+            options |= {"user": self.uid, "group": self.gid, "extra_groups": []}
+        return subprocess.Popen(command, text=True, **options)
+
+
+@pytest.fixture(scope="session", params=["root", "user"])
+def person(request: pytest.FixtureRequest) -> Person:
+    """Who mounts: root by mount(2), or an ordinary user by fusermount3."""
+    try:
+        require_fuse()
+    except UserError as error:
+        missing(error.message)
+    if request.param == "root":
+        if os.geteuid() != 0:
+            missing("root")
+        return Person(0, 0)
+    for program in ("fusermount3", "bwrap"):
+        if shutil.which(program) is None:
+            missing(program)
+    if os.geteuid() != 0:
+        return Person(os.geteuid(), os.getegid())
+    for name in ORDINARY:
+        with suppress(KeyError):
+            account = pwd.getpwnam(name)
+            return Person(account.pw_uid, account.pw_gid)
+    missing("an ordinary user's account")
+    raise AssertionError
+
+
+def gone(pid: int) -> bool:
+    """Wait until a process has ended; whether it did."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], PATIENCE)[0])
+    finally:
+        os.close(pidfd)
+
+
+class Mounted:
+    """A mount, its supervisor, and what must be gone in the end."""
+
+    def __init__(self, person: Person, target: Path, runtime: Path, process: "subprocess.Popen[str]") -> None:
+        self.person = person
+        self.target = target
+        self.process = process
+        self.record: dict[str, Any] = {}
+        self._place = runtime
+        self._pids: set[int] = {process.pid}
+
+    def follow(self, report: socket.socket) -> None:
+        """Wait until it is mounted. Raises UserError with what the supervisor says instead."""
+        while received := channel.receive(report):
+            message, _ = received
+            if "failed" in message:
+                raise UserError(message["failed"]["message"], code=message["failed"]["code"])
+            if "mounted" in message:
+                self._remember(message["mounted"])
+                return
+        raise UserError("the supervisor ended without a word")
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        self.record = record
+        told = [record["virtual_machine"], *(mount["session"] for mount in record["mounts"])]
+        self._pids |= {pid for pid in told if pid}
+
+    @property
+    def runtime(self) -> Runtime:
+        (path,) = self._place.iterdir()
+        return Runtime(path)
+
+    def status(self) -> dict[str, Any]:
+        self._remember(request(self.runtime, {"do": "status"})["mounted"])
+        return self.record
+
+    @property
+    def agent(self) -> int:
+        """The process in the place of the virtual machine."""
+        return int(self.status()["virtual_machine"])
+
+    @property
+    def session(self) -> int:
+        return int(self.record["mounts"][0]["session"])
+
+    def unmount(self, force: bool = False) -> None:
+        """As `mountsafe unmount` does. Raises UserError (BUSY)."""
+        request(self.runtime, {"do": "unmount", "force": force}, until_gone=True)
+
+    def hold(self, path: str) -> "subprocess.Popen[str]":
+        """Start a program that has a file open; when it gets a line, it writes the rest of the file."""
+        script = 'exec 3<"$1" && echo open && read _ && exec cat <&3'
+        command = ["sh", "-c", script, "sh", str(self.target / path)]
+        holder = self.person.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        return holder
+
+    def assert_nothing_left(self) -> None:
+        """The supervisor has ended, and with it everything that was its own."""
+        self.process.wait(PATIENCE)
+        assert not is_mounted(self.target)
+        assert not list(self.target.iterdir())
+        assert not list(self._place.iterdir())
+        for pid in self._pids:
+            assert gone(pid)
+
+    def close(self) -> None:
+        """End it however far it came."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(PATIENCE)
+        if is_mounted(self.target):
+            subprocess.run(["umount", "-l", str(self.target)], check=False)
+
+
+class Stage:
+    """Folders that every person of a test can reach, with the program in them: a checkout may be private."""
+
+    def __init__(self, base: Path, repository: Path) -> None:
+        self.base = base
+        self._numbers = iter(range(1000))
+        for name in ("mountsafe", "tests"):
+            shutil.copytree(repository / name, base / "program" / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def folder(self, person: Person | None = None, mode: int = 0o755) -> Path:
+        """A new folder, of a person if one is named."""
+        path = self.base / f"{next(self._numbers)}"
+        path.mkdir()
+        path.chmod(mode)
+        if person is not None and os.geteuid() == 0:
+            os.chown(path, person.uid, person.gid)
+        return path
+
+    def begin(
+        self, person: Person, tree: Path, layout: Layout | None = None, medium: Path | None = None, **told: Any
+    ) -> tuple[Mounted, socket.socket]:
+        """Start a supervisor; return it and its report. `told`: more about the guest, or about the mount."""
+        target, runtime = self.folder(person), self.folder(person, 0o700)
+        if medium is None:
+            medium = self.base / "empty"
+            medium.write_bytes(bytes(1 << 20))
+        saved = target.with_suffix(".layout")
+        if layout is not None:
+            layout.save(saved)
+        ours, theirs = channel.pair()
+        fd = os.open(medium, os.O_RDONLY)
+        size = os.fstat(fd).st_size
+        guest = {"folder": str(tree), "runtime": str(runtime), "layout": str(saved) if layout else "", "size": size}
+        guest |= {"fstype": "ext4", "start": 0, **told}
+        settings = {
+            "source": str(medium),
+            "target": str(target),
+            "created_target": False,
+            "medium": {"fd": fd, "size": size, "block_device": False},
+            "report": theirs.fileno(),
+            "uid": person.uid,
+            "gid": person.gid,
+            "partition": None,
+            "fstype": told.get("forced"),
+            "owner": told.get("owner", "image"),
+            "links": told.get("links", "nofollow"),
+            "verbose": False,
+            "foreground": False,
+        }
+        keeper = self.base / "program/tests/fuse/keeper.py"
+        command = [PYTHON, str(keeper), json.dumps(settings), json.dumps(guest)]
+        with theirs:
+            process = person.start(command, pass_fds=[theirs.fileno(), fd], cwd="/", stdin=subprocess.DEVNULL)
+        os.close(fd)
+        return Mounted(person, target, runtime, process), ours
+
+
+@pytest.fixture(scope="session")
+def stage(repository: Path) -> Iterator[Stage]:
+    with tempfile.TemporaryDirectory(prefix="mountsafe-fuse-") as folder:
+        Path(folder).chmod(0o755)
+        yield Stage(Path(folder), repository)
+
+
+Mount = Callable[..., Mounted]
+
+
+def _mounting(stage: Stage, person: Person, stack: ExitStack) -> Mount:
+    def mount(tree: Path, layout: Layout | None = None, medium: Path | None = None, **told: Any) -> Mounted:
+        mounted, report = stage.begin(person, tree, layout, medium, **told)
+        stack.callback(mounted.close)
+        with report:
+            mounted.follow(report)
+        return mounted
+
+    return mount
+
+
+@pytest.fixture
+def mount(stage: Stage, person: Person) -> Iterator[Mount]:
+    """A function that mounts a folder for the time of a test."""
+    with ExitStack() as stack:
+        yield _mounting(stage, person, stack)
+
+
+@pytest.fixture(scope="session")
+def mount_for_all(stage: Stage, person: Person) -> Iterator[Mount]:
+    """A function that mounts a folder for all tests of a person."""
+    with ExitStack() as stack:
+        yield _mounting(stage, person, stack)

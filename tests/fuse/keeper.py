@@ -1,0 +1,85 @@
+"""The processes of a mount without a virtual machine: `python3 keeper.py SETTINGS GUEST`.
+
+The supervisor, and the session process that it starts in its box, are the real ones. Only the virtual machine is a
+process of this host that runs the real agent over a folder: `python3 keeper.py agent GUEST FD`.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from mountsafe.session import runtime, supervisor  # noqa: E402  # the path comes first
+from tests.guest import FolderWorker, Layout  # noqa: E402
+
+
+class FolderMachines:
+    """In the place of `session.machines.Machines`: a process instead of a virtual machine."""
+
+    accelerator = "none"
+    guest: dict[str, Any] = {}  # noqa: RUF012  # set once, for this process
+
+    def __init__(self, settings: object, acceleration: object, medium: Any, nursery: object) -> None:
+        self._fd = medium.fd
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._held: list[socket.socket] = []
+
+    @property
+    def pid(self) -> int | None:
+        return self._processes[-1].pid if self._processes else None
+
+    async def stream(self, user: object) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        if self.guest.get("silent"):
+            self._held.append(theirs)
+            return ours
+        command = [sys.executable, __file__, "agent", json.dumps(self.guest), str(theirs.fileno())]
+        with theirs:
+            self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
+        return ours
+
+    async def release(self, user: object) -> None:
+        pass
+
+    async def end_misbehaving(self, why: str) -> None:
+        self._kill()
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._processes.clear()
+
+    async def close(self) -> None:
+        self._kill()
+        os.close(self._fd)
+
+
+def agent(guest: dict[str, Any], fd: int) -> None:
+    """Answer on a stream until it is closed."""
+    layout = Layout.load(Path(guest["layout"])) if guest["layout"] else None
+    worker = FolderWorker(Path(guest["folder"]), guest["fstype"], layout, guest["size"], guest["start"])
+    worker.serve(fd)
+
+
+def settings(verbose: bool) -> tuple[Any, Any]:
+    return None, None
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    if sys.argv[1] == "agent":
+        agent(json.loads(sys.argv[2]), int(sys.argv[3]))
+    else:
+        FolderMachines.guest = json.loads(sys.argv[2])
+        place = Path(FolderMachines.guest["runtime"])
+        runtime.base = lambda: place
+        supervisor.Machines = FolderMachines  # type: ignore[misc,assignment]
+        supervisor.machine_settings = settings
+        supervisor.main()

@@ -1,0 +1,77 @@
+"""Ctrl-C at each stage of a mount: the process group gets SIGINT, and nothing is left."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mountsafe.errors import ExitCode
+from tests.vm.command.stage import Person
+from tests.vm.command.traces import Traces
+
+Image = Callable[[str], Path]
+
+
+def interrupted(process: "subprocess.Popen[str]") -> str:
+    """Send what a terminal sends at Ctrl-C; return what was said on stderr."""
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in out + err
+    return err
+
+
+@pytest.mark.parametrize("stage", ["starting the virtual machine", "mounting"])
+def test_while_mounting(person: Person, folder: Path, image: Image, stage: str) -> None:
+    before = Traces.taken(person)
+    with person.start("mount", image("ext4"), folder / "m") as process:
+        assert process.stderr is not None
+        while not (line := process.stderr.readline()).startswith(stage):
+            assert line
+        interrupted(process)
+    assert process.returncode == ExitCode.INTERRUPTED
+    before.assert_same(person)
+    assert not (folder / "m").exists()
+
+
+def test_at_any_moment(user: Person, image: Image) -> None:
+    """From the interpreter's first steps until after the mount: it was interrupted, or it came too late."""
+    for step in range(12):
+        folder = user.folder()
+        before = Traces.taken(user)
+        with user.start("mount", image("romfs"), folder / "m") as process:
+            time.sleep(step * step * 0.012)
+            interrupted(process)
+        if process.returncode == 0:
+            user.run("unmount", folder / "m").ok()
+        else:
+            # Before Python runs our first line, the signal itself ends the process.
+            assert process.returncode in (ExitCode.INTERRUPTED, -signal.SIGINT)
+        before.assert_same(user, 10.0)
+        assert list(folder.iterdir()) == []
+        folder.rmdir()
+
+
+def test_inspect(person: Person, image: Image) -> None:
+    before = Traces.taken(person)
+    with person.start("inspect", image("ext4")) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        interrupted(process)
+    assert process.returncode == ExitCode.INTERRUPTED
+    before.assert_same(person)
+
+
+def test_a_hangup_unmounts_the_foreground(user: Person, folder: Path, image: Image) -> None:
+    """The terminal is closed: its group gets SIGHUP."""
+    before = Traces.taken(user)
+    with user.start("mount", image("romfs"), folder / "m", "--foreground") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGHUP)
+        process.communicate(timeout=60)
+    before.assert_same(user, 10.0)
+    assert not (folder / "m").exists()
