@@ -11,6 +11,7 @@ MOUNT_DEADLINE = 120.0  # a journal's replay may take its time
 REQUEST_DEADLINE = 30.0  # any other answer of the agent; then the VM is ended
 DEATHS, DEATHS_WINDOW = 3, 60.0  # a VM that ends this often in this time is not started again for a while
 CALL_DEADLINE = 120.0  # what a program that uses the mount waits at most, the start of a new VM included
+STATUS_DEADLINE = 10.0  # for a supervisor to say what it has mounted
 STOP_DEADLINE = 5.0  # from asking a process to end to killing it
 
 # --- the appliance process: QEMU and libguestfs ---------------------------------------------------------------------

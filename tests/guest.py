@@ -117,6 +117,8 @@ class FolderWorker(Worker):
 def _volumes(fstype: bytes, size: int, start: int) -> list[wire.Volume]:
     """A disk with a file system, or with one in a partition that begins at `start`."""
     disk = wire.Volume(b"sdx", wire.VolumeKind.DISK, 0, 0, size, fstype, b"filesystem", b"folder", b"", b"", b"")
+    if not fstype:
+        return [disk._replace(usage=b"")]
     if not start:
         return [disk]
     partition = disk._replace(device=b"sdx1", kind=wire.VolumeKind.PARTITION, number=1, start=start, size=size - start)

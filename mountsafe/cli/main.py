@@ -1,5 +1,7 @@
 """`mountsafe`: the command line, put together."""
 
+import errno
+import os
 import sys
 from typing import Annotated
 
@@ -8,6 +10,7 @@ import typer
 from mountsafe import __version__
 from mountsafe.cli import appliance, diagnose, inspecting, mounting, screen
 from mountsafe.errors import ExitCode, MountsafeError, UserError
+from mountsafe.text import printable
 
 app = typer.Typer(
     name="mountsafe",
@@ -53,3 +56,7 @@ def run() -> None:
         sys.exit(int(ExitCode.INTERRUPTED))
     except BrokenPipeError:
         sys.exit(int(ExitCode.FAILURE))
+    except OSError as error:
+        place = f"{printable(os.fsencode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+        hint = "Make room there." if error.errno == errno.ENOSPC else "--verbose may show more."
+        screen.fail(UserError(f"{place}{error.strerror or error}", hint))

@@ -21,6 +21,10 @@ from mountsafe.session.mounter import require_fuse
 from mountsafe.text import printable
 
 
+# For mount(8), which the guest calls, "noext4" is every type but ext4.
+FSTYPE = re.compile(r"(?!no|auto$)[a-z0-9_.+-]{1,32}")
+
+
 class Owner(StrEnum):
     """Whose the files appear to be."""
 
@@ -49,7 +53,8 @@ _MOUNT_EXAMPLES = (
     "[bold]mountsafe mount floppy.adf ~/mnt --type affs[/bold], "
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
-Source = Annotated[Path, typer.Argument(help="An image file or a block device.", show_default=False)]
+# readable=False: who may read what is found out by opening it, and told with its own exit code.
+Source = Annotated[Path, typer.Argument(help="An image file or a block device.", show_default=False, readable=False)]
 Json = Annotated[
     bool, typer.Option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")
 ]
@@ -62,7 +67,10 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     directory: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DIR]", help="An empty or new folder; without it, one is made in ~/mountsafe.", show_default=False
+            metavar="[DIR]",
+            help="An empty or new folder; without it, one is made in ~/mountsafe.",
+            show_default=False,
+            readable=False,
         ),
     ] = None,
     partition: Annotated[
@@ -94,7 +102,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
 
     A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
     """
-    if fstype is not None and not re.fullmatch(r"[a-z0-9_.+-]{1,32}", fstype):
+    if fstype is not None and not FSTYPE.fullmatch(fstype):
         raise UserError(
             f"{printable(fstype)} is not a file system type", "For example: vfat, udf, affs.", ExitCode.USAGE
         )
@@ -179,7 +187,10 @@ def _shown(path: str) -> str:
 
 def unmount(
     name: Annotated[
-        Path | None, typer.Argument(metavar="[DIR|SOURCE]", help="The mount point or the source.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="[DIR|SOURCE]", help="The mount point or the source.", show_default=False, readable=False
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Unmount everything that is yours.")] = False,
     force: Force = False,
@@ -198,7 +209,7 @@ def unmount(
 
 def list_mounts(json: Json = False) -> None:
     """List what is mounted."""
-    records = [record for _, record in start.running()]
+    records = start.status()
     if json:
         screen.print_json(records)
         return

@@ -42,7 +42,8 @@ def open_medium(source: Path) -> Medium:
     if stat.S_ISDIR(kind):
         raise UserError(f"{shown} is a directory", "Name an image file or a block device.", ExitCode.SOURCE)
     if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
-        raise UserError(f"{shown} is neither a file nor a block device", code=ExitCode.SOURCE)
+        hint = "Name an image file or a block device."
+        raise UserError(f"{shown} is neither a file nor a block device", hint, ExitCode.SOURCE)
     exclusive = os.O_EXCL if stat.S_ISBLK(kind) else 0
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | exclusive)
@@ -52,7 +53,7 @@ def open_medium(source: Path) -> Medium:
         # The name may lead elsewhere by now: only what was opened counts.
         opened = os.fstat(fd)
         if not (stat.S_ISREG(opened.st_mode) or stat.S_ISBLK(opened.st_mode)):
-            raise UserError(f"{shown} changed while it was opened", code=ExitCode.SOURCE)
+            raise UserError(f"{shown} changed while it was opened", "Try again.", ExitCode.SOURCE)
         size = opened.st_size if stat.S_ISREG(opened.st_mode) else _device_size(fd)
         if size == 0:
             raise UserError(f"{shown} is empty", "There is nothing to open in it.", ExitCode.SOURCE)
@@ -74,4 +75,4 @@ def _cannot_open(shown: str, error: OSError) -> UserError:
         errno.ENOMEDIUM: "There is no medium in the drive.",
     }
     reason = "it does not exist" if error.errno == errno.ENOENT else (error.strerror or str(error)).lower()
-    return UserError(f"cannot open {shown}: {reason}", hints.get(error.errno or 0, ""), ExitCode.SOURCE)
+    return UserError(f"cannot open {shown}: {reason}", hints.get(error.errno or 0, "Check the name."), ExitCode.SOURCE)

@@ -16,6 +16,7 @@ from mountsafe.text import printable
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOSYMFOLLOW = 1, 2, 4, 8, 256
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 FSTYPE = "fuse.mountsafe"
+HINT = "Choose another folder, one of yours on a local disk."
 READ_AHEAD_KIB = 2048
 
 
@@ -114,7 +115,7 @@ def _mount_as_root(request: MountRequest) -> FuseMount:
     if _libc().mount(*arguments) != 0:
         number = ctypes.get_errno()
         os.close(fd)
-        raise UserError(f"cannot mount on {_shown(request.target)}: {os.strerror(number)}", code=ExitCode.TARGET)
+        raise UserError(f"cannot mount on {_shown(request.target)}: {os.strerror(number)}", HINT, ExitCode.TARGET)
     return FuseMount(request.target, fd, request.follow_links)
 
 
@@ -137,7 +138,7 @@ def _mount_as_user(request: MountRequest) -> FuseMount:
     if not fds:
         ours.close()
         words = helper.communicate()[1].decode("utf-8", "replace").strip()
-        raise UserError(f"cannot mount on {_shown(request.target)}: {printable(words)}", code=ExitCode.TARGET)
+        raise UserError(f"cannot mount on {_shown(request.target)}: {printable(words)}", HINT, ExitCode.TARGET)
     os.set_inheritable(fds[0], False)
     return FuseMount(request.target, fds[0], True, Keeper(helper, ours))
 

@@ -4,6 +4,7 @@ The supervisor of a medium holds a lock on its record as long as it lives, so a 
 one that was killed, and whoever finds it cleans up.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -50,19 +51,27 @@ class Runtime:
     def create(cls) -> "Runtime":
         """Make a folder and take its lock."""
         path = base() / secrets.token_hex(6)
-        path.mkdir(mode=0o700)
-        lock = os.open(path / f".{RECORD}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # Seen only from here on: a record that is not locked is a leftover to whoever looks.
-        os.rename(path / f".{RECORD}", path / RECORD)
+        try:
+            path.mkdir(mode=0o700)
+            lock = os.open(path / f".{RECORD}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Seen only from here on: a record that is not locked is a leftover to whoever looks.
+            os.rename(path / f".{RECORD}", path / RECORD)
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise _no_record(path, error) from error
         return cls(path, lock)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Store the record; readers see the old or the new one."""
+        """Store the record; readers see the old or the new one. Raises UserError."""
         assert self._lock is not None
         data = json.dumps(record).encode()
-        os.pwrite(self._lock, data, 0)
-        os.ftruncate(self._lock, len(data))
+        try:
+            if os.pwrite(self._lock, data, 0) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.ftruncate(self._lock, len(data))
+        except OSError as error:
+            raise _no_record(self.path, error) from error
 
     def read(self) -> dict[str, Any]:
         """Return the record; empty while the mount is being made."""
@@ -92,6 +101,10 @@ class Runtime:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _no_record(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot keep a record in {path.parent}: {error.strerror}", "Make room there, and make it yours.")
 
 
 def runtimes() -> Iterator[Runtime]:

@@ -118,7 +118,7 @@ class ServedVolume:
                 await trio.to_thread.run_sync(self.detach)
                 await self._machines.release(self)
             if not self.serving.is_set():
-                self._fail(UserError("the session process ended before it served", code=ExitCode.FAILURE))
+                self._fail(UserError("the session process ended before it served", "--verbose shows why."))
 
     async def _give_up_late(self) -> None:
         deadline = LAUNCH_DEADLINE + MOUNT_DEADLINE
@@ -126,7 +126,7 @@ class ServedVolume:
             await self.serving.wait()
         if self.serving.is_set():
             return
-        self._fail(UserError(f"it was not mounted within {deadline:.0f} s", code=ExitCode.DEADLINE))
+        self._fail(UserError(f"it was not mounted within {deadline:.0f} s", "--verbose shows why.", ExitCode.DEADLINE))
         await self._child.stop()
 
     def _fail(self, error: UserError) -> None:

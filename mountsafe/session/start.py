@@ -16,7 +16,7 @@ from typing import Any
 
 from mountsafe import channel
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
-from mountsafe.limits import IDLE
+from mountsafe.limits import IDLE, STATUS_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.sandbox import PACKAGE, PYTHON
 from mountsafe.session.mounter import is_mounted, mounts, unmount
@@ -132,17 +132,31 @@ def running() -> list[tuple[Runtime, dict[str, Any]]]:
 
 def clean_up(runtime: Runtime, record: dict[str, Any]) -> None:
     """Unmount and remove what a killed supervisor left."""
-    for mount in record.get("mounts", []):
-        target = Path(mount["target"])
+    created = [Path(folder) for folder in record.get("created", [])]
+    for target in {*created, *(Path(mount["target"]) for mount in record.get("mounts", []))}:
         if is_mounted(target):
             unmount(target, lazy=True)
+    for folder in reversed(created):
+        with suppress(OSError):
+            folder.rmdir()
     runtime.remove()
 
 
-def request(runtime: Runtime, message: channel.Message, until_gone: bool = False) -> channel.Message:
+def status() -> list[dict[str, Any]]:
+    """Return the record of every medium, as its supervisor tells it now."""
+    return [
+        request(runtime, {"do": "status"}, deadline=STATUS_DEADLINE).get("mounted", record)
+        for runtime, record in running()
+    ]
+
+
+def request(
+    runtime: Runtime, message: channel.Message, until_gone: bool = False, deadline: float | None = None
+) -> channel.Message:
     """Ask a supervisor; `until_gone` waits for its end after the answer. Raises UserError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock, ExitStack() as stack:
         try:
+            sock.settimeout(deadline)
             sock.connect(os.fspath(runtime.path / CONTROL))
             supervisor = _pidfd(sock)
             stack.callback(os.close, supervisor)
@@ -156,7 +170,8 @@ def request(runtime: Runtime, message: channel.Message, until_gone: bool = False
         except (OSError, ProtocolFault) as error:
             if not runtime.alive():
                 return {}
-            raise UserError(f"no answer from the mount's supervisor: {error}", code=ExitCode.FAILURE) from error
+            hint = f"It may be stopped: look at process {runtime.read().get('supervisor')}."
+            raise UserError(f"no answer from the mount's supervisor: {error}", hint) from error
     return answer
 
 
@@ -210,11 +225,13 @@ def _check_target(target: Path, shown: str) -> None:
     if os.fspath(target) in mounts():
         raise UserError(f"something is already mounted on {shown}", f"mountsafe unmount {shown}", ExitCode.TARGET)
     if not target.is_dir():
-        raise UserError(f"{shown} is not a folder", code=ExitCode.TARGET)
+        hint = "Choose an empty folder, or one that does not exist yet."
+        raise UserError(f"{shown} is not a folder", hint, ExitCode.TARGET)
     try:
         empty = not any(target.iterdir())
     except OSError as error:
-        raise UserError(f"cannot look into {shown}: {error.strerror}", code=ExitCode.TARGET) from error
+        hint = "Choose a folder of yours."
+        raise UserError(f"cannot look into {shown}: {error.strerror}", hint, ExitCode.TARGET) from error
     if not empty:
         hint = "Choose an empty folder, or one that does not exist yet."
         raise UserError(f"{shown} is not empty", hint, ExitCode.TARGET)

@@ -115,7 +115,7 @@ class Supervisor:
                     mounting.start_soon(self._cancel_when_gone, nursery)
                     await self._mount_all()
                     mounting.cancel_scope.cancel()
-                nursery.start_soon(self._answer_clients)
+                nursery.start_soon(self._answer_clients, await self._listen())
                 self._reporter.tell({"mounted": self._record()})
                 if not self._settings["foreground"]:
                     logs.leave_terminal()
@@ -176,6 +176,7 @@ class Supervisor:
         for target in targets:
             target.mkdir(mode=0o755)
             self._folders.append(target)
+        self._runtime.write(self._record())
         return targets
 
     async def _serve(self, served: ServedVolume) -> None:
@@ -189,6 +190,7 @@ class Supervisor:
         return {
             "source": self._settings["source"],
             "target": os.fspath(self._target),
+            "created": created(self._settings) + [os.fspath(folder) for folder in self._folders],
             "supervisor": os.getpid(),
             "accelerator": self._machines.accelerator,
             "virtual_machine": self._machines.pid,
@@ -208,10 +210,14 @@ class Supervisor:
                 self._target.rmdir()
 
     # --- clients ---------------------------------------------------------------------------------------------------
-    async def _answer_clients(self) -> None:
+    async def _listen(self) -> trio.socket.SocketType:
+        """Open the control socket, before anybody hears that it is mounted, and may ask."""
         listening = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         await listening.bind(os.fspath(self._runtime.path / CONTROL))
         listening.listen(8)
+        return listening
+
+    async def _answer_clients(self, listening: trio.socket.SocketType) -> None:
         while True:
             client, _ = await listening.accept()
             self._nursery.start_soon(self._answer, client)
@@ -241,6 +247,11 @@ class Supervisor:
         return {"done": "unmount"}
 
 
+def created(settings: dict[str, Any]) -> list[str]:
+    """Return the folder that was made for this mount, if one was."""
+    return [settings["target"]] if settings["created_target"] else []
+
+
 def main() -> NoReturn:
     """Run with one argument: the settings as JSON (see `mountsafe.session.start`)."""
     settings = json.loads(sys.argv[1])
@@ -248,14 +259,15 @@ def main() -> NoReturn:
     code = ExitCode.OK
     try:
         runtime = Runtime.create()
-        runtime.write(
-            {"source": settings["source"], "target": settings["target"], "supervisor": os.getpid(), "mounts": []}
-        )
     except UserError as error:
         reporter.failed(error)
         raise SystemExit(error.code) from error
-    logs.start(settings["verbose"], runtime.path / LOG)
     try:
+        runtime.write(
+            {key: settings[key] for key in ("source", "target")}
+            | {"created": created(settings), "supervisor": os.getpid(), "mounts": []}
+        )
+        logs.start(settings["verbose"], runtime.path / LOG)
         trio.run(Supervisor(settings, runtime, reporter).run)
     except UserError as error:
         reporter.failed(error)

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from mountsafe.errors import UserError
 from mountsafe.sandbox import PYTHON
 from mountsafe.session.mounter import is_mounted, require_fuse
 from mountsafe.session.runtime import Runtime
-from mountsafe.session.start import request
+from mountsafe.session.start import MountOptions, request
 from tests.conftest import missing
 from tests.guest import Layout
 
@@ -75,11 +75,11 @@ class Person:
         finally:
             os._exit(code)
 
-    def start(self, command: list[str], **options: Any) -> subprocess.Popen[str]:
+    def start(self, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
         """Start a program as this person."""
         if self.uid != os.geteuid():
             options |= {"user": self.uid, "group": self.gid, "extra_groups": []}
-        return subprocess.Popen(command, text=True, **options)
+        return subprocess.Popen(command, **options)
 
 
 @pytest.fixture(scope="session", params=["root", "user"])
@@ -121,7 +121,7 @@ def gone(pid: int) -> bool:
 class Mounted:
     """A mount, its supervisor, and what must be gone in the end."""
 
-    def __init__(self, person: Person, target: Path, runtime: Path, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, person: Person, target: Path, runtime: Path, process: "subprocess.Popen[bytes]") -> None:
         self.person = person
         self.target = target
         self.process = process
@@ -167,13 +167,13 @@ class Mounted:
         """As `mountsafe unmount` does. Raises UserError (BUSY)."""
         request(self.runtime, {"do": "unmount", "force": force}, until_gone=True)
 
-    def hold(self, path: str) -> "subprocess.Popen[str]":
+    def hold(self, path: str) -> "subprocess.Popen[bytes]":
         """Start a program that has a file open; when it gets a line, it writes the rest of the file."""
         script = 'exec 3<"$1" && echo open && read _ && exec cat <&3'
         command = ["sh", "-c", script, "sh", str(self.target / path)]
         holder = self.person.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert holder.stdout is not None
-        assert holder.stdout.readline() == "open\n"
+        assert holder.stdout.readline() == b"open\n"
         return holder
 
     def assert_nothing_left(self) -> None:
@@ -200,6 +200,7 @@ class Stage:
     def __init__(self, base: Path, repository: Path) -> None:
         self.base = base
         self._numbers = iter(range(1000))
+        self._begun: list[Mounted] = []
         for name in ("mountsafe", "tests"):
             shutil.copytree(repository / name, base / "program" / name, ignore=shutil.ignore_patterns("__pycache__"))
 
@@ -213,9 +214,15 @@ class Stage:
         return path
 
     def begin(
-        self, person: Person, tree: Path, layout: Layout | None = None, medium: Path | None = None, **told: Any
+        self,
+        person: Person,
+        tree: Path,
+        layout: Layout | None = None,
+        medium: Path | None = None,
+        options: dict[str, Any] | None = None,
+        **told: Any,
     ) -> tuple[Mounted, socket.socket]:
-        """Start a supervisor; return it and its report. `told`: more about the guest, or about the mount."""
+        """Start a supervisor; return it and its report. `options` as in MountOptions; `told`: more about the guest."""
         target, runtime = self.folder(person), self.folder(person, 0o700)
         if medium is None:
             medium = self.base / "empty"
@@ -236,34 +243,39 @@ class Stage:
             "report": theirs.fileno(),
             "uid": person.uid,
             "gid": person.gid,
-            "partition": None,
-            "fstype": told.get("forced"),
-            "owner": told.get("owner", "image"),
-            "links": told.get("links", "nofollow"),
-            "verbose": False,
-            "foreground": False,
+            **asdict(MountOptions(**{"owner": "image", **(options or {})})),
         }
         keeper = self.base / "program/tests/fuse/keeper.py"
         command = [PYTHON, str(keeper), json.dumps(settings), json.dumps(guest)]
         with theirs:
             process = person.start(command, pass_fds=[theirs.fileno(), fd], cwd="/", stdin=subprocess.DEVNULL)
         os.close(fd)
-        return Mounted(person, target, runtime, process), ours
+        self._begun.append(Mounted(person, target, runtime, process))
+        return self._begun[-1], ours
+
+    def close(self) -> None:
+        """End whatever was begun."""
+        for mounted in self._begun:
+            mounted.close()
 
 
 @pytest.fixture(scope="session")
 def stage(repository: Path) -> Iterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="mountsafe-fuse-") as folder:
         Path(folder).chmod(0o755)
-        yield Stage(Path(folder), repository)
+        stage = Stage(Path(folder), repository)
+        try:
+            yield stage
+        finally:
+            stage.close()
 
 
 Mount = Callable[..., Mounted]
 
 
 def _mounting(stage: Stage, person: Person, stack: ExitStack) -> Mount:
-    def mount(tree: Path, layout: Layout | None = None, medium: Path | None = None, **told: Any) -> Mounted:
-        mounted, report = stage.begin(person, tree, layout, medium, **told)
+    def mount(*what: Any, **told: Any) -> Mounted:
+        mounted, report = stage.begin(person, *what, **told)
         stack.callback(mounted.close)
         with report:
             mounted.follow(report)

@@ -29,12 +29,14 @@ class FolderMachines:
         self._fd = medium.fd
         self._processes: list[subprocess.Popen[bytes]] = []
         self._held: list[socket.socket] = []
+        self._users: set[object] = set()
 
     @property
     def pid(self) -> int | None:
         return self._processes[-1].pid if self._processes else None
 
     async def stream(self, user: object) -> socket.socket:
+        self._users.add(user)
         ours, theirs = socket.socketpair()
         if self.guest.get("silent"):
             self._held.append(theirs)
@@ -45,7 +47,9 @@ class FolderMachines:
         return ours
 
     async def release(self, user: object) -> None:
-        pass
+        self._users.discard(user)
+        if not self._users:
+            self._kill()
 
     async def end_misbehaving(self, why: str) -> None:
         self._kill()

@@ -214,7 +214,7 @@ def test_writing_is_refused(there: There, write: Callable[[Path], Any]) -> None:
 
 # --- whose it is ---------------------------------------------------------------------------------------------------
 def test_the_owner_of_the_mount_owns_everything(tree: Path, mount: Mount) -> None:
-    mounted = mount(tree, owner="user")
+    mounted = mount(tree, options={"owner": "user"})
     for name in ("", "file", "folder"):
         told = mounted.person.run(os.lstat, mounted.target / name)
         assert (told.st_uid, told.st_gid) == (mounted.person.uid, mounted.person.gid)

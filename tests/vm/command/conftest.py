@@ -58,9 +58,10 @@ def image(library: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def folder(person: Person) -> Iterator[Path]:
-    """A folder of the person's for one test."""
-    path = person.folder()
+def folder(request: pytest.FixtureRequest, user: Person) -> Iterator[Path]:
+    """A folder for one test: of the person it is about, else of the user."""
+    owner: Person = request.getfixturevalue("person") if "person" in request.fixturenames else user
+    path = owner.folder()
     yield path
     shutil.rmtree(path, ignore_errors=True)
 

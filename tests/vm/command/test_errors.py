@@ -15,7 +15,6 @@ from tests.vm.command.stage import PATH, Done, Person, sh
 from tests.vm.command.traces import Traces
 
 Image = Callable[[str], Path]
-SHEBANG = "/usr/bin/python3"
 
 
 def refused(person: Person, code: ExitCode, words: str, *arguments: str | Path, **how: Any) -> Done:
@@ -112,17 +111,17 @@ def test_partitions_that_are_not_there(user: Person, folder: Path, image: Image)
     done = refused(user, ExitCode.SOURCE, "partition 77", "mount", image("disk-gpt"), folder / "m", "-p", "77")
     assert "partition 1: vfat" in done.json()["error"]["hint"]
     swap = ["mount", image("disk-gpt"), folder / "m", "-p", "4"]
-    refused(user, ExitCode.SOURCE, "cannot mount partition 4", *swap)
+    refused(user, ExitCode.SOURCE, "no file system on partition 4", *swap)
     refused(user, ExitCode.SOURCE, "cannot mount whole disk", "mount", image("disk-gpt"), folder / "m", "-p", "0")
 
 
-@pytest.mark.parametrize("fstype", ["../x", "", "ext4 --all", "a" * 33, "EXT4", "ext4\n"])
+@pytest.mark.parametrize("fstype", ["../x", "", "ext4 --all", "a" * 33, "EXT4", "ext4\n", "noext4", "auto"])
 def test_types_that_are_none(user: Person, folder: Path, image: Image, fstype: str) -> None:
     refused(user, ExitCode.USAGE, "is not a file system type", "mount", image("ext4"), folder / "m", "--type", fstype)
 
 
 def test_a_type_that_nobody_knows(user: Person, folder: Path, image: Image) -> None:
-    refused(user, ExitCode.SOURCE, "nosuchfs", "mount", image("ext4"), folder / "m", "--type", "nosuchfs")
+    refused(user, ExitCode.SOURCE, "xsuchfs", "mount", image("ext4"), folder / "m", "--type", "xsuchfs")
 
 
 # --- the mount point ------------------------------------------------------------------------------------------------

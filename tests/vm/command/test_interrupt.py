@@ -24,12 +24,12 @@ def interrupted(process: "subprocess.Popen[str]") -> str:
     return err
 
 
-@pytest.mark.parametrize("stage", ["starting the virtual machine", "mounting"])
-def test_while_mounting(person: Person, folder: Path, image: Image, stage: str) -> None:
+@pytest.mark.parametrize("doing", ["starting the virtual machine", "mounting"])
+def test_while_mounting(person: Person, folder: Path, image: Image, doing: str) -> None:
     before = Traces.taken(person)
     with person.start("mount", image("ext4"), folder / "m") as process:
         assert process.stderr is not None
-        while not (line := process.stderr.readline()).startswith(stage):
+        while not (line := process.stderr.readline()).startswith(doing):
             assert line
         interrupted(process)
     assert process.returncode == ExitCode.INTERRUPTED

@@ -66,6 +66,7 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
         assert record == {
             "source": str(source),
             "target": str(target),
+            "created": [str(target)],
             "supervisor": record["supervisor"],
             "accelerator": record["accelerator"],
             "virtual_machine": record["virtual_machine"],
