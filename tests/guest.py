@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mountsafe import wire
-from mountsafe.agent import Refused, Tree, Worker
+from mountsafe.agent.programs import Refused
+from mountsafe.agent.tree import Tree
+from mountsafe.agent.worker import Worker
 from mountsafe.wire import Entry, Extent, ExtentKind, Kind
 
 BLOCK = 4096
@@ -57,6 +59,9 @@ class Layout:
     def save(self, path: Path) -> None:
         """Store it for a guest in another process."""
         path.write_text(json.dumps((self._extents, self.size)))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def of(self, fd: int, st: os.stat_result, start: int, limit: int) -> tuple[list[Extent], int]:
         told: list[Extent] = []

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from mountsafe.appliance.inputs import Inputs
+from mountsafe.appliance.inputs import CODE, Inputs
 from mountsafe.errors import ExitCode, UserError
 
 PYTHON = "/usr/bin/python3"  # the Python of the package python3-minimal, in the guest too
@@ -93,18 +93,20 @@ def _our_files(inputs: Inputs, scratch: Path) -> dict[str, tuple[int, bytes]]:
     """Return path in the appliance -> (mode, content) of our own files."""
     ours = inputs.ours()
     sources = []
-    for name in ("agent", "wire"):
-        source, target = scratch / f"{name}.py", scratch / f"{name}.pyc"
-        source.write_bytes(ours[f"{name}.py"])
-        sources += [str(source), str(target), f"/{INSIDE}/{name}.py"]
+    for name in CODE:
+        source, target = scratch / "code" / name, scratch / "code" / f"{name}c"
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_bytes(ours[name])
+        sources += [str(source), str(target), f"/{INSIDE}/mountsafe/{name}"]
     done = subprocess.run([PYTHON, "-I", "-c", _COMPILE, *sources], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UserError(f"{PYTHON} cannot compile the agent: {done.stderr.strip()[-300:]}", code=ExitCode.DEPENDENCY)
     files = {"init": (0o755, ours["appliance/init"]), f"{INSIDE}/fstab": (0o644, _FSTAB.encode())}
-    for name in ("agent", "wire"):
-        files[f"{INSIDE}/{name}.py"] = (0o644, ours[f"{name}.py"])
-        compiled = (scratch / f"{name}.pyc").read_bytes()
-        files[f"{INSIDE}/__pycache__/{name}.{done.stdout.strip()}.pyc"] = (0o644, compiled)
+    for name in CODE:
+        place = Path(INSIDE, "mountsafe", name)
+        files[str(place)] = (0o644, ours[name])
+        compiled = (scratch / "code" / f"{name}c").read_bytes()
+        files[str(place.parent / "__pycache__" / f"{place.stem}.{done.stdout.strip()}.pyc")] = (0o644, compiled)
     return files
 
 

@@ -43,10 +43,18 @@ def _options(
     """Options that come before a verb."""
 
 
+def _drop_output() -> None:
+    """Let the interpreter's last flush succeed: what is still to be written cannot be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run() -> None:
     """The console script: every error that is meant for a user ends here, as one sentence and a hint."""
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         screen.fail(error)
     except MountsafeError as error:
@@ -55,8 +63,10 @@ def run() -> None:
         screen.err.print("interrupted")
         sys.exit(int(ExitCode.INTERRUPTED))
     except BrokenPipeError:
+        _drop_output()
         sys.exit(int(ExitCode.FAILURE))
     except OSError as error:
+        _drop_output()
         place = f"{printable(os.fsencode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
         hint = "Make room there." if error.errno == errno.ENOSPC else "--verbose may show more."
         screen.fail(UserError(f"{place}{error.strerror or error}", hint))

@@ -20,7 +20,6 @@ from mountsafe.session import start
 from mountsafe.session.mounter import require_fuse
 from mountsafe.text import printable
 
-
 # For mount(8), which the guest calls, "noext4" is every type but ext4.
 FSTYPE = re.compile(r"(?!no|auto$)[a-z0-9_.+-]{1,32}")
 

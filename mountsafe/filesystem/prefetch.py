@@ -33,3 +33,5 @@ async def prefetch(index: Index, reader: Reader, limit: int = PREFETCH_ENTRIES) 
             await reader.open(node)
     except (MountsafeError, OSError) as error:
         log.info("prefetching ended: %s", error)
+    except Exception:
+        log.exception("a bug in prefetching")  # nobody waits for it, and it must not end the mount

@@ -183,7 +183,7 @@ class ServedVolume:
     async def _give_mount(self, untrusted: channel.Message) -> None:
         mode = untrusted.get("mode")
         state = untrusted.get("state")
-        if not isinstance(mode, int) or state not in STATE_WORDS:
+        if not isinstance(mode, int) or not isinstance(state, int) or state not in STATE_WORDS:
             raise ProtocolFault("a root without mode or state")
         self.fstype = printable(str(untrusted.get("fstype", "")), 64)
         self.direct = untrusted.get("direct") is True

@@ -117,7 +117,9 @@ class Supervisor:
                     mounting.cancel_scope.cancel()
                 nursery.start_soon(self._answer_clients, await self._listen())
                 self._reporter.tell({"mounted": self._record()})
-                if not self._settings["foreground"]:
+                if self._settings["foreground"]:
+                    nursery.start_soon(self._end_when_gone)
+                else:
                     logs.leave_terminal()
                 await self._done.wait()
                 nursery.cancel_scope.cancel()
@@ -129,6 +131,10 @@ class Supervisor:
         await self._reporter.gone()
         log.info("interrupted before the mount was there")
         everything.cancel_scope.cancel()
+
+    async def _end_when_gone(self) -> None:
+        await self._reporter.gone()
+        self._done.set()
 
     async def _end_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:

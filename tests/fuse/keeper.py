@@ -15,8 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mountsafe.session import runtime, supervisor  # noqa: E402  # the path comes first
-from tests.guest import FolderWorker, Layout  # noqa: E402
+from mountsafe.session import runtime, supervisor  # the path comes first
+from tests.guest import FolderWorker, Layout
 
 
 class FolderMachines:
@@ -43,8 +43,11 @@ class FolderMachines:
             return ours
         command = [sys.executable, __file__, "agent", json.dumps(self.guest), str(theirs.fileno())]
         with theirs:
-            self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
+            self._start(command, theirs.fileno())
         return ours
+
+    def _start(self, command: list[str], fd: int) -> None:
+        self._processes.append(subprocess.Popen(command, pass_fds=[fd]))
 
     async def release(self, user: object) -> None:
         self._users.discard(user)

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,13 @@ def tree(stage: Stage) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mounted(stage: Stage, tree: Path, mount_for_all: Mount) -> Iterator[Mounted]:
+def mounted(stage: Stage, tree: Path, mount_for_all: Mount) -> Mounted:
     """The folder, mounted; its files' bytes are on a medium, in a partition. The guest says "altered" otherwise."""
     medium = tree.with_suffix(".medium")
     layout = Layout.store(tree, medium, START)
     data = medium.read_bytes()
     medium.write_bytes(data.replace(b"in the folder", b"on the medium"))
-    yield mount_for_all(tree, layout, medium, start=START)
+    return mount_for_all(tree, layout, medium, start=START)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,10 +34,10 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def medium(tmp_path: Path, tree: Path) -> Iterator[tuple[Path, Layout]]:
+def medium(tmp_path: Path, tree: Path) -> tuple[Path, Layout]:
     """A medium that holds the bytes of the tree's files, behind a partition table."""
     path = tmp_path / "medium"
-    yield path, Layout.store(tree, path, start=8192)
+    return path, Layout.store(tree, path, start=8192)
 
 
 async def test_names_attributes_and_targets(tree: Path) -> None:

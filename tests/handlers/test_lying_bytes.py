@@ -1,6 +1,6 @@
 """A guest that lies about where bytes are, or gives others: what is read is of the same medium, or an error."""
 
-from collections.abc import Iterator
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,11 +20,11 @@ WINDOW = Window(4096, len(INSIDE))
 
 
 @pytest.fixture
-def medium(tmp_path: Path) -> Iterator[Path]:
+def medium(tmp_path: Path) -> Path:
     """A medium with something before and after the partition that is mounted."""
     path = tmp_path / "medium"
     path.write_bytes(SECRET + INSIDE + SECRET)
-    yield path
+    return path
 
 
 def file(*extents: Extent, size: int = 4096, flags: int = 0) -> Liar:
@@ -83,16 +83,17 @@ async def test_bytes_that_differ_switch_direct_reads_off_loudly(medium: Path) ->
         assert liar.count(Kind.READ) == before + 1
 
 
-async def test_zeros_prove_nothing(medium: Path) -> None:
-    medium.write_bytes(SECRET + bytes(4096) + INSIDE[:4096] + SECRET)
+async def test_zeros_prove_nothing(tmp_path: Path) -> None:
+    medium = tmp_path / "medium"
+    medium.write_bytes(bytes(4096) + INSIDE[:4096])  # a test may block
     liar = file(data(0, 0, 4096))
     liar.files[b"file"] = bytes(4096)
-    async with opened(lambda: liar, medium, WINDOW) as mount:
+    async with opened(lambda: liar, medium) as mount:
         for turn in (1, 2, 3):
             assert await mount.read(b"file") == bytes(4096)
             assert liar.count(Kind.READ) == turn
     liar = file(data(0, 4096, 4096))
-    async with opened(lambda: liar, medium, WINDOW) as mount:
+    async with opened(lambda: liar, medium) as mount:
         for _ in range(3):
             assert await mount.read(b"file") == INSIDE[:4096]
             assert liar.count(Kind.READ) == 1
@@ -127,8 +128,7 @@ async def test_a_medium_that_is_shorter_than_it_was_is_an_error(medium: Path) ->
     liar = file(data(0, 0, 4096))
     async with opened(lambda: liar, medium, WINDOW) as mount:
         assert await mount.read(b"file") == INSIDE[:4096]
-        with open(medium, "r+b") as opened_medium:
-            opened_medium.truncate(4096)
+        os.truncate(medium, 4096)
         async with fails(5):
             await mount.read(b"file")
 

@@ -88,9 +88,8 @@ async def test_silence_is_a_timeout_and_ends_the_guest() -> None:
 
 @pytest.mark.parametrize("part", [b"", b"\0", FRAME[:5], FRAME[:-1]], ids=["none", "a byte", "a header", "all but one"])
 async def test_an_answer_that_never_ends_is_a_timeout(part: bytes) -> None:
-    async with opened(lambda: listing(raising(Raw(part)))) as mount:
-        async with fails(errno.ETIMEDOUT):
-            await mount.operations.opendir(ROOT, None)
+    async with opened(lambda: listing(raising(Raw(part)))) as mount, fails(errno.ETIMEDOUT):
+        await mount.operations.opendir(ROOT, None)
 
 
 @pytest.mark.parametrize("part", [b"", FRAME[:5], FRAME[:-1]], ids=["none", "a header", "all but one"])

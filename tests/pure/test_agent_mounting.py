@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountsafe import agent
-from mountsafe.agent import COW_CHUNK, CowLayer, Refused, _unescape, mount_medium
+from mountsafe.agent import mounting, programs, volumes
+from mountsafe.agent.mounting import COW_CHUNK, CowLayer, mount_medium
+from mountsafe.agent.programs import Refused
+from mountsafe.agent.volumes import _unescape
 from mountsafe.wire import MountState
 
 LAYER = "/dev/mapper/layer"
@@ -57,7 +59,7 @@ def layer() -> FakeLayer:
 def mount(
     kernel: Kernel, layer: FakeLayer, fstype: bytes, where: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, int, list[tuple[int, int]]]:
-    monkeypatch.setattr(agent, "_mount", kernel.mount)
+    monkeypatch.setattr(mounting, "_mount", kernel.mount)
     return mount_medium(layer, fstype, str(where))
 
 
@@ -117,14 +119,14 @@ def test_mount_is_told_to_mount_read_only_and_without_rights(monkeypatch: pytest
         commands.append(command)
         return 32, "wrong fs type\nsee dmesg"
 
-    monkeypatch.setattr(agent, "run", run)
-    assert agent._mount("/dev/sdx", "/where", "ext4", "noload") == "wrong fs type see dmesg"
+    monkeypatch.setattr(mounting, "run", run)
+    assert mounting._mount("/dev/sdx", "/where", "ext4", "noload") == "wrong fs type see dmesg"
     options = commands[0][commands[0].index("-o") + 1].split(",")
     assert {"ro", "nosuid", "nodev", "noexec", "noload"} <= set(options)
 
 
 def test_every_way_to_mount_is_a_type_and_options() -> None:
-    for attempts in agent.MOUNT_AS.values():
+    for attempts in mounting.MOUNT_AS.values():
         for fstype, options in attempts:
             assert fstype
             assert "rw" not in options.split(",")
@@ -194,11 +196,11 @@ def test_unescape_takes_anything(value: bytes) -> None:
 
 def test_the_first_file_system_of_several_is_the_guess(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "ID_FS_AMBIVALENT=raid:linux_raid_member:1.2 filesystem:ext4:1.0 filesystem:vfat:FAT32\nno pair"
-    monkeypatch.setattr(agent, "run", lambda *command: (8, words))
-    assert agent._blkid("sdx")["ID_FS_TYPE"] == b"ext4"
+    monkeypatch.setattr(volumes, "run", lambda *command: (8, words))
+    assert volumes._blkid("sdx")["ID_FS_TYPE"] == b"ext4"
 
 
 def test_a_program_that_is_missing_is_an_answer() -> None:
-    code, words = agent.run("no-such-program-of-the-appliance")
-    assert code == agent.NO_PROGRAM
+    code, words = programs.run("no-such-program-of-the-appliance")
+    assert code == programs.NO_PROGRAM
     assert "no-such-program" in words

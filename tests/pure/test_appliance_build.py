@@ -15,7 +15,7 @@ import pytest
 
 from mountsafe.appliance import build, contents, kernel, modules, thaw
 from mountsafe.appliance.dpkg import Database
-from mountsafe.appliance.inputs import PACKAGE, PARTS, Inputs
+from mountsafe.appliance.inputs import CODE, PACKAGE, PARTS, Inputs
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 
 VERSION = "6.1.0-9-amd64"
@@ -55,7 +55,8 @@ def host(tmp_path: Path) -> Inputs:
         (root / name).write_text(content)
     install(root, *PROGRAMS, paragraph("libxml2"))
     (package / "appliance").mkdir(parents=True)
-    for name in ("agent.py", "wire.py", "appliance/init"):
+    (package / "agent").mkdir()
+    for name in (*CODE, "appliance/init"):
         (package / name).write_text(f"# {name}\n")
     (package / "appliance/packages").write_text("# data\ndash  # a shell\nntfs-3g optional  # ntfs\n")
     return Inputs(root, package, Database(root))
@@ -107,7 +108,7 @@ def add_kernel(host: Inputs) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda host: (host.package / "agent.py").write_text("# other\n"), id="agent"),
+        pytest.param(lambda host: (host.package / "agent/tree.py").write_text("# other\n"), id="agent"),
         pytest.param(lambda host: (host.package / "wire.py").write_text("# other\n"), id="wire"),
         pytest.param(lambda host: (host.package / "appliance/init").write_text("# other\n"), id="init"),
         pytest.param(lambda host: touch_later(host.root / f"boot/vmlinuz-{VERSION}"), id="kernel-reinstalled"),
@@ -207,8 +208,8 @@ def test_a_host_without_dpkg(place: Path, host: Inputs) -> None:
 
 
 def test_an_installation_without_the_agent_is_a_bug(place: Path, host: Inputs) -> None:
-    (host.package / "agent.py").unlink()
-    with pytest.raises(MountsafeError, match=r"agent\.py is missing") as caught:
+    (host.package / "agent/tree.py").unlink()
+    with pytest.raises(MountsafeError, match=r"agent/tree\.py is missing") as caught:
         build.ensure(lambda _: None)
     assert not isinstance(caught.value, UserError)
 

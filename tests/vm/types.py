@@ -90,7 +90,7 @@ REFUSED = (
     Refusal("dfvfs/ext2.vmdk", "no file system was found", _CONTAINER),
     Refusal("dfvfs/ext2.vhd", "no file system was found", _CONTAINER),
     Refusal("dfvfs/ext2.E01", "no file system was found", _CONTAINER),
-    Refusal("*lzma*sq*fs", '"lzma" compression', "lzma of before squashfs 4 was never in Linux"),
+    Refusal("*lzma*sq*fs", '"lzma" compression', "lzma compression, which was never in Linux"),
     Refusal("disktype-sampler/squashfs-2.*", "'squashfs3'", "Linux reads squashfs 4 alone"),
     Refusal("*/syz_mount_image_udf_26.img.gz", "No anchor found", "the image has no anchor: cut off"),
     Refusal("*/syz_mount_image_efs_9.img.gz", "wrong fs type", "an FFS2 of 64 KiB, which Linux's driver refuses"),

@@ -112,7 +112,7 @@ def test_partitions_that_are_not_there(user: Person, folder: Path, image: Image)
     assert "partition 1: vfat" in done.json()["error"]["hint"]
     swap = ["mount", image("disk-gpt"), folder / "m", "-p", "4"]
     refused(user, ExitCode.SOURCE, "no file system on partition 4", *swap)
-    refused(user, ExitCode.SOURCE, "cannot mount whole disk", "mount", image("disk-gpt"), folder / "m", "-p", "0")
+    refused(user, ExitCode.SOURCE, "no file system was recognised", "mount", image("disk-gpt"), folder / "m", "-p", "0")
 
 
 @pytest.mark.parametrize("fstype", ["../x", "", "ext4 --all", "a" * 33, "EXT4", "ext4\n", "noext4", "auto"])
@@ -208,9 +208,7 @@ def test_no_appliance_and_no_supermin(
     environment = {"PATH": path_without("supermin"), "MOUNTSAFE_APPLIANCE": str(folder / "appliance")}
     (folder / "appliance").mkdir()
     person.give(folder / "appliance")
-    refused(
-        person, ExitCode.DEPENDENCY, "supermin is missing", "mount", image("ext4"), folder / "m", env=environment
-    )
+    refused(person, ExitCode.DEPENDENCY, "supermin is missing", "mount", image("ext4"), folder / "m", env=environment)
 
 
 def test_no_kernel(person: Person, root: Person, folder: Path, image: Image) -> None:
@@ -259,7 +257,6 @@ def test_a_full_disk_for_the_appliance(person: Person, root: Person, folder: Pat
 def test_output_that_nobody_reads(user: Person) -> None:
     done = user.run(str(user.program), program=["sh", "-c", '"$0" list --json | true; "$0" --help | head -n 1'])
     assert "Traceback" not in done.err
-    with open("/dev/full", "w", encoding="ascii"):
-        done = user.run(str(user.program), program=["sh", "-c", '"$0" list --json >/dev/full'])
+    done = user.run(str(user.program), program=["sh", "-c", '"$0" list --json >/dev/full'])
     assert done.code == ExitCode.FAILURE
-    assert "Traceback" not in done.err
+    assert done.err == "mountsafe: No space left on device\nMake room there.\n"

@@ -205,9 +205,7 @@ def test_without_a_folder_one_is_made_at_home(person: Person, image: Image, fold
     assert list((person.home / "mountsafe").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["two words '\"$x`", "line\nfeed \\040", "--json", "-comma,x=y Grüße 日本 \udcff"]
-)
+@pytest.mark.parametrize("name", ["two words '\"$x`", "line\nfeed \\040", "--json", "-comma,x=y Grüße 日本 \udcff"])
 def test_names(person: Person, folder: Path, image: Image, name: str) -> None:
     source, target = folder / f"{name}.img", folder / name
     person.give(Path(shutil.copy(image("romfs"), source)))
@@ -249,7 +247,7 @@ def test_a_link_to_the_source_is_the_source(person: Person, folder: Path, image:
 def test_a_mount_in_use_is_busy(person: Person, folder: Path, image: Image) -> None:
     target = folder / "m"
     person.run("mount", image("ext4"), target).ok()
-    with person.start(target, program=["sh", "-c", "cd \"$0\" && echo here && exec sleep 300"]) as sleeping:
+    with person.start(target, program=["sh", "-c", 'cd "$0" && echo here && exec sleep 300']) as sleeping:
         assert sleeping.stdout is not None
         assert sleeping.stdout.readline() == "here\n"
         done = person.run("unmount", target, "--json")

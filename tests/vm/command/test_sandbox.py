@@ -24,7 +24,12 @@ from tests.vm.command.traces import command, descendants
 Image = Callable[[str], Path]
 
 BOXES = {
-    "guest": ("appliance/serve.py", limits.APPLIANCE_SCRATCH, limits.APPLIANCE_ADDRESS_SPACE, limits.APPLIANCE_PROCESSES),
+    "guest": (
+        "appliance/serve.py",
+        limits.APPLIANCE_SCRATCH,
+        limits.APPLIANCE_ADDRESS_SPACE,
+        limits.APPLIANCE_PROCESSES,
+    ),
     "session": ("session/server.py", limits.SESSION_SCRATCH, limits.SESSION_ADDRESS_SPACE, limits.SESSION_PROCESSES),
 }
 FIRST = "settings = json.loads(sys.argv[1])"
@@ -34,7 +39,15 @@ ANYBODY = (
     *("signal a host process", "trace a host process", "gain privileges by exec", "fill the scratch space"),
     *("allocate beyond the limit", "fork beyond the limit", "use the login's key"),
 )
-ROOT = ("read /etc/shadow", "mount", "unshare users", "unshare mounts", "unshare network", "be root", "have a capability")
+ROOT = (
+    "read /etc/shadow",
+    "mount",
+    "unshare users",
+    "unshare mounts",
+    "unshare network",
+    "be root",
+    "have a capability",
+)
 # Its own namespaces' things, harmless and not to be had without a filter of system calls.
 HARMLESS = ("use a keyring",)
 
@@ -46,7 +59,9 @@ def probing(stage: Stage) -> dict[str, Path]:
     for name, (module, *_) in BOXES.items():
         call = f"import mountsafe.probe; mountsafe.probe.main(); sys.exit(1); {FIRST}"
         programs[name] = stage.variant(f"probing-{name}", {module: {FIRST: call}})
-        (programs[name].parent / "lib/mountsafe/probe.py").write_bytes((Path(__file__).parent / "probe.py").read_bytes())
+        (programs[name].parent / "lib/mountsafe/probe.py").write_bytes(
+            (Path(__file__).parent / "probe.py").read_bytes()
+        )
     return programs
 
 
@@ -101,7 +116,18 @@ def test_what_code_in_a_box_can_do(
         facts |= {
             "file": str(library / "probe.json"),
             "reads": [*places[:5], "/boot", *map(str, (source, person.home, person.runtime, person.records, folder))],
-            "writes": ["/", "/usr", "/app", "/app/mountsafe", "/appliance", "/etc", "/dev", "/dev/shm", "/var", str(folder)],
+            "writes": [
+                "/",
+                "/usr",
+                "/app",
+                "/app/mountsafe",
+                "/appliance",
+                "/etc",
+                "/dev",
+                "/dev/shm",
+                "/var",
+                str(folder),
+            ],
             "scratch": scratch,
             "address_space": address_space,
             "processes": processes,

@@ -1,0 +1,146 @@
+"""One stream answered, and the main process, which starts a worker for each."""
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from mountsafe import wire
+from mountsafe.agent.mounting import CowLayer, mount_medium
+from mountsafe.agent.programs import Refused, read_text, run
+from mountsafe.agent.tree import Tree
+from mountsafe.agent.volumes import probe
+
+PORT_PREFIX = "org.mountsafe."
+
+
+class Worker:
+    """Answers the requests of one stream."""
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+        self._where = f"/run/mountsafe/fs-{tag}"
+        self._mounted: Tree | None = None
+        self._layer: CowLayer | None = None
+        self._answers: dict[int, Callable[[bytes], bytes]] = {
+            wire.Kind.HELLO: self._hello,
+            wire.Kind.PROBE: lambda _: wire.pack_volumes(probe()),
+            wire.Kind.MOUNT: self._mount,
+            wire.Kind.LIST: lambda body: self._tree.list_page(*wire.unpack_list(body)),
+            wire.Kind.READ: lambda body: self._tree.read(*wire.unpack_read(body)),
+            wire.Kind.EXTENTS: lambda body: self._tree.extents(*wire.unpack_extents_request(body)),
+            wire.Kind.LAYOUT: lambda body: self._tree.layout(*wire.unpack_layout_request(body)),
+            wire.Kind.XATTRS: lambda body: self._tree.xattrs(body),
+            wire.Kind.STATFS: lambda _: self._tree.statfs(),
+        }
+
+    @property
+    def _tree(self) -> Tree:
+        if self._mounted is None:
+            raise Refused(errno.ENOTCONN, "nothing is mounted")
+        return self._mounted
+
+    def _hello(self, body: bytes) -> bytes:
+        # A VM that was started from a saved state thinks that it is still then.
+        time.clock_settime_ns(time.CLOCK_REALTIME, wire.unpack_hello_request(body))
+        return wire.pack_hello(wire.VERSION, os.uname().release.encode())
+
+    def _mount(self, body: bytes) -> bytes:
+        device, fstype = wire.unpack_mount(body)
+        name = os.fsdecode(device)
+        self._layer = CowLayer(f"/dev/{name}", self._tag)
+        kernel_type, state, changed = mount_medium(self._layer, fstype, self._where)
+        tree = Tree(self._where, kernel_type, name.startswith(("dm-", "md")), changed, f"/dev/{name}")
+        self._mounted = tree
+        return wire.pack_mounted(wire.Mounted(kernel_type.encode(), state, tree.direct, tree.root()))
+
+    def close(self) -> None:
+        """Let go of the medium, so that it can be unplugged from the VM."""
+        if self._mounted is not None:
+            self._mounted.close()
+        if self._layer is not None:
+            run("umount", "-n", "-l", self._where)
+            self._layer.stop()
+
+    def answer(self, request: wire.Frame) -> bytes:
+        """Return the frame that answers `request`; a failure becomes an ERROR frame."""
+        try:
+            handler = self._answers.get(request.kind)
+            if handler is None:
+                raise Refused(errno.ENOSYS, f"unknown request {request.kind}")
+            return wire.frame(request.ident, request.kind, handler(request.body))
+        except Refused as refused:
+            failure = wire.pack_error(refused.errno, refused.message.encode("utf-8", "replace"))
+        except OSError as error:
+            failure = wire.pack_error(error.errno or errno.EIO, (error.strerror or "").encode("utf-8", "replace"))
+        except Exception as error:  # noqa: BLE001  # a bug here must not end the stream: the host is told, and decides
+            failure = wire.pack_error(errno.EIO, repr(error).encode("utf-8", "replace"))
+        return wire.frame(request.ident, wire.Kind.ERROR, failure)
+
+    def serve(self, fd: int) -> None:
+        """Answer requests until the host closes the stream."""
+        decoder = wire.Decoder()
+        spoken = False
+        patience = time.monotonic() + 5.0
+        while True:
+            data = os.read(fd, 65536)
+            if not data:
+                # Until the host's end is announced to the guest, a virtio port reads as closed.
+                if spoken or time.monotonic() > patience:
+                    return
+                time.sleep(0.002)
+                continue
+            spoken = True
+            for request in decoder.feed(data):
+                view = memoryview(self.answer(request))
+                while view:
+                    view = view[os.write(fd, view) :]
+
+
+def ports() -> dict[str, str]:
+    """Return the device of each of our ports by its name."""
+    found = {}
+    for device in os.listdir("/sys/class/virtio-ports"):
+        name = read_text(f"/sys/class/virtio-ports/{device}/name")
+        if name.startswith(PORT_PREFIX):
+            found[name] = device
+    return found
+
+
+def start_worker(name: str, device: str) -> None:
+    """Fork a worker for a port."""
+    if os.fork():
+        return
+    code = 1
+    try:
+        fd = os.open(f"/dev/{device}", os.O_RDWR | os.O_CLOEXEC)
+        worker = Worker(name.removeprefix(PORT_PREFIX))
+        worker.serve(fd)
+        worker.close()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def main() -> None:
+    """Start a worker for every port, as the kernel announces them."""
+    os.makedirs("/run/mountsafe", exist_ok=True)
+    events = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 15)  # NETLINK_KOBJECT_UEVENT
+    events.bind((0, 1))
+    served: dict[str, str] = {}
+    while True:
+        current = ports() if os.path.isdir("/sys/class/virtio-ports") else {}
+        served = {name: device for name, device in served.items() if name in current}
+        for name, device in current.items():
+            if name not in served and os.path.exists(f"/dev/{device}"):
+                served[name] = device
+                start_worker(name, device)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+        with suppress(OSError):  # ENOBUFS: events were lost, and the next turn looks at everything anyway
+            events.recv(65536)

@@ -1,0 +1,161 @@
+"""A session process that was taken over: its parent believes nothing, and ends it at the first wrong word."""
+
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from mountsafe.errors import GuestGone, UserError
+from mountsafe.medium.source import Medium
+from mountsafe.medium.volumes import Volume
+from mountsafe.session import served as served_module
+from mountsafe.session.mounter import MountRequest
+from mountsafe.session.served import Presentation, ServedVolume
+
+
+class FakeChild:
+    """In the place of the boxed process: its end of the control channel is the test's."""
+
+    pid = 0
+
+    def __init__(self, command: list[str], fds: list[int], name: str, log: object) -> None:
+        self.control = trio.socket.fromfd(fds[0], socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def log_words(self) -> None:
+        await trio.sleep_forever()
+
+    async def stop(self) -> None:
+        self.control.close()
+
+    async def say(self, message: Any) -> None:
+        await self.control.send(message if isinstance(message, bytes) else json.dumps(message).encode())
+
+
+class FakeMachines:
+    """Counts what is asked of the virtual machine."""
+
+    ended = 0
+
+    async def stream(self, user: object) -> socket.socket:
+        raise GuestGone("there is none")
+
+    async def release(self, user: object) -> None:
+        pass
+
+    async def end_misbehaving(self, why: str) -> None:
+        self.ended += 1
+
+
+class Session:
+    def __init__(
+        self, served: ServedVolume, child: FakeChild, mounts: list[MountRequest], machines: FakeMachines
+    ) -> None:
+        self.served = served
+        self.say = child.say
+        self.receive = child.control.recv
+        self.mounts = mounts
+        self.machines = machines
+        self.ended = trio.Event()
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> list[MountRequest]:
+    """Nothing is started or mounted; what would be mounted is listed."""
+    mounts: list[MountRequest] = []
+
+    def mount(request: MountRequest) -> Any:
+        mounts.append(request)
+        raise UserError("not in this test")
+
+    monkeypatch.setattr(served_module, "Child", FakeChild)
+    monkeypatch.setattr(served_module, "mount", mount)
+    return mounts
+
+
+@asynccontextmanager
+async def session(mounts: list[MountRequest], tmp_path: Path) -> AsyncIterator[Session]:
+    volume = Volume("sdx", "disk", 0, 0, 512, "ext4", "filesystem", "", "", "", "")
+    medium = Medium(tmp_path / "a,allow_root.img", os.open("/dev/null", os.O_RDONLY), 512, False)
+    machines = FakeMachines()
+    served = ServedVolume(volume, tmp_path, medium, machines, Presentation(None, 1, 1, "nofollow"))  # type: ignore[arg-type]
+    seen = Session(served, served._child, mounts, machines)  # type: ignore[arg-type]
+
+    async def run() -> None:
+        await served.serve()
+        seen.ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        yield seen
+        nursery.cancel_scope.cancel()
+    os.close(medium.fd)
+
+
+READY = {"event": "ready", "mode": 0o755, "state": 0, "fstype": "ext4", "direct": True}
+WRONG = {
+    "not JSON": b"{",
+    "deeply nested": b"[" * 60000,
+    "a list": [],
+    "nothing": {},
+    "an unknown event": {"event": "root, please"},
+    "an event that is a list": {"event": []},
+    "serving before it is mounted": {"event": "serving"},
+    "no mode": READY | {"mode": None},
+    "a mode that is text": READY | {"mode": "755"},
+    "no state": READY | {"state": None},
+    "an unknown state": READY | {"state": 99},
+    "a state that is a list": READY | {"state": []},
+    "a state that is an object": READY | {"state": {}},
+}
+
+
+@pytest.mark.parametrize("message", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.real_clock
+async def test_a_wrong_word_ends_it(patched: list[MountRequest], tmp_path: Path, message: Any) -> None:
+    async with session(patched, tmp_path) as seen:
+        await seen.say(message)
+        await seen.ended.wait()
+        assert seen.served.failure is not None
+        assert not patched
+
+
+@pytest.mark.real_clock
+async def test_it_cannot_choose_how_it_is_mounted(patched: list[MountRequest], tmp_path: Path) -> None:
+    async with session(patched, tmp_path) as seen:
+        lies = {"mode": 0o107777, "fstype": "\x1b[2J" + "x" * 9999, "target": "/etc", "source": "x", "uid": 0}
+        await seen.say(READY | lies)
+        assert json.loads(await seen.receive(1000)) == {"event": "none"}
+        (request,) = patched
+        assert (request.target, request.uid, request.gid, request.mode) == (tmp_path, 1, 1, 0o777)
+        assert "," not in request.source
+        assert not request.follow_links
+        assert seen.served.fstype.isprintable()
+        assert len(seen.served.fstype) <= 64
+
+
+@pytest.mark.parametrize("event", ["refused", "failed"])
+@pytest.mark.real_clock
+async def test_its_words_are_made_printable(patched: list[MountRequest], tmp_path: Path, event: str) -> None:
+    async with session(patched, tmp_path) as seen:
+        await seen.say({"event": event, "why": "\x1b]0;title\x07" + "x" * 30000})
+        await seen.served.serving.wait()
+        assert seen.served.failure is not None
+        assert seen.served.failure.message.isprintable()
+        assert len(seen.served.failure.message) < 2200
+
+
+@pytest.mark.real_clock
+async def test_a_machine_that_cannot_be_had_is_an_answer(patched: list[MountRequest], tmp_path: Path) -> None:
+    async with session(patched, tmp_path) as seen:
+        await seen.say({"want": "stream"})
+        assert json.loads(await seen.receive(1000)) == {"event": "none", "why": "there is none"}
+        await seen.say({"event": "misbehaved", "why": "x"})
+        await seen.say({"want": "stream"})
+        await seen.receive(1000)
+        assert seen.machines.ended == 1
