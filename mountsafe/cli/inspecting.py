@@ -5,6 +5,8 @@ import typer
 
 from mountsafe import sandbox
 from mountsafe.appliance import build
+from mountsafe.appliance.acceleration import Acceleration
+from mountsafe.appliance.machine import MachineSettings
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import Json, Source, Verbose
 from mountsafe.medium.source import Medium, open_medium
@@ -35,7 +37,11 @@ def inspect(source: Source, json: Json = False, verbose: Verbose = False) -> Non
 
 
 async def _find(medium: Medium, verbose: bool) -> list[Volume]:
-    settings, acceleration = machine_settings(verbose)
+    with machine_settings(verbose) as (settings, acceleration):
+        return await _find_with(medium, settings, acceleration)
+
+
+async def _find_with(medium: Medium, settings: MachineSettings, acceleration: Acceleration) -> list[Volume]:
     async with trio.open_nursery() as nursery:
         machines = Machines(settings, acceleration, medium, nursery)
         try:
@@ -52,7 +58,8 @@ def _tell(medium: Medium, volumes: list[Volume]) -> None:
         facts = volume.facts()
         what = volume.fstype or (f"{volume.table} table" if volume.table else "-")
         number = str(volume.number) if volume.kind == "partition" else volume.kind
-        lock = "encrypted" if volume.encrypted else ""
-        risk = f"{facts['risk']}: {facts['risk_reason']}" if volume.fstype else lock
+        risk = f"{facts['risk']}: {facts['risk_reason']}" if volume.mountable else ""
+        if volume.encrypted:
+            risk = "encrypted: what is inside cannot be seen"
         rows.append([number, what, volume.label, volume.uuid, size(volume.size), risk])
     screen.table(["PART", "TYPE", "LABEL", "UUID", "SIZE", "RISK"], rows)

@@ -33,14 +33,23 @@ class MountRequest:
 
 
 class Keeper:
-    """The fusermount3 that stays and unmounts when its socket closes: when this process is gone, however it ended."""
+    """The fusermount3 that stays and unmounts when its socket closes.
+
+    It leaves a mount alone that still answers, so the session process holds the socket too: when this process is killed,
+    the socket closes with the last of both.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
         self._process = process
         self._sock = sock
 
+    def fileno(self) -> int:
+        """The socket."""
+        return self._sock.fileno()
+
     def let_go(self) -> None:
         """Let it unmount what is still mounted, and wait for its end."""
+        self._sock.shutdown(socket.SHUT_RDWR)  # whoever else holds it
         self._sock.close()
         self._process.communicate()
 
@@ -65,6 +74,10 @@ class FuseMount:
                     knob = Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb")
                     with suppress(OSError):  # a container's /sys may be read-only
                         knob.write_text(str(READ_AHEAD_KIB), encoding="ascii")
+
+    def descriptors(self) -> list[int]:
+        """What the session process gets: /dev/fuse, and what keeps the mount for as long as it lives."""
+        return [self.fd] if self._keeper is None else [self.fd, self._keeper.fileno()]
 
     def close_descriptor(self) -> None:
         """Close our copy: the connection then ends with the session process."""

@@ -162,7 +162,7 @@ class ServedVolume:
             await self._machines.end_misbehaving(why)
         elif event in ("refused", "failed"):
             shown = self.volume.describe()
-            hint = "The guest's kernel said so. --verbose shows more." if event == "refused" else ""
+            hint = "The guest's kernel said so. " * (event == "refused") + "--verbose shows more."
             code = ExitCode.SOURCE if event == "refused" else ExitCode.APPLIANCE
             self._fail(UserError(f"cannot mount {shown}: {why}", hint, code))
         else:
@@ -200,7 +200,7 @@ class ServedVolume:
             await self._send({"event": "none"}, [])
             return
         guard = self._mount.links_followed and shown.links != "follow"
-        await self._send({"do": "serve", "guard_links": guard}, [self._mount.fd])
+        await self._send({"do": "serve", "guard_links": guard}, self._mount.descriptors())
         self._mount.close_descriptor()
 
     def unmount(self, lazy: bool) -> None:

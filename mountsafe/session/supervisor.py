@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +25,7 @@ from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.appliance.machine import MachineSettings
 from mountsafe.errors import DeadlinePassed, ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.incidents import Incidents
-from mountsafe.limits import CONTROL_MESSAGE
+from mountsafe.limits import CONTROL_MESSAGE, MAX_MOUNTS
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, checked, choose, folder_names
 from mountsafe.session import logs
@@ -79,12 +80,14 @@ async def inspect_medium(machines: Machines, medium: Medium, nursery: trio.Nurse
     return checked(untrusted_volumes, medium.size, Incidents())
 
 
-def machine_settings(verbose: bool) -> tuple[MachineSettings, Acceleration]:
-    """Return how to start VMs here; the appliance must have been built."""
+@contextmanager
+def machine_settings(verbose: bool) -> Iterator[tuple[MachineSettings, Acceleration]]:
+    """Say how to start VMs here; meanwhile no newer build removes the appliance, which must have been built."""
     appliance = build.find()
     if appliance is None:
         raise UserError("the appliance is missing", "mountsafe appliance build", ExitCode.DEPENDENCY)
-    return MachineSettings(appliance.path, verbose=verbose), Acceleration(build.location().parent / "kvm.json")
+    with appliance.held():
+        yield MachineSettings(appliance.path, verbose=verbose), Acceleration(build.location().parent / "kvm.json")
 
 
 class Supervisor:
@@ -105,27 +108,36 @@ class Supervisor:
 
     async def run(self) -> None:
         """Mount, keep, clean up."""
-        machine, acceleration = machine_settings(self._settings["verbose"])
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                self._machines = Machines(machine, acceleration, self._medium, nursery)
-                nursery.start_soon(self._end_on_signal)
-                async with trio.open_nursery() as mounting:
-                    mounting.start_soon(self._cancel_when_gone, nursery)
-                    await self._mount_all()
-                    mounting.cancel_scope.cancel()
-                nursery.start_soon(self._answer_clients, await self._listen())
-                self._reporter.tell({"mounted": self._record()})
-                if self._settings["foreground"]:
-                    nursery.start_soon(self._end_when_gone)
-                else:
-                    logs.leave_terminal()
-                await self._done.wait()
-                nursery.cancel_scope.cancel()
+            with machine_settings(self._settings["verbose"]) as (machine, acceleration):
+                await self._run(machine, acceleration)
         finally:
-            with trio.CancelScope(shield=True):
-                await self._clean_up()
+            self._remove_folders()
+
+    async def _run(self, machine: MachineSettings, acceleration: Acceleration) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._machines = Machines(machine, acceleration, self._medium, nursery)
+            try:
+                await self._keep()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._end_all()
+                nursery.cancel_scope.cancel()
+
+    async def _keep(self) -> None:
+        self._nursery.start_soon(self._end_on_signal)
+        async with trio.open_nursery() as mounting:
+            mounting.start_soon(self._cancel_when_gone, self._nursery)
+            await self._mount_all()
+            mounting.cancel_scope.cancel()
+        self._nursery.start_soon(self._answer_clients, await self._listen())
+        self._reporter.tell({"mounted": self._record()})
+        if self._settings["foreground"]:
+            self._nursery.start_soon(self._end_when_gone)
+        else:
+            logs.leave_terminal()
+        await self._done.wait()
 
     async def _cancel_when_gone(self, everything: trio.Nursery) -> None:
         await self._reporter.gone()
@@ -146,6 +158,9 @@ class Supervisor:
     async def _mount_all(self) -> None:
         self._reporter.progress("starting the virtual machine")
         volumes = await self._find()
+        if len(volumes) > MAX_MOUNTS:
+            self._reporter.tell({"warning": f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted"})
+            volumes = volumes[:MAX_MOUNTS]
         targets = self._targets(volumes)
         self._reporter.progress("mounting " + "; ".join(v.describe() for v in volumes))
         shown = self._presentation()
@@ -203,11 +218,13 @@ class Supervisor:
             "mounts": [served.facts() | {"session": served.pid} for served in self._served],
         }
 
-    async def _clean_up(self) -> None:
+    async def _end_all(self) -> None:
         for served in self._served:
             await trio.to_thread.run_sync(served.detach)
             await served.end()
         await self._machines.close()
+
+    def _remove_folders(self) -> None:
         for folder in self._folders:
             with suppress(OSError):
                 folder.rmdir()

@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,9 @@ def agent(guest: dict[str, Any], fd: int) -> None:
     worker.serve(fd)
 
 
-def settings(verbose: bool) -> tuple[Any, Any]:
-    return None, None
+@contextmanager
+def settings(verbose: bool) -> Iterator[tuple[Any, Any]]:
+    yield None, None
 
 
 if __name__ == "__main__":

@@ -269,8 +269,8 @@ class Looking:
     def __init__(self) -> None:
         # Held: others may build a newer one meanwhile.
         self._held = ExitStack()
-        self._held.enter_context(build.ensure(lambda _: None).held())
-        self._settings, self._acceleration = machine_settings(False)
+        build.ensure(lambda _: None)
+        self._settings, self._acceleration = self._held.enter_context(machine_settings(False))
         self._pool = ThreadPoolExecutor(AT_A_TIME, "look")
         self._looks: dict[Look, Future[list[Sight]]] = {}
         self._log = logging.getLogger("mountsafe")
