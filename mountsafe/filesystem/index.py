@@ -226,9 +226,7 @@ class Index:
 
     def _node_for(self, folder: Node, path: bytes, entry: wire.Entry) -> Node:
         wanted = entry.ino if self._stable and ROOT < entry.ino < MADE_INODE else 0
-        for number in (wanted, *(self._made_number(path, entry.name, turn) for turn in range(8))):
-            if not number:
-                continue
+        for number in self._numbers(wanted, path, entry.name):
             known = self._nodes.get(number)
             if known is None:
                 node = Node(number, folder, entry)
@@ -241,6 +239,12 @@ class Index:
             if number == wanted and _same_file(known, entry):
                 return known
         raise GuestFault("no inode number left")  # eight keyed hashes that collide: it cannot happen by chance
+
+    def _numbers(self, wanted: int, path: bytes, name: bytes) -> Iterator[int]:
+        if wanted:
+            yield wanted
+        for turn in range(8):
+            yield self._made_number(path, name, turn)
 
     def _made_number(self, path: bytes, name: bytes, turn: int) -> int:
         digest = hashlib.blake2b(path + b"/" + name, digest_size=8, key=self._key, salt=bytes([turn]))

@@ -231,9 +231,9 @@ class Operations(pyfuse3.Operations):
 
     @boundary
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
-        """The value of one. Most calls ask for an ACL or a label, which need no question to the guest."""
+        """The value of one. Most calls ask for an ACL or a label: told that there is no such thing, ls(1) asks once."""
         if not name.startswith(SHOWN_XATTRS):
-            raise pyfuse3.FUSEError(errno.ENODATA)
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         value = (await self._known_xattrs(inode)).get(name)
         if value is None:
             raise pyfuse3.FUSEError(errno.ENODATA)

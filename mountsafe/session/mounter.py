@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ class FuseMount:
         self.fd = fd
         self.links_followed = links_followed
         self._keeper = keeper
+        self._unmounting = threading.Lock()  # a client, the session's end and ours may want it at the same time
 
     def widen_read_ahead(self) -> None:
         """Let the kernel ask for more at a time: sequential reads gain much. Only root may; others keep 128 KiB."""
@@ -87,11 +89,12 @@ class FuseMount:
 
     def unmount(self, lazy: bool = False) -> None:
         """Unmount; UserError (BUSY) if it is in use and `lazy` is not set. Nothing happens if it is unmounted."""
-        if is_mounted(self.target):
-            unmount(self.target, lazy)
-        if self._keeper is not None:
-            self._keeper.let_go()
-            self._keeper = None
+        with self._unmounting:
+            if is_mounted(self.target):
+                unmount(self.target, lazy)
+            if self._keeper is not None:
+                self._keeper.let_go()
+                self._keeper = None
 
 
 def mount(request: MountRequest) -> FuseMount:

@@ -43,7 +43,7 @@ TYPES: dict[str, Type] = {
     "jfs": Type(DIRECT),
     "minix": Type(DIRECT),
     "nilfs2": Type(DIRECT),
-    "ntfs": Type(AGENT, "ntfs-3g is a FUSE driver, which tells no extents"),
+    "ntfs": Type(DIRECT, "files of up to 64 clusters through the agent: what they hold is not told cheaply"),
     "ocfs2": Type(DIRECT),
     "qcow2": Type(NOT, _CONTAINER),
     "reiserfs": Type(AGENT, _NO_FIEMAP),

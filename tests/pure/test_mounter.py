@@ -1,0 +1,53 @@
+"""Unmounting, as it is asked for: by a client, at the session's end and at the supervisor's, sometimes all at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from mountsafe.session import mounter
+from mountsafe.session.mounter import FuseMount
+
+
+class FakeKeeper:
+    """In the place of fusermount3's process."""
+
+    let_goes = 0
+
+    def let_go(self) -> None:
+        self.let_goes += 1
+
+
+def test_many_unmount_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unmounted: list[Path] = []
+    monkeypatch.setattr(mounter, "is_mounted", lambda target: not unmounted)
+    monkeypatch.setattr(mounter, "unmount", lambda target, lazy: unmounted.append(target))
+    keeper = FakeKeeper()
+    mount = FuseMount(tmp_path, -1, True, keeper)  # type: ignore[arg-type]
+    together = Barrier(8)
+
+    def one(_: int) -> None:
+        together.wait()
+        mount.unmount()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(8)))
+    assert unmounted == [tmp_path]
+    assert keeper.let_goes == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "point"),
+    [
+        ("36 35 0:52 / /mnt/a rw - fuse.mountsafe x ro", "/mnt/a"),
+        (r"36 35 0:52 / /mnt/a\040b\011c\134d rw shared:1 - fuse.mountsafe x ro", "/mnt/a b\tc\\d"),
+    ],
+)
+def test_mount_points_are_read_as_the_kernel_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, point: str
+) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(line + "\n")
+    monkeypatch.setattr("builtins.open", lambda *args, _open=open, **kwargs: _open(table, **kwargs))
+    assert mounter.mounts() == {point: "fuse.mountsafe"}
