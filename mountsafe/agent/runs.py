@@ -133,8 +133,14 @@ def _clustered(chain: _Chain, data: int, cluster_size: int, size: int, bmap: Bma
 
 # --- ISO 9660: a file is one extent, unless its directory record says that another follows ---------------------------
 def iso9660(device: int, size: int, bmap: Bmap, ino: int) -> list[Run] | None:
-    """The one run of a file: Linux numbers an inode by where its directory record is (fs/isofs/isofs.h)."""
-    record = _pread(device, 34, ino * 32)
+    """The one run of a file: its inode number says where its directory record is, to 32 bytes (fs/isofs/isofs.h)."""
+    block, wanted = _pread(device, 2048, ino // 64 * 2048), ino % 64
+    at = 0
+    while at // 32 < wanted:
+        if not block[at]:
+            return None
+        at += block[at]
+    record = block[at : at + 34]
     length = struct.unpack_from("<I", record, 10)[0]
     interleaved, multi_extent = record[26] or record[27], record[25] & 0x80
     if multi_extent or interleaved or length != size:
@@ -181,20 +187,26 @@ class _BTree:
         offsets = struct.unpack_from(f">{count}H", node, self._size - 2 * count)
         return list(reversed(offsets))
 
-    def leaves(self, number: int) -> list[tuple[bytes, bytes]]:
-        """Return (key, data) of the leaf records whose number is `number`, in order."""
-        place = self._root
+    def _first_leaf(self, number: int) -> int:
+        """Return the node where the first record of `number` must be, if there is one."""
+        place = int(self._root)
         for _ in range(self._depth - 1):
             node = self._fork.read(place * self._size, self._size)
             place = 0
             for at in self._records(node):
                 length = struct.unpack_from(">H", node, at)[0]
-                child = struct.unpack_from(">I", node, at + 2 + length)[0]
                 if place and self._number.unpack_from(node, at + 2)[0] >= number:
                     break
-                place = child
+                place = struct.unpack_from(">I", node, at + 2 + length)[0]
+        return place
+
+    def leaves(self, number: int) -> list[tuple[bytes, bytes]]:
+        """Return (key, data) of the leaf records whose number is `number`, in order."""
         found: list[tuple[bytes, bytes]] = []
+        place = self._first_leaf(number)
         for _ in range(self.MAX_STEPS):
+            if not place:
+                return found
             node = self._fork.read(place * self._size, self._size)
             if node[8] != 0xFF:  # kBTLeafNode is -1
                 raise ValueError("not a leaf")
@@ -203,12 +215,9 @@ class _BTree:
                 if have > number:
                     return found
                 if have == number:
-                    length = struct.unpack_from(">H", node, at)[0]
-                    data = at + 2 + length
+                    data = at + 2 + struct.unpack_from(">H", node, at)[0]
                     found.append((node[at + 2 : data], node[data : data + 248]))
             place = struct.unpack_from(">I", node, 0)[0]
-            if not place:
-                return found
         raise ValueError("too many records")
 
 

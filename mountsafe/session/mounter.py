@@ -36,8 +36,8 @@ class MountRequest:
 class Keeper:
     """The fusermount3 that stays and unmounts when its socket closes.
 
-    It leaves a mount alone that still answers, so the session process holds the socket too: when this process is killed,
-    the socket closes with the last of both.
+    It leaves a mount alone that still answers, so the session process holds the socket too: when this process is
+    killed, the socket closes with the last of both.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:

@@ -1,5 +1,6 @@
 """A guest that lies about where bytes are, or gives others: what is read is of the same medium, or an error."""
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -119,7 +120,7 @@ async def test_a_mount_that_tells_no_extents_believes_none(medium: Path) -> None
 async def test_other_than_the_bytes_asked_for_is_an_error(answer: bytes) -> None:
     liar = file()
     liar.say[Kind.READ] = lambda _: answer
-    async with opened(lambda: liar) as mount, fails(5):
+    async with opened(lambda: liar) as mount, fails(errno.EIO):
         await mount.read(b"file")
 
 
@@ -129,7 +130,7 @@ async def test_a_medium_that_is_shorter_than_it_was_is_an_error(medium: Path) ->
     async with opened(lambda: liar, medium, WINDOW) as mount:
         assert await mount.read(b"file") == INSIDE[:4096]
         os.truncate(medium, 4096)
-        async with fails(5):
+        async with fails(errno.EIO):
             await mount.read(b"file")
 
 

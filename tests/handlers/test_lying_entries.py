@@ -1,5 +1,6 @@
 """A guest that lies about folders and files: the kernel is never told what is impossible, and incidents are counted."""
 
+import errno
 import os
 import stat
 from typing import Any
@@ -90,7 +91,7 @@ async def test_what_the_guest_could_not_look_at_is_a_name_that_cannot_be_opened(
     async with opened(lambda: Liar({b"": [entry(b"broken", mode=0)]})) as mount:
         inode = await mount.walk(b"broken")
         assert (await mount.operations.getattr(inode, None)).st_mode == stat.S_IFREG
-        async with fails(5):
+        async with fails(errno.EIO):
             await mount.operations.open(inode, os.O_RDONLY, None)
 
 
@@ -157,21 +158,21 @@ async def test_a_folder_that_is_its_own_child_ends(monkeypatch: pytest.MonkeyPat
     liar.say[Kind.LIST] = lambda _: page(folder(b"again", 12))
     async with opened(lambda: liar) as mount:
         await mount.walk(b"/".join([b"again"] * 51))
-        async with fails(40):
+        async with fails(errno.ELOOP):
             await mount.walk(b"/".join([b"again"] * 52))
 
 
 async def test_a_path_longer_than_a_request_carries_ends() -> None:
     liar = Liar()
     liar.say[Kind.LIST] = lambda _: page(folder(b"n" * 255, 12))
-    async with opened(lambda: liar) as mount, fails(40):
+    async with opened(lambda: liar) as mount, fails(errno.ELOOP):
         await mount.walk(b"/".join([b"n" * 255] * 200))
 
 
 def endless(step: Any) -> Liar:
     """Every page has another one after it."""
     liar = Liar()
-    told = iter(range(1 << 62))
+    told = iter(range(10_000))  # then the test fails, and does not hang
     liar.say[Kind.LIST] = lambda _: page(*step(next(told)), cursor=7)
     return liar
 
@@ -199,11 +200,11 @@ async def test_a_cursor_that_is_always_stale_ends() -> None:
     liar = Liar()
 
     def stale(body: bytes) -> bytes:
-        raise OSError(116, "stale")
+        raise OSError(errno.ESTALE, "stale")
 
     liar.say[Kind.LIST] = stale
     async with opened(lambda: liar) as mount:
-        async with fails(116):
+        async with fails(errno.ESTALE):
             await mount.operations.opendir(ROOT, None)
         assert liar.count(Kind.LIST) == 3
 
@@ -216,7 +217,7 @@ async def test_a_cursor_that_was_forgotten_starts_the_listing_anew() -> None:
     def say(body: bytes) -> bytes:
         turn = next(turns)
         if turn is None:
-            raise OSError(116, "stale")
+            raise OSError(errno.ESTALE, "stale")
         return turn
 
     liar.say[Kind.LIST] = say
@@ -254,16 +255,16 @@ async def test_a_bug_in_a_handler_is_an_errno_and_not_the_end(monkeypatch: pytes
             raise ZeroDivisionError
 
         monkeypatch.setattr(mount.operations, "_attributes", broken)
-        async with fails(5):
+        async with fails(errno.EIO):
             await mount.operations.getattr(inode, None)
-        async with fails(5):
+        async with fails(errno.EIO):
             await mount.operations.read(99, 0, 1)
 
 
 async def test_a_number_that_the_kernel_was_not_told_is_stale() -> None:
     async with opened(lambda: Liar({b"": [GOOD]})) as mount:
         for number in (2, 0, 1 << 63):
-            async with fails(116):
+            async with fails(errno.ESTALE):
                 await mount.operations.getattr(number, None)
         await mount.operations.forget([(2, 1), (ROOT, 5)])
         assert (await mount.operations.getattr(ROOT, None)).st_ino == ROOT
@@ -284,7 +285,7 @@ async def test_a_number_given_to_another_link_while_a_folder_was_open_is_stale(m
         await mount.names(b"large")
         near = await mount.walk(b"near/m")
         assert near == 77
-        async with fails(116):
+        async with fails(errno.ESTALE):
             await mount.operations.readdir(handle, 0, None)
         assert await mount.operations.readlink(near, None) == b"inside"
 

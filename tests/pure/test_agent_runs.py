@@ -94,12 +94,16 @@ def test_an_iso_record_that_says_more_is_not_believed(tmp_path: Path) -> None:
     struct.pack_into("<I", record, 10, 5000)
     device = os.memfd_create("iso")
     try:
-        os.pwrite(device, record, 64)
-        assert runs.iso9660(device, 5000, lambda _: 4096, 2) == [(0, 4096, 6144)]
-        assert runs.iso9660(device, 5001, lambda _: 4096, 2) is None
+        os.pwrite(device, bytes([38]), 2048)  # a shorter record comes first
+        os.pwrite(device, record, 2048 + 38)
+        os.ftruncate(device, 8192)
+        number = 64 + 38 // 32
+        assert runs.iso9660(device, 5000, lambda _: 4096, number) == [(0, 4096, 6144)]
+        assert runs.iso9660(device, 5001, lambda _: 4096, number) is None
+        assert runs.iso9660(device, 5000, lambda _: 4096, number + 3) is None
         record[25] = 0x80  # more extents follow
-        os.pwrite(device, record, 64)
-        assert runs.iso9660(device, 5000, lambda _: 4096, 2) is None
+        os.pwrite(device, record, 2048 + 38)
+        assert runs.iso9660(device, 5000, lambda _: 4096, number) is None
     finally:
         os.close(device)
 
