@@ -34,25 +34,36 @@ class MountRequest:
 
 
 class Keeper:
-    """The fusermount3 that stays and unmounts when its socket closes.
+    """A process that unmounts when this one is gone, however it ended.
 
-    It leaves a mount alone that still answers, so the session process holds the socket too: when this process is
-    killed, the socket closes with the last of both.
+    fusermount3 has an option for that, auto_unmount, but it leaves mounts that are in use, and up to 3.14 every mount
+    that root may not look into: those of ordinary users.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
-        self._process = process
-        self._sock = sock
-
-    def fileno(self) -> int:
-        """The socket."""
-        return self._sock.fileno()
+    def __init__(self, target: Path) -> None:
+        reading, self._writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._process = subprocess.Popen(
+                ["sh", "-c", 'read -r _; exec fusermount3 -u -z -- "$0"', os.fspath(target)],
+                stdin=reading,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            os.close(reading)
 
     def let_go(self) -> None:
-        """Let it unmount what is still mounted, and wait for its end."""
-        self._sock.shutdown(socket.SHUT_RDWR)  # whoever else holds it
-        self._sock.close()
-        self._process.communicate()
+        """End it: what is mounted there by now is no longer its business."""
+        self._process.kill()
+        self._process.wait()
+        os.close(self._writing)
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"}
 
 
 class FuseMount:
@@ -76,10 +87,6 @@ class FuseMount:
                     knob = Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb")
                     with suppress(OSError):  # a container's /sys may be read-only
                         knob.write_text(str(READ_AHEAD_KIB), encoding="ascii")
-
-    def descriptors(self) -> list[int]:
-        """What the session process gets: /dev/fuse, and what keeps the mount for as long as it lives."""
-        return [self.fd] if self._keeper is None else [self.fd, self._keeper.fileno()]
 
     def close_descriptor(self) -> None:
         """Close our copy: the connection then ends with the session process."""
@@ -137,26 +144,25 @@ def _mount_as_root(request: MountRequest) -> FuseMount:
 
 def _mount_as_user(request: MountRequest) -> FuseMount:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    # auto_unmount makes fusermount3 stay: see Keeper.
     source = request.source.replace("\\", "\\\\").replace(",", "\\,")
-    options = f"ro,nosuid,nodev,noexec,default_permissions,auto_unmount,fsname={source},subtype=mountsafe"
+    options = f"ro,nosuid,nodev,noexec,default_permissions,fsname={source},subtype=mountsafe"
     with theirs:
         helper = subprocess.Popen(
             ["fusermount3", "-o", options, "--", os.fspath(request.target)],
-            env={"_FUSE_COMMFD": str(theirs.fileno()), "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"},
+            env={"_FUSE_COMMFD": str(theirs.fileno()), **_environment()},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-    _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    with ours:
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    words = helper.communicate()[1].decode("utf-8", "replace").strip()
     if not fds:
-        ours.close()
-        words = helper.communicate()[1].decode("utf-8", "replace").strip()
         raise UserError(f"cannot mount on {_shown(request.target)}: {printable(words)}", HINT, ExitCode.TARGET)
     os.set_inheritable(fds[0], False)
-    return FuseMount(request.target, fds[0], True, Keeper(helper, ours))
+    return FuseMount(request.target, fds[0], True, Keeper(request.target))
 
 
 def unmount(target: Path, lazy: bool = False) -> None:

@@ -200,7 +200,7 @@ class ServedVolume:
             await self._send({"event": "none"}, [])
             return
         guard = self._mount.links_followed and shown.links != "follow"
-        await self._send({"do": "serve", "guard_links": guard}, self._mount.descriptors())
+        await self._send({"do": "serve", "guard_links": guard}, [self._mount.fd])
         self._mount.close_descriptor()
 
     def unmount(self, lazy: bool) -> None:

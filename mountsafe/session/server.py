@@ -96,7 +96,7 @@ class SessionProcess:
                 "mode": index.root.mode & 0o777,
             }
         )
-        if not fds:  # the second one, if any, need only stay open: see mounter.Keeper
+        if len(fds) != 1:
             raise SystemExit(1)
         reader = Reader(agents, BlockReader(settings["medium"], settings["medium_size"]), incidents)
         view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))

@@ -38,7 +38,7 @@ def in_child(attempt: Callable[[], object]) -> Callable[[], None]:
         if (pid := os.fork()) == 0:
             try:
                 attempt()
-            except BaseException as error:
+            except (OSError, ValueError, ctypes.ArgumentError) as error:
                 os.write(writing, f"{type(error).__name__}: {error}"[:500].encode())
             os._exit(0)
         os.close(writing)

@@ -1,7 +1,6 @@
 """`mount`, `list`, `inspect` and `unmount` with real media, as an ordinary user and as root."""
 
 import errno
-import hashlib
 import os
 import shutil
 import signal
