@@ -220,10 +220,14 @@ class Stage:
         layout: Layout | None = None,
         medium: Path | None = None,
         options: dict[str, Any] | None = None,
+        mode: int = 0o755,
         **told: Any,
     ) -> tuple[Mounted, socket.socket]:
-        """Start a supervisor; return it and its report. `options` as in MountOptions; `told`: more about the guest."""
-        target, runtime = self.folder(person), self.folder(person, 0o700)
+        """Start a supervisor; return it and its report.
+
+        `options` as in MountOptions; `mode` is the mount point's; `told`: more about the guest.
+        """
+        target, runtime = self.folder(person, mode), self.folder(person, 0o700)
         if medium is None:
             medium = self.base / "empty"
             medium.write_bytes(bytes(1 << 20))

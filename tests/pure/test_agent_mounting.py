@@ -1,6 +1,7 @@
 """How the agent mounts a medium: as it is, else with its journal replayed in memory, else without replay."""
 
 import os
+import socket
 import struct
 from pathlib import Path
 
@@ -117,12 +118,24 @@ def test_mount_is_told_to_mount_read_only_and_without_rights(monkeypatch: pytest
 
     def run(*command: str) -> tuple[int, str]:
         commands.append(command)
-        return 32, "wrong fs type\nsee dmesg"
+        return 32, "mount: /where: wrong fs type\ndmesg(1) may have more information"
 
+    nothing = os.open(os.devnull, os.O_RDONLY)
     monkeypatch.setattr(mounting, "run", run)
-    assert mounting._mount("/dev/sdx", "/where", "ext4", "noload") == "wrong fs type see dmesg"
+    monkeypatch.setattr(mounting, "_kernel_words", lambda log: ["[EXT4-fs: bad]"])
+    monkeypatch.setattr(os, "open", lambda path, flags: nothing)
+    assert mounting._mount("/dev/sdx", "/where", "ext4", "noload") == "wrong fs type [EXT4-fs: bad]"
     options = commands[0][commands[0].index("-o") + 1].split(",")
     assert {"ro", "nosuid", "nodev", "noexec", "noload"} <= set(options)
+
+
+def test_the_last_words_of_the_kernel_are_told() -> None:
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    with theirs, ours:
+        for number in range(5):
+            theirs.send(b"6,%d,99,-;loop0: line %d\n SUBSYSTEM=block\n" % (number, number))
+        told = mounting._kernel_words(ours.fileno())
+    assert told == [f"[loop0: line {number}]" for number in range(5)][-mounting.KERNEL_LINES :]
 
 
 def test_every_way_to_mount_is_a_type_and_options() -> None:
