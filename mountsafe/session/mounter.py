@@ -77,9 +77,14 @@ class FuseMount:
         self._unmounting = threading.Lock()  # a client, the session's end and ours may want it at the same time
 
     def widen_read_ahead(self) -> None:
-        """Let the kernel ask for more at a time: sequential reads gain much. Only root may; others keep 128 KiB."""
+        """Let the kernel ask for more at a time: sequential reads gain much. Only root may; others keep 128 KiB.
+
+        Waits for the session process, because the first words between it and the kernel set the read-ahead as well.
+        """
         if os.geteuid() != 0:
             return
+        with suppress(OSError):
+            os.statvfs(self.target)
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 fields = line.split(" ")

@@ -109,6 +109,7 @@ class ServedVolume:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._child.log_words)
                 nursery.start_soon(self._give_up_late)
+                nursery.start_soon(self._widen_read_ahead)
                 await self._converse()
                 nursery.cancel_scope.cancel()
         finally:
@@ -119,6 +120,12 @@ class ServedVolume:
                 await self._machines.release(self)
             if not self.serving.is_set():
                 self._fail(UserError("the session process ended before it served", "--verbose shows why."))
+
+    async def _widen_read_ahead(self) -> None:
+        await self.serving.wait()
+        if self._mount is not None:
+            # In a thread that is let go: a session process that never answers must not hold us.
+            await trio.to_thread.run_sync(self._mount.widen_read_ahead, cancellable=True)
 
     async def _give_up_late(self) -> None:
         deadline = LAUNCH_DEADLINE + MOUNT_DEADLINE
@@ -154,7 +161,6 @@ class ServedVolume:
         elif event == "ready" and self._mount is None:
             await self._give_mount(untrusted)
         elif event == "serving" and self._mount is not None:
-            self._mount.widen_read_ahead()
             self.serving.set()
         elif event == "resting":
             await self._machines.release(self)

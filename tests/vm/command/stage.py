@@ -108,7 +108,7 @@ class Person:
         if self.switch:
             identity = {"user": self.uid, "group": self.uid, "extra_groups": []}
         return subprocess.Popen(
-            [*(program or [str(self.program)]), *map(os.fspath, arguments)],
+            [*(program or [str(self.program)]), *(str(argument) for argument in arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -110,7 +110,7 @@ def test_an_encrypted_image(user: Person, folder: Path, image: Image) -> None:
 def test_partitions_that_are_not_there(user: Person, folder: Path, image: Image) -> None:
     done = refused(user, ExitCode.SOURCE, "partition 77", "mount", image("disk-gpt"), folder / "m", "-p", "77")
     assert "partition 1: vfat" in done.json()["error"]["hint"]
-    swap = ["mount", image("disk-gpt"), folder / "m", "-p", "4"]
+    swap: list[str | Path] = ["mount", image("disk-gpt"), folder / "m", "-p", "4"]
     refused(user, ExitCode.SOURCE, "no file system on partition 4", *swap)
     refused(user, ExitCode.SOURCE, "no file system was recognised", "mount", image("disk-gpt"), folder / "m", "-p", "0")
 

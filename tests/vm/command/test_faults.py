@@ -150,6 +150,14 @@ def test_a_supervisor_that_dies_while_it_mounts(person: Person, folder: Path, im
     assert not (folder / "m").exists()
 
 
+def test_a_mount_that_is_unmounted_by_other_means(person: Person, folder: Path, image: Image) -> None:
+    before = Traces.taken(person)
+    person.run("mount", image("romfs"), folder / "m").ok()
+    person.run(folder / "m", program=["umount"] if person.is_root else ["fusermount3", "-u"]).ok()
+    before.assert_same(person, BOUND)
+    assert not (folder / "m").exists()
+
+
 @pytest.fixture(scope="module")
 def impatient(stage: Stage) -> Path:
     """The command line with a short deadline for the agent's answers."""
