@@ -8,6 +8,8 @@ import errno
 import os
 from collections.abc import Sequence
 
+import trio
+
 from mountsafe import wire
 from mountsafe.errors import GuestFault
 from mountsafe.filesystem.agents import Agents
@@ -29,6 +31,7 @@ class Reader:
         self._incidents = incidents
         self._direct = agents.mounted.direct
         self._proven = False
+        self._asked: dict[int, trio.Event] = {}  # files whose layout is on its way
 
     @property
     def direct(self) -> bool:
@@ -37,6 +40,8 @@ class Reader:
 
     async def open(self, node: Node) -> None:
         """Learn where the bytes of a file are, and of the files after it in its folder, which are likely to be next."""
+        while node.ino in self._asked:
+            await self._asked[node.ino].wait()
         if not node.more_extents or not self._direct or node.parent is None:
             return
         files = [node]
@@ -45,9 +50,19 @@ class Reader:
                 files.append(other)
             if len(files) == wire.MAX_LAYOUT:
                 break
+        answered = trio.Event()
         for file in files:
             file.more_extents = False
-        question = wire.pack_layout_request(node.parent.path(), [file.name for file in files])
+            self._asked[file.ino] = answered
+        try:
+            await self._learn(node, files, node.parent.path())
+        finally:
+            for file in files:
+                self._asked.pop(file.ino, None)
+            answered.set()
+
+    async def _learn(self, node: Node, files: list[Node], folder: bytes) -> None:
+        question = wire.pack_layout_request(folder, [file.name for file in files])
         body = await self._agents.request(wire.Kind.LAYOUT, question)
         told = self._agents.unpack(wire.unpack_layout, body)
         for file, (untrusted_extents, more) in zip(files, told, strict=False):

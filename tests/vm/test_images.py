@@ -106,7 +106,7 @@ def test_it_shows_what_was_put_on_it(name: str, partition: int, direct: bool, lo
     known = types.TYPES[volume.filesystem]
     assert sight.direct == (direct and known.read == types.DIRECT)
     if sight.direct:
-        assert sight.asked < sight.read
+        assert sight.asked < sight.read or known.why  # `why` tells what is not read directly all the same
     assert sight.note == (STATE_WORDS[wire.MountState.RECOVERED] if volume.only_after_replay else "")
 
 

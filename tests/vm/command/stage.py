@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from mountsafe.sandbox import PYTHON
@@ -65,6 +66,18 @@ class Done:
         return self
 
 
+class Started(subprocess.Popen[str]):
+    """A running command. If the block that it is used in fails, its process group is killed."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        super().__exit__(kind, value, traceback)
+
+
 @dataclass(frozen=True, eq=False)
 class Person:
     """Somebody with a home folder who runs mountsafe. `uid` None: whoever runs the tests."""
@@ -102,12 +115,12 @@ class Person:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         program: Sequence[str] | None = None,
-    ) -> "subprocess.Popen[str]":
+    ) -> Started:
         """Start the command line, or another program, as this person, in a process group of its own."""
         identity: dict[str, Any] = {}
         if self.switch:
             identity = {"user": self.uid, "group": self.uid, "extra_groups": []}
-        return subprocess.Popen(
+        return Started(
             [*(program or [str(self.program)]), *(str(argument) for argument in arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -123,11 +136,7 @@ class Person:
     def run(self, *arguments: str | os.PathLike[str], **how: Any) -> Done:
         """Run the command line, or another program, to its end."""
         with self.start(*arguments, **how) as process:
-            try:
-                out, err = process.communicate(timeout=DEADLINE)
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
+            out, err = process.communicate(timeout=DEADLINE)
         return Done([str(part) for part in process.args], process.returncode, out, err)  # type: ignore[union-attr]
 
     def python(self, code: str, *arguments: str | os.PathLike[str]) -> Done:

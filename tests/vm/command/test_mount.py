@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from images import images
-from tests.vm.command.stage import Done, Person
+from tests.vm.command.stage import Done, Person, Stage
 from tests.vm.command.traces import Traces
 
 Image = Callable[[str], Path]
@@ -278,6 +278,17 @@ def test_foreground_ends_with_unmount(person: Person, folder: Path, image: Image
         process.stdout.readline()
         person.run("unmount", folder / "m").ok()
         assert process.wait(60) == 0
+
+
+def test_unmount_waits_for_the_last_process(user: Person, folder: Path, image: Image, stage: Stage) -> None:
+    slow = {
+        "    finally:\n        runtime.remove()": "    finally:\n        import time; time.sleep(2); runtime.remove()"
+    }
+    program = stage.variant("slow-to-end", {"session/supervisor.py": slow})
+    before = Traces.taken(user)
+    user.run("mount", image("romfs"), folder / "m", program=[str(program)]).ok()
+    user.run("unmount", folder / "m").ok()
+    before.assert_same(user)
 
 
 def test_a_user_with_many_processes(user: Person, image: Image) -> None:
