@@ -42,6 +42,7 @@ class Child:
         self._name = name
         self._log = log
         self._words = words
+        self.last_line = ""  # what it said last, fit to be shown
         try:
             self._popen = subprocess.Popen(
                 command,
@@ -64,7 +65,8 @@ class Child:
             while data := await stream.receive_some(LOG_LINE):
                 *lines, rest = (rest + data).replace(b"\r", b"").split(b"\n")
                 for untrusted_line in lines:
-                    self._log(f"{self._name}: {printable(untrusted_line, LOG_LINE)}")
+                    self.last_line = printable(untrusted_line, LOG_LINE)
+                    self._log(f"{self._name}: {self.last_line}")
                 rest = rest[-LOG_LINE:]
         if rest:
             self._log(f"{self._name}: {printable(rest, LOG_LINE)}")

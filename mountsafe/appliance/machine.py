@@ -27,6 +27,7 @@ from mountsafe.process import Child
 from mountsafe.text import printable
 
 Log = Callable[[str], None]
+LAST_WORDS = 0.1  # seconds for what a process said at its end to arrive
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,9 @@ class Machine:
         with trio.move_on_after(deadline):
             packet = await self._control.recv(CONTROL_MESSAGE)
             if not packet:
-                raise GuestGone("the appliance process ended")
+                await trio.sleep(LAST_WORDS)
+                last = self._process.last_line
+                raise GuestGone(f"the appliance process ended{': ' if last else ''}{last[:300]}")
             return channel.decode(packet)
         raise DeadlinePassed(f"the virtual machine did not {what} in {deadline:.0f} s")
 

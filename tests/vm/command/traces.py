@@ -56,9 +56,11 @@ def running() -> dict[int, str]:
     return {pid: command(pid) for pid in descendants(os.getpid()) if state(pid) not in ("", "Z", "X")}
 
 
-def mounts() -> list[str]:
-    """The mount points of this namespace."""
+def mounts(below: str) -> list[str]:
+    """The mount points of this namespace; below a place if it is not our own namespace, where others mount too."""
     lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    if os.geteuid() != 0:
+        lines = [line for line in lines if line.split()[4].startswith(below)]
     return sorted(f"{line.split()[4]} {line.partition(' - ')[2].split()[0]}" for line in lines)
 
 
@@ -95,7 +97,7 @@ class Traces:
         sockets = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
         return cls(
             running(),
-            mounts(),
+            mounts(str(person.home)),
             sorted({*map(str, strangers), *(path for folder in folders for path in contents(folder))} - kept),
             sorted(path for path in sockets if str(person.home) in path),
         )
