@@ -1,0 +1,57 @@
+"""A block device as the source: read through the virtual machine, and nobody else mounts it meanwhile."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from images import images
+from tests.vm.command.stage import Person
+from tests.vm.command.test_mount import Image, check_tree, mounted
+
+
+@pytest.fixture
+def device(program: Callable[[str], str], image: Image) -> Iterator[Path]:
+    """A read-only loop device of our own ext4 image, which this host's kernel could mount as well."""
+    losetup = program("losetup")
+    command = [losetup, "--find", "--show", "--read-only", str(image("ext4"))]
+    path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    yield Path(path)
+    subprocess.run([losetup, "--detach", path], check=True)
+
+
+def claim(device: Path) -> int:
+    """The errno of an exclusive opening, as mount(2) makes one; 0 if it is free."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def test_a_device_is_claimed_while_it_is_mounted(root: Person, folder: Path, device: Path) -> None:
+    assert claim(device) == 0
+    with mounted(root, device, folder / "m"):
+        check_tree(root, folder / "m", images.expected("ext4"))
+        assert claim(device) == errno.EBUSY
+    assert claim(device) == 0
+
+
+def test_a_device_that_is_claimed_is_not_mounted(root: Person, folder: Path, device: Path) -> None:
+    fd = os.open(device, os.O_RDONLY | os.O_EXCL)
+    try:
+        done = root.run("mount", device, folder / "m")
+    finally:
+        os.close(fd)
+    assert done.code == 3
+    assert "claimed by another program" in done.err
+    assert not (folder / "m").exists()
+
+
+def test_a_device_that_the_user_may_not_read(user: Person, folder: Path, device: Path) -> None:
+    done = user.run("mount", device, folder / "m")
+    assert done.code == 3
+    assert "use sudo" in done.err
