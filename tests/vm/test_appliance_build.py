@@ -11,7 +11,7 @@ import pytest
 
 from mountsafe.appliance import features
 
-USER = "mountsafe-builder"
+USER, GROUP = "nobody", "nogroup"
 
 BUILD = """
 import dataclasses, json
@@ -51,29 +51,24 @@ handle.close()
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Path]:
     """A folder of the ordinary user's, with a copy of the package: the checkout may be closed to him."""
-    made = os.geteuid() == 0 and subprocess.run(["id", USER], capture_output=True, check=False).returncode != 0
-    if made:
-        subprocess.run(["useradd", "--no-create-home", USER], check=True)
     home = Path("/var/tmp") / f"mountsafe-{tmp_path_factory.getbasetemp().name}-{os.getpid()}"
     shutil.copytree(repository / "mountsafe", home / "mountsafe", ignore=shutil.ignore_patterns("__pycache__"))
     if os.geteuid() == 0:
         for path in (home, *home.rglob("*")):
-            shutil.chown(path, USER, USER)
+            shutil.chown(path, USER, GROUP)
     yield home
     shutil.rmtree(home)
-    if made:
-        subprocess.run(["userdel", USER], check=True)
 
 
 def run(home: Path, code: str, *arguments: str) -> str:
     """Run Python as the ordinary user and return what it prints."""
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [features.PYTHON, "-c", code, *arguments]
-    user = USER if os.geteuid() == 0 else None
+    user, group = (USER, GROUP) if os.geteuid() == 0 else (None, None)
     done = subprocess.run(
         command,
         user=user,
-        group=user,
+        group=group,
         extra_groups=[] if user else None,
         cwd=home,
         env=environment,
