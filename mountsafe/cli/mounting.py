@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -117,6 +118,8 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         starting = start.Starting(medium, target, created, options)
         try:
             record = starting.follow(progress, screen.warn)
+            if not foreground:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the mount is there: Ctrl-C comes too late
         except KeyboardInterrupt:
             starting.abandon()
             raise

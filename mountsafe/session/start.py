@@ -89,7 +89,10 @@ class Starting:
     def abandon(self) -> None:
         """Close the report: before the mount is there, this ends everything; wait for that."""
         self._report.close()
-        self._process.wait()
+        try:
+            self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:  # it may have mounted in this very moment: then it must be told
+            self.end()
 
     def wait(self) -> None:
         """Wait until the mount is gone."""
