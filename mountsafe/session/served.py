@@ -68,6 +68,7 @@ class ServedVolume:
         self._machines = machines
         self._shown = shown
         self._mount: FuseMount | None = None
+        self._answers = trio.Event()
         self.serving = trio.Event()
         self.failure: UserError | None = None
         ours, theirs = channel.pair()
@@ -109,7 +110,7 @@ class ServedVolume:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._child.log_words)
                 nursery.start_soon(self._give_up_late)
-                nursery.start_soon(self._widen_read_ahead)
+                nursery.start_soon(self._declare_serving)
                 await self._converse()
                 nursery.cancel_scope.cancel()
         finally:
@@ -121,11 +122,13 @@ class ServedVolume:
             if not self.serving.is_set():
                 self._fail(UserError("the session process ended before it served", "--verbose shows why."))
 
-    async def _widen_read_ahead(self) -> None:
-        await self.serving.wait()
+    async def _declare_serving(self) -> None:
+        """Say that it serves once nothing of ours uses the mount any more: who is told of it may unmount it at once."""
+        await self._answers.wait()
         if self._mount is not None:
             # In a thread that is let go: a session process that never answers must not hold us.
             await trio.to_thread.run_sync(self._mount.widen_read_ahead, cancellable=True)
+        self.serving.set()
 
     async def _give_up_late(self) -> None:
         deadline = LAUNCH_DEADLINE + MOUNT_DEADLINE
@@ -161,7 +164,7 @@ class ServedVolume:
         elif event == "ready" and self._mount is None:
             await self._give_mount(untrusted)
         elif event == "serving" and self._mount is not None:
-            self.serving.set()
+            self._answers.set()
         elif event == "resting":
             await self._machines.release(self)
         elif event == "misbehaved":
