@@ -22,9 +22,8 @@ MAX_BODY = MAX_READ + (64 << 10)  # a read's answer, or a page of a directory, a
 MAX_NAME = 255  # NAME_MAX: longer names cannot be passed on to the kernel
 MAX_TARGET = 4095  # PATH_MAX less its NUL
 MAX_PATH = 32 << 10  # deeper trees than PATH_MAX exist; the agent walks them step by step
-MAX_PAGE_ENTRIES = 256  # entries in one page of a directory: some ms, so that other requests need not wait long
-PAGE_BYTES = 256 << 10  # where a page ends, so that a huge directory does not block other requests for long
-MAX_ENTRY_EXTENTS = 16  # extents of a file told along with others; files with more are asked for one by one
+MAX_PAGE_ENTRIES = 240  # entries in one page of a directory: the largest fit a body, and others wait for some ms only
+MAX_FILE_EXTENTS = 16  # extents of a file told along with others; files with more are asked for one by one
 MAX_EXTENTS = 8192  # extents in one answer to EXTENTS
 MAX_LAYOUT = 128  # files in one question for LAYOUT: few enough to be answered in some ms
 MAX_TEXT = 255  # labels, types, identifiers
@@ -62,12 +61,6 @@ class ExtentKind:
     ZERO = 2  # a hole or unwritten space: zeros, `physical` has no meaning
 
 
-class EntryFlag:
-    """Facts about an entry that its attributes do not tell."""
-
-    EXTENTS_MORE = 1  # the extents are to be asked for by EXTENTS
-
-
 class MountState:
     """What had to be done about a journal to mount."""
 
@@ -97,7 +90,6 @@ class Entry(NamedTuple):
     """One directory entry with the attributes of its inode. Sizes in bytes, blocks of 512 bytes, times in ns."""
 
     name: bytes
-    flags: int
     mode: int
     nlink: int
     uid: int
@@ -109,7 +101,6 @@ class Entry(NamedTuple):
     mtime: int
     ctime: int
     target: bytes
-    extents: tuple[Extent, ...]
 
 
 class Volume(NamedTuple):
@@ -228,7 +219,7 @@ _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
 _LIST = struct.Struct(">QH")
 _READ = struct.Struct(">QIH")
-_ENTRY = struct.Struct(">BIIIIQQQqqqHHH")
+_ENTRY = struct.Struct(">IIIIQQQqqqHH")
 _EXTENT = struct.Struct(">QQQB")
 _VOLUME = struct.Struct(">BIQQ")
 _PAGE = struct.Struct(">QH")
@@ -326,7 +317,8 @@ def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes]:
 
 def pack_mounted(mounted: Mounted) -> bytes:
     """The answer to MOUNT."""
-    return _MOUNTED.pack(mounted.state, mounted.direct) + _pack_text(mounted.fstype) + _pack_entry(mounted.root)
+    root = pack_entry(mounted.root.name, mounted.root[1:-1], mounted.root.target)
+    return _MOUNTED.pack(mounted.state, mounted.direct) + _pack_text(mounted.fstype) + root
 
 
 def unpack_mounted(untrusted_body: bytes) -> Mounted:
@@ -334,8 +326,7 @@ def unpack_mounted(untrusted_body: bytes) -> Mounted:
     body = _Body(untrusted_body)
     state, direct = body.unpack(_MOUNTED)
     fstype = _unpack_text(body)
-    root = _unpack_entry(body)
-    body.end()
+    (root,) = _unpack_entries(body.rest(MAX_BODY), 0, 1)
     return Mounted(fstype, state, bool(direct), root)
 
 
@@ -362,53 +353,44 @@ def _unpack_extents(body: _Body, count: int) -> tuple[Extent, ...]:
     return tuple(Extent._make(values) for values in _EXTENT.iter_unpack(body.take(count * _EXTENT.size, MAX_BODY)))
 
 
-def _pack_entry(e: Entry) -> bytes:
-    fixed = _ENTRY.pack(
-        e.flags, e.mode, e.nlink, e.uid, e.gid, e.ino, e.size, e.blocks, e.atime, e.mtime, e.ctime,
-        len(e.name), len(e.target), len(e.extents),
-    )  # fmt: skip
-    return fixed + e.name + e.target + (_pack_extents(e.extents) if e.extents else b"")
+def pack_entry(name: bytes, numbers: tuple[int, ...], target: bytes) -> bytes:
+    """Return the bytes of one `Entry`. `numbers`: its fields from mode to ctime; `struct.error` if one is too large.
+
+    It is not made of an Entry because the guest calls it for every file of a medium, and has little time.
+    """
+    return _ENTRY.pack(*numbers, len(name), len(target)) + name + target
 
 
-def _unpack_entry(body: _Body) -> Entry:
-    *numbers, name_length, target_length, extent_count = body.unpack(_ENTRY)
-    flags, mode, nlink, uid, gid, ino, size, blocks, atime, mtime, ctime = numbers
-    if extent_count > MAX_ENTRY_EXTENTS:
-        raise WireError(f"{extent_count} extents in an entry")
-    name = body.take(name_length, MAX_NAME)
-    target = body.take(target_length, MAX_TARGET)
-    extents = _unpack_extents(body, extent_count) if extent_count else ()
-    return Entry(name, flags, mode, nlink, uid, gid, ino, size, blocks, atime, mtime, ctime, target, extents)
+def _unpack_entries(data: bytes, at: int, count: int) -> list[Entry]:
+    """Return `count` entries that fill the rest of `data` from `at` on. Spelled out: the host's time is spent here."""
+    entries: list[Entry] = []
+    unpack, size, end = _ENTRY.unpack_from, _ENTRY.size, len(data)
+    for _ in range(count):
+        if at + size > end:
+            raise WireError("body too short")
+        *numbers, name_length, target_length = unpack(data, at)
+        if name_length > MAX_NAME or target_length > MAX_TARGET:
+            raise WireError(f"a name of {name_length} bytes, or a target of {target_length}")
+        name_at = at + size
+        target_at = name_at + name_length
+        at = target_at + target_length
+        entries.append(Entry._make((data[name_at:target_at], *numbers, data[target_at:at])))
+    if at != end:
+        raise WireError("entries that end elsewhere than their body")
+    return entries
 
 
-class PageBuilder:
-    """Collects entries until a page is full."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def add(self, entry: Entry) -> bool:
-        """Add an entry; False when the page should be sent now."""
-        packed = _pack_entry(entry)
-        self._parts.append(packed)
-        self._size += len(packed)
-        return self._size < PAGE_BYTES and len(self._parts) < MAX_PAGE_ENTRIES
-
-    def pack(self, cursor: int) -> bytes:
-        """The answer to LIST; `cursor` asks for the next page, 0 says that this is the last."""
-        return _PAGE.pack(cursor, len(self._parts)) + b"".join(self._parts)
+def pack_page(cursor: int, packed_entries: list[bytes]) -> bytes:
+    """The answer to LIST; `cursor` asks for the next page, 0 says that this is the last."""
+    return _PAGE.pack(cursor, len(packed_entries)) + b"".join(packed_entries)
 
 
 def unpack_page(untrusted_body: bytes) -> tuple[int, list[Entry]]:
     """Return (next cursor or 0, entries)."""
-    body = _Body(untrusted_body)
-    cursor, count = body.unpack(_PAGE)
+    cursor, count = _Body(untrusted_body).unpack(_PAGE)
     if count > MAX_PAGE_ENTRIES:
         raise WireError(f"{count} entries in a page")
-    entries = [_unpack_entry(body) for _ in range(count)]
-    body.end()
-    return cursor, entries
+    return cursor, _unpack_entries(untrusted_body, _PAGE.size, count)
 
 
 # --- READ, EXTENTS, XATTRS, STATFS ---------------------------------------------------------------------------------
@@ -471,12 +453,14 @@ def unpack_layout_request(body_bytes: bytes) -> tuple[bytes, list[bytes]]:
     return folder, names
 
 
-def pack_layout(files: list[tuple[list[Extent], bool]]) -> bytes:
-    """The answer to LAYOUT: for each name (extents, whether more must be asked for by EXTENTS)."""
-    parts = [_U16.pack(len(files))]
-    for extents, more in files:
-        parts += (_FILE_LAYOUT.pack(more, len(extents)), _pack_extents(extents))
-    return b"".join(parts)
+def pack_file_layout(extents: list[Extent], more: bool) -> bytes:
+    """The extents of one file, and whether more must be asked for by EXTENTS."""
+    return _FILE_LAYOUT.pack(more, len(extents)) + _pack_extents(extents)
+
+
+def pack_layout(packed_files: list[bytes]) -> bytes:
+    """The answer to LAYOUT: for each name what `pack_file_layout` made."""
+    return _U16.pack(len(packed_files)) + b"".join(packed_files)
 
 
 def unpack_layout(untrusted_body: bytes) -> list[tuple[tuple[Extent, ...], bool]]:
@@ -488,7 +472,7 @@ def unpack_layout(untrusted_body: bytes) -> list[tuple[tuple[Extent, ...], bool]
     files = []
     for _ in range(count):
         more, extent_count = body.unpack(_FILE_LAYOUT)
-        if extent_count > MAX_ENTRY_EXTENTS:
+        if extent_count > MAX_FILE_EXTENTS:
             raise WireError(f"{extent_count} extents in a layout")
         files.append((_unpack_extents(body, extent_count), bool(more)))
     body.end()

@@ -133,7 +133,7 @@ def _volumes(fstype: bytes, size: int, start: int) -> list[wire.Volume]:
 # --- not honest ----------------------------------------------------------------------------------------------------
 def entry(name: bytes, ino: int = 0, **fields: Any) -> Entry:
     """An entry as the wire carries it: an empty file if nothing else is said."""
-    plain = Entry(name, 0, stat.S_IFREG | 0o644, 1, 1000, 1000, ino, 0, 0, 0, 0, 0, b"", ())
+    plain = Entry(name, stat.S_IFREG | 0o644, 1, 1000, 1000, ino, 0, 0, 0, 0, 0, b"")
     return plain._replace(**fields)
 
 
@@ -147,10 +147,12 @@ def link(name: bytes, target: bytes, ino: int = 0, **fields: Any) -> Entry:
 
 def page(*entries: Entry, cursor: int = 0) -> bytes:
     """The body of an answer to LIST."""
-    builder = wire.PageBuilder()
-    for each in entries:
-        builder.add(each)
-    return builder.pack(cursor)
+    return wire.pack_page(cursor, [wire.pack_entry(each.name, each[1:-1], each.target) for each in entries])
+
+
+def layout(*files: tuple[list[Extent], bool]) -> bytes:
+    """The body of an answer to LAYOUT."""
+    return wire.pack_layout([wire.pack_file_layout(*each) for each in files])
 
 
 class HangUp(Exception):
@@ -209,7 +211,7 @@ class Liar:
             Kind.LIST: self._list,
             Kind.READ: self._read,
             Kind.EXTENTS: lambda _: wire.pack_extents([], 0),
-            Kind.LAYOUT: lambda body: wire.pack_layout([([], True)] * len(wire.unpack_layout_request(body)[1])),
+            Kind.LAYOUT: lambda body: layout(*[([], True)] * len(wire.unpack_layout_request(body)[1])),
             Kind.XATTRS: lambda _: wire.pack_xattrs([]),
             Kind.STATFS: lambda _: wire.pack_statfs(wire.Statfs(4096, 4096, 100, 50, 50, 10, 5, 255)),
         }[kind]

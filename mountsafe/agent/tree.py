@@ -1,14 +1,31 @@
 """A mounted file system as the host asks for it."""
 
+import array
 import errno
+import fcntl
+import marshal
 import os
 import stat
+import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from mountsafe import wire
+from mountsafe.agent import twin
 from mountsafe.agent.extents import ExtentMap
 from mountsafe.agent.programs import Refused
+
+Work = Callable[[bytes, list[bytes]], list[bytes]]
+WORTH_SHARING = 16  # names of one question: looking at a file takes 0.1 ms in an emulated machine, the sharing as much
+READ_WORTH_SHARING = 128 << 10  # bytes for each: a block of squashfs or of btrfs that only one should decompress
+NOTHING_PREPARED = (0, b"")
+UNSEEN = (0,) * 10  # the numbers of what cannot be looked at
+
+EXT = ("ext2", "ext3", "ext4")
+FINDS_BY_INDEX = frozenset({"xfs", "btrfs", "f2fs"})
+FS_IOC_GETFLAGS, EXT4_INDEX_FL = 0x80086601, 0x1000  # include/uapi/linux/fs.h, fs/ext4/ext4.h
+FEW_BLOCKS = 8192  # bytes of a folder in which it does not matter where the search for a name begins
 
 
 class Tree:
@@ -21,11 +38,16 @@ class Tree:
         self, where: str, kernel_type: str, mapped: bool, changed: list[tuple[int, int]], device: str = ""
     ) -> None:
         self._root = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
+        self._type = kernel_type
         self._where = os.fsencode(where)
         self._map = ExtentMap(kernel_type, mapped, changed, self._root, device)
         self._files: OrderedDict[bytes, int] = OrderedDict()
         self._listings: OrderedDict[int, tuple[int, Iterator[os.DirEntry[str]]]] = OrderedDict()
         self._next_cursor = 1
+        self._following: tuple[bytes, int] | None = None  # path and cursor of the page that will be asked for next
+        self._prepared: tuple[int, bytes | Exception] = NOTHING_PREPARED  # its cursor, and what to answer
+        self._twin: twin.Twin | None = None
+        self._buffer = memoryview(bytearray(wire.MAX_READ // 2))  # the twin's
 
     @property
     def direct(self) -> bool:
@@ -34,6 +56,8 @@ class Tree:
 
     def close(self) -> None:
         """Close every descriptor."""
+        if self._twin is not None:
+            self._twin.end()
         self._map.close()
         for fd in (self._root, *self._files.values()):
             os.close(fd)
@@ -42,7 +66,7 @@ class Tree:
 
     def root(self) -> wire.Entry:
         """The root's attributes, under an empty name."""
-        return self._entry("", os.fstat(self._root), self._root)
+        return wire.Entry._make((b"", *_fitting(_numbers(os.fstat(self._root))), b""))
 
     def _parent(self, path: bytes) -> tuple[int, bytes, bool]:
         """Return (descriptor of the folder, last name, whether to close it). Deep paths are walked in steps."""
@@ -77,24 +101,55 @@ class Tree:
             os.close(self._files.popitem(last=False)[1])
         return fd
 
-    def _entry(self, name: str, st: os.stat_result, folder: int) -> wire.Entry:
-        target = b""
-        flags = 0
-        if stat.S_ISLNK(st.st_mode):
-            target = os.readlink(os.fsencode(name), dir_fd=folder)[: wire.MAX_TARGET]
-        elif stat.S_ISREG(st.st_mode) and st.st_size and self._map.direct:
-            flags = wire.EntryFlag.EXTENTS_MORE
-        return wire.Entry(
-            os.fsencode(name), flags, st.st_mode, st.st_nlink & 0xFFFFFFFF, st.st_uid, st.st_gid, st.st_ino,
-            st.st_size, st.st_blocks, _time(st.st_atime_ns), _time(st.st_mtime_ns), _time(st.st_ctime_ns),
-            target, (),
-        )  # fmt: skip
+    # --- work that a twin can do half of ---------------------------------------------------------------------------
+    def share_work(self) -> None:
+        """From now on do large questions in two processes, if the guest has two processors."""
+        if (os.cpu_count() or 1) > 1:
+            works: dict[str, twin.Work] = {
+                "attributes": lambda path, names: marshal.dumps(self._attributes(path, names)),
+                "layouts": lambda path, names: marshal.dumps(self._layouts(path, names)),
+                "read": self._read,
+            }
+            self._twin = twin.Twin(works)
 
-    def layout(self, path: bytes, names: list[bytes]) -> bytes:
-        """Return the extents of files of the folder at `path`; of one with many of them, that there are more."""
+    def _finds_by_index(self, folder: int) -> bool:
+        """Whether two processes can look at files of this folder without being in each other's way.
+
+        Where there is no index a driver searches from the place of the last name it found, which is good for one who
+        takes them in order, and worst for two who do so at two places.
+        """
+        if self._type not in EXT:
+            return self._type in FINDS_BY_INDEX
+        if os.fstat(folder).st_size <= FEW_BLOCKS:
+            return True
+        flags = array.array("l", [0])
+        fcntl.ioctl(folder, FS_IOC_GETFLAGS, flags)
+        return bool(flags[0] & EXT4_INDEX_FL)
+
+    def _of_all(self, what: str, work: Work, path: bytes, names: list[bytes]) -> list[bytes]:
+        """Return what `work` says of each name, half of it found by the twin."""
+        if self._twin is None or len(names) < WORTH_SHARING:
+            return work(path, names)
+        half = len(names) // 2
+        self._twin.begin(what, path, names[half:])
+        try:
+            found = work(path, names[:half])
+        finally:
+            rest = self._twin.result()
+        found += marshal.loads(rest)
+        return found
+
+    def _attributes(self, path: bytes, names: list[bytes]) -> list[bytes]:
         folder = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return wire.pack_layout([self._layout_of(folder, name) for name in names])
+            return [_packed(name, folder) for name in names]
+        finally:
+            os.close(folder)
+
+    def _layouts(self, path: bytes, names: list[bytes]) -> list[bytes]:
+        folder = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return [wire.pack_file_layout(*self._layout_of(folder, name)) for name in names]
         finally:
             os.close(folder)
 
@@ -104,29 +159,66 @@ class Tree:
         except OSError:
             return [], False
         try:
-            extents, following = self._map.of(fd, os.fstat(fd), 0, wire.MAX_ENTRY_EXTENTS)
+            extents, following = self._map.of(fd, os.fstat(fd), 0, wire.MAX_FILE_EXTENTS)
         finally:
             os.close(fd)
-        if following or len(extents) > wire.MAX_ENTRY_EXTENTS:
+        if following or len(extents) > wire.MAX_FILE_EXTENTS:
             return [], True
         return extents, False
 
+    def _read(self, path: bytes, offset: int, length: int) -> memoryview:
+        count = self._fill(self._file(path), offset, self._buffer[:length])
+        return self._buffer[:count]
+
+    @staticmethod
+    def _fill(fd: int, offset: int, buffer: memoryview) -> int:
+        done = 0
+        while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
+            done += count
+        return done
+
+    # --- what the host asks ----------------------------------------------------------------------------------------
+    def layout(self, path: bytes, names: list[bytes]) -> bytes:
+        """Return the extents of files of the folder at `path`; of one with many of them, that there are more."""
+        return wire.pack_layout(self._of_all("layouts", self._layouts, path, names))
+
     def list_page(self, path: bytes, cursor: int) -> bytes:
         """Return a page of the folder at `path`. What cannot be looked at is sent with mode 0: its name is known."""
+        if not cursor or cursor != self._prepared[0]:
+            return self._page(path, cursor)
+        _, page = self._prepared
+        self._prepared = NOTHING_PREPARED
+        if isinstance(page, Exception):
+            raise page
+        return page
+
+    def work_ahead(self) -> None:
+        """While nobody asks anything: make the page that will be asked for next."""
+        if self._following is None or self._prepared is not NOTHING_PREPARED:
+            return
+        path, cursor = self._following
+        self._following = None
+        page: bytes | Exception
+        try:
+            page = self._page(path, cursor)
+        except (OSError, Refused) as error:
+            page = error
+        self._prepared = (cursor, page)
+
+    def _page(self, path: bytes, cursor: int) -> bytes:
         folder, listing = self._listing(path, cursor)
-        page = wire.PageBuilder()
-        for found in listing:
-            try:
-                entry = self._entry(found.name, found.stat(follow_symlinks=False), folder)
-            except OSError:
-                entry = wire.Entry(os.fsencode(found.name), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b"", ())
-            if len(entry.name) > wire.MAX_NAME:
-                continue
-            if not page.add(entry):
-                return page.pack(self._keep(cursor, folder, listing))
-        self._listings.pop(cursor, None)
-        self._close_listing(folder, listing)
-        return page.pack(0)
+        shared = self._finds_by_index(folder)
+        names = [os.fsencode(found.name) for found in islice(listing, wire.MAX_PAGE_ENTRIES)]
+        if len(names) == wire.MAX_PAGE_ENTRIES:
+            cursor = self._keep(cursor, folder, listing)
+            self._following = (path, cursor)
+        else:
+            self._listings.pop(cursor, None)
+            self._close_listing(folder, listing)
+            cursor = 0
+        names = [name for name in names if len(name) <= wire.MAX_NAME]
+        entries = self._of_all("attributes", self._attributes, path, names) if shared else self._attributes(path, names)
+        return wire.pack_page(cursor, entries)
 
     @staticmethod
     def _close_listing(folder: int, listing: Iterator[os.DirEntry[str]]) -> None:
@@ -151,16 +243,18 @@ class Tree:
             self._close_listing(*self._listings.popitem(last=False)[1])
         return cursor
 
-    def read(self, path: bytes, offset: int, length: int) -> bytes:
-        """Return bytes of a file."""
+    def read_into(self, path: bytes, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` with a file's bytes from `offset` on; return how many there are."""
         fd = self._file(path)
-        data = os.pread(fd, length, offset)
-        while data and len(data) < length:
-            more = os.pread(fd, length - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        half = len(buffer) // 2
+        if self._twin is None or half < READ_WORTH_SHARING:
+            return self._fill(fd, offset, buffer)
+        self._twin.begin("read", path, offset + half, len(buffer) - half)
+        try:
+            count = self._fill(fd, offset, buffer[:half])
+        finally:
+            rest = self._twin.result_into(buffer[half:])
+        return count + rest if count == half else count
 
     def extents(self, path: bytes, offset: int) -> bytes:
         """Return extents of a file from `offset` on."""
@@ -192,5 +286,30 @@ class Tree:
         return wire.pack_statfs(wire.Statfs(*(number & 0xFFFFFFFFFFFFFFFF for number in told)))
 
 
-def _time(nanoseconds: int) -> int:
-    return max(-(1 << 63), min((1 << 63) - 1, nanoseconds))
+def _packed(name: bytes, folder: int) -> bytes:
+    """Return one wire.Entry. Spelled out: this is where the guest's time is spent."""
+    target = b""
+    try:
+        st = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if st.st_mode & 0o170000 == stat.S_IFLNK:
+            target = os.readlink(name, dir_fd=folder)[: wire.MAX_TARGET]
+    except OSError:
+        return wire.pack_entry(name, UNSEEN, target)
+    try:
+        return wire.pack_entry(name, _numbers(st), target)
+    except struct.error:
+        return wire.pack_entry(name, _fitting(_numbers(st)), target)
+
+
+def _numbers(st: os.stat_result) -> tuple[int, ...]:
+    """The numbers of a wire.Entry."""
+    return (
+        st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_ino, st.st_size, st.st_blocks,
+        st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns,
+    )  # fmt: skip
+
+
+def _fitting(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """The same, cut to what fits: there are media with times beyond the year 2262."""
+    mode, nlink, *rest = numbers
+    return (mode, nlink & 0xFFFFFFFF, *(max(-(1 << 63), min((1 << 63) - 1, number)) for number in rest))

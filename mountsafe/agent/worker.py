@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -24,12 +25,12 @@ class Worker:
         self._where = f"/run/mountsafe/fs-{tag}"
         self._mounted: Tree | None = None
         self._layer: CowLayer | None = None
+        self._read_frame = memoryview(bytearray(wire.HEADER.size + wire.MAX_READ))
         self._answers: dict[int, Callable[[bytes], bytes]] = {
             wire.Kind.HELLO: self._hello,
             wire.Kind.PROBE: lambda _: wire.pack_volumes(probe()),
             wire.Kind.MOUNT: self._mount,
             wire.Kind.LIST: lambda body: self._tree.list_page(*wire.unpack_list(body)),
-            wire.Kind.READ: lambda body: self._tree.read(*wire.unpack_read(body)),
             wire.Kind.EXTENTS: lambda body: self._tree.extents(*wire.unpack_extents_request(body)),
             wire.Kind.LAYOUT: lambda body: self._tree.layout(*wire.unpack_layout_request(body)),
             wire.Kind.XATTRS: lambda body: self._tree.xattrs(body),
@@ -53,6 +54,7 @@ class Worker:
         self._layer = CowLayer(f"/dev/{name}", self._tag)
         kernel_type, state, changed = mount_medium(self._layer, fstype, self._where)
         tree = Tree(self._where, kernel_type, name.startswith(("dm-", "md")), changed, f"/dev/{name}")
+        tree.share_work()
         self._mounted = tree
         return wire.pack_mounted(wire.Mounted(kernel_type.encode(), state, tree.direct, tree.root()))
 
@@ -64,9 +66,21 @@ class Worker:
             run("umount", "-n", "-l", self._where)
             self._layer.stop()
 
-    def answer(self, request: wire.Frame) -> bytes:
+    def _read(self, request: wire.Frame) -> memoryview:
+        """Return the frame with a file's bytes. It is valid until the next one: fresh memory for each would cost more
+        than reading does.
+        """
+        path, offset, length = wire.unpack_read(request.body)
+        head = wire.HEADER.size
+        count = self._tree.read_into(path, offset, self._read_frame[head : head + length])
+        wire.HEADER.pack_into(self._read_frame, 0, count, request.ident, request.kind)
+        return self._read_frame[: head + count]
+
+    def answer(self, request: wire.Frame) -> bytes | memoryview:
         """Return the frame that answers `request`; a failure becomes an ERROR frame."""
         try:
+            if request.kind == wire.Kind.READ:
+                return self._read(request)
             handler = self._answers.get(request.kind)
             if handler is None:
                 raise Refused(errno.ENOSYS, f"unknown request {request.kind}")
@@ -97,6 +111,8 @@ class Worker:
                 view = memoryview(self.answer(request))
                 while view:
                     view = view[os.write(fd, view) :]
+            if self._mounted is not None and not select.select([fd], [], [], 0)[0]:
+                self._mounted.work_ahead()
 
 
 def ports() -> dict[str, str]:

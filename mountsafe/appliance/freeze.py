@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from mountsafe.appliance import thaw
+from mountsafe.appliance import hardware, thaw
 from mountsafe.appliance.features import MORTAL, ask_libguestfs
 from mountsafe.appliance.qmp import Qmp
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
@@ -46,6 +46,10 @@ handle.set_memsize(int(sys.argv[4]))
 handle.set_path(sys.argv[1])
 handle.set_cachedir(sys.argv[2])
 handle.set_hv(sys.argv[5])
+handle.set_append(sys.argv[6])
+handle.set_smp(int(sys.argv[7]))
+for option, value in json.loads(sys.argv[8]):
+    handle.config(option, value)
 handle.add_drive_opts("/dev/null", format="raw", readonly=True)
 try:
     handle.launch()
@@ -76,7 +80,9 @@ def _arguments(appliance: Path, qemu: str, memory_mib: int, scratch: Path) -> li
     recorder, target = scratch / "recorder", scratch / "arguments.json"
     recorder.write_text(_RECORDER.format(target=str(target), qemu=qemu))
     recorder.chmod(0o700)
-    ask_libguestfs(_LAUNCH, appliance, scratch, [ACCELERATOR, str(memory_mib), str(recorder)])
+    options = json.dumps(hardware.options(ACCELERATOR))
+    told = [ACCELERATOR, str(memory_mib), str(recorder), hardware.KERNEL_OPTIONS, str(hardware.PROCESSORS), options]
+    ask_libguestfs(_LAUNCH, appliance, scratch, told)
     try:
         arguments: list[str] = json.loads(target.read_bytes())
     except (OSError, ValueError):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import guestfs
 
-from mountsafe.appliance import thaw
+from mountsafe.appliance import hardware, thaw
 from mountsafe.appliance.qmp import Qmp
 from mountsafe.limits import ATTACH_DEADLINE
 
@@ -43,9 +43,13 @@ class Guest:
         handle.set_recovery_proc(False)
         handle.set_autosync(False)
         handle.set_memsize(self._memory_mib)
+        handle.set_smp(hardware.PROCESSORS)
+        handle.set_append(hardware.KERNEL_OPTIONS)
         handle.set_path(str(self._appliance))
         handle.set_verbose(self._verbose)
         handle.set_event_callback(self._console, guestfs.EVENT_APPLIANCE | guestfs.EVENT_LIBRARY)
+        for option, value in hardware.options(self._accelerator):
+            handle.config(option, value)
         handle.config("-sandbox", SANDBOX)
         handle.config("-qmp", f"unix:{QMP_SOCKET},server=on,wait=off")
         handle.add_drive_opts("/dev/null", format="raw", readonly=True)  # it refuses to start without any

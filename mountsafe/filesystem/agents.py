@@ -19,7 +19,7 @@ from mountsafe.limits import CALL_DEADLINE, MOUNT_DEADLINE, REQUEST_DEADLINE
 from mountsafe.medium.extents import Window
 
 log = logging.getLogger(__name__)
-QUIET = 0.05  # seconds without a question after which the guest may be asked what nobody needs yet
+QUIET = 0.005  # seconds in which no program waits for the guest, after which it may be asked what nobody needs yet
 T = TypeVar("T")
 
 
@@ -46,7 +46,8 @@ class Agents:
         self._reported: AgentClient | None = None
         self._starting = trio.Lock()
         self._fault: GuestFault | None = None
-        self._last_asked = 0.0  # by a program that waits for the answer
+        self._awaited = 0  # answers that programs wait for
+        self._last_awaited = 0.0
         self._last_used = 0.0
         self.window = window
         self.mounted: wire.Mounted  # set by start()
@@ -92,10 +93,13 @@ class Agents:
         `needed` says that a program waits for it (see `quiet`).
         """
         self._last_used = trio.current_time()
-        if needed:
-            self._last_asked = self._last_used
-        with trio.move_on_after(CALL_DEADLINE):
-            return await self._request(kind, body, deadline)
+        self._awaited += needed
+        try:
+            with trio.move_on_after(CALL_DEADLINE):
+                return await self._request(kind, body, deadline)
+        finally:
+            self._awaited -= needed
+            self._last_awaited = trio.current_time() if needed else self._last_awaited
         raise DeadlinePassed(f"no answer in {CALL_DEADLINE:.0f} s, new virtual machine included")
 
     async def _request(self, kind: int, body: bytes, deadline: float) -> bytes:
@@ -130,10 +134,10 @@ class Agents:
                 client.end(GuestGone("the virtual machine was not needed"))
                 await resting()
 
-    async def quiet(self, enough: Callable[[], bool]) -> None:
-        """Wait until nobody has asked anything for a moment, or `enough` holds."""
-        while not enough() and (wait := self._last_asked + QUIET - trio.current_time()) > 0:  # noqa: ASYNC110
-            await trio.sleep(min(wait, QUIET / 4))
+    async def quiet(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Wait until no program has waited for the guest for a moment, or `enough` holds."""
+        while not enough() and (self._awaited or trio.current_time() < self._last_awaited + QUIET):  # noqa: ASYNC110
+            await trio.sleep(QUIET / 2)
 
     def unpack(self, decode: Callable[[bytes], T], untrusted_body: bytes) -> T:
         """Decode an answer; one that is malformed ends the stream, and the VM before anything else is asked."""

@@ -25,7 +25,7 @@ from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.untrusted import fault_of_attributes, fault_of_name
 from mountsafe.incidents import Incidents
 from mountsafe.limits import INDEX_ENTRIES, MAX_DEPTH, MAX_DIRECTORY_ENTRIES
-from mountsafe.medium.extents import NO_PLAN, ReadPlan, Window, plan
+from mountsafe.medium.extents import NO_PLAN, ReadPlan
 
 ROOT = 1
 MADE_INODE = 1 << 62  # numbers made from paths have this bit; no supported file system's own numbers do
@@ -45,7 +45,6 @@ class Node:
         "listing",
         "lookups",
         "mode",
-        "more_extents",
         "mtime",
         "name",
         "nlink",
@@ -55,6 +54,7 @@ class Node:
         "size",
         "target",
         "uid",
+        "unplanned",
     )  # fmt: skip
 
     def __init__(self, ino: int, parent: "Node | None", entry: wire.Entry) -> None:
@@ -73,7 +73,7 @@ class Node:
         self.ctime = entry.ctime
         self.target = entry.target
         self.plan: ReadPlan = NO_PLAN
-        self.more_extents = bool(entry.flags & wire.EntryFlag.EXTENTS_MORE)
+        self.unplanned = entry.size > 0 and stat.S_ISREG(entry.mode)  # where its bytes are was not asked for yet
         self.lookups = 0
         self.listing: Listing | None = None
         self.position = 0  # in its folder's listing: a guess for hard links
@@ -102,7 +102,6 @@ class Index:
         self._incidents = incidents
         self._nursery = nursery
         self._limit = limit
-        self._window: Window | None = agents.window if mounted.direct else None
         self._stable = mounted.fstype not in UNSTABLE_INODES
         self._key = os.urandom(16)
         self._entries = 0
@@ -230,7 +229,6 @@ class Index:
             known = self._nodes.get(number)
             if known is None:
                 node = Node(number, folder, entry)
-                node.plan = self._plan(entry, path)
                 self._nodes[number] = node
                 return node
             if _same_place(known, folder, entry.name):
@@ -249,15 +247,6 @@ class Index:
     def _made_number(self, path: bytes, name: bytes, turn: int) -> int:
         digest = hashlib.blake2b(path + b"/" + name, digest_size=8, key=self._key, salt=bytes([turn]))
         return MADE_INODE | (int.from_bytes(digest.digest(), "big") >> 3)
-
-    def _plan(self, entry: wire.Entry, path: bytes) -> ReadPlan:
-        if not entry.extents or self._window is None:
-            return NO_PLAN
-        try:
-            return plan(entry.extents, self._window)
-        except GuestFault as fault:
-            self._incidents.report(str(fault), path + b"/" + entry.name)
-            return NO_PLAN
 
     def _keep(self, folder: Node, listing: "Listing") -> None:
         self._learned[folder.ino] = folder

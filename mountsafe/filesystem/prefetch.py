@@ -1,8 +1,8 @@
 """Learn the tree before anybody asks, while the guest has nothing else to do.
 
 From the moment of mounting: folders first, in the order in which a walk comes to them, then where their files are.
-There is one question at a time, so that a program waits for a few ms of it at most; of a huge folder only the first
-page is fetched before a quiet moment. It stops after `PREFETCH_ENTRIES`, and at the first failure: what is asked for
+There is one question at a time, in moments when no program waits for the guest, so that a program waits for a few ms of
+it at most. It stops after `PREFETCH_ENTRIES`, and at the first failure: what is asked for
 later is learned then.
 """
 
@@ -10,6 +10,7 @@ import logging
 from collections import deque
 
 from mountsafe.errors import MountsafeError
+from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.index import Index, Node
 from mountsafe.filesystem.reader import Reader
 from mountsafe.limits import PREFETCH_ENTRIES
@@ -17,19 +18,22 @@ from mountsafe.limits import PREFETCH_ENTRIES
 log = logging.getLogger(__name__)
 
 
-async def prefetch(index: Index, reader: Reader, limit: int = PREFETCH_ENTRIES) -> None:
+async def prefetch(agents: Agents, index: Index, reader: Reader, limit: int = PREFETCH_ENTRIES) -> None:
     """Learn at most `limit` entries of the tree, depth first, then the layout of the files among them."""
     folders = deque([index.root])
     seen: list[Node] = []
     try:
         while folders and len(seen) < limit:
             folder = folders.popleft()
+            await agents.quiet()
             listing = index.listing(folder, needed=False)
             await listing.begun()
             nodes = [node for _, node in listing.order]
             seen += nodes
             folders.extendleft(node for node in reversed(nodes) if node.is_folder)
         for node in seen:
+            if node.unplanned:
+                await agents.quiet()
             await reader.open(node)
     except (MountsafeError, OSError) as error:
         log.info("prefetching ended: %s", error)

@@ -42,17 +42,17 @@ class Reader:
         """Learn where the bytes of a file are, and of the files after it in its folder, which are likely to be next."""
         while node.ino in self._asked:
             await self._asked[node.ino].wait()
-        if not node.more_extents or not self._direct or node.parent is None:
+        if not node.unplanned or not self._direct or node.parent is None:
             return
         files = [node]
         for other in node.parent.listing.following(node) if node.parent.listing else ():
-            if other.more_extents and other is not node and other.parent is node.parent:
+            if other.unplanned and other is not node and other.parent is node.parent:
                 files.append(other)
             if len(files) == wire.MAX_LAYOUT:
                 break
         answered = trio.Event()
         for file in files:
-            file.more_extents = False
+            file.unplanned = False
             self._asked[file.ino] = answered
         try:
             await self._learn(node, files, node.parent.path())
@@ -71,7 +71,7 @@ class Reader:
             elif file is node:
                 self._plan(file, await self._all_extents(file))
             else:
-                file.more_extents = True
+                file.unplanned = True
 
     async def _all_extents(self, node: Node) -> list[wire.Extent]:
         untrusted_extents: list[wire.Extent] = []
@@ -92,11 +92,19 @@ class Reader:
             self._incidents.report(str(fault), node.path())
             node.plan = NO_PLAN
 
-    async def read(self, node: Node, offset: int, length: int) -> bytes:
-        """Return the bytes at `offset`, fewer than `length` only at the end of the file."""
+    async def read(self, node: Node, offset: int, length: int) -> bytes | memoryview:
+        """Return the bytes at `offset`, fewer than `length` only at the end of the file.
+
+        They are to be used before anything else is awaited.
+        """
         length = min(length, node.size - offset)
         if length <= 0:
             return b""
+        if self._proven and self._direct:
+            physical = node.plan.place(offset, length)
+            found = self._block.read_now(physical, length) if physical is not None else None
+            if found is not None:
+                return found
         use: ReadPlan = node.plan if self._direct else NO_PLAN
         parts = []
         for piece in use.pieces(offset, length):

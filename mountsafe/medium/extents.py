@@ -52,6 +52,13 @@ class ReadPlan:
     def __len__(self) -> int:
         return len(self._starts)
 
+    def place(self, offset: int, length: int) -> int | None:
+        """Return where on the medium a read lies, if it does so in one run."""
+        index = bisect_right(self._starts, offset) - 1
+        if index < 0 or offset + length > self._ends[index] or self._sources[index] != Source.MEDIUM:
+            return None
+        return self._physicals[index] + offset - self._starts[index]
+
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
         """Yield the pieces that make up a read, in order and without gap."""
         at, end = offset, offset + length

@@ -101,7 +101,7 @@ class SessionProcess:
         reader = Reader(agents, BlockReader(settings["medium"], settings["medium_size"]), incidents)
         view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))
         operations = Operations(index, reader, agents, statfs, view)
-        self._nursery.start_soon(prefetch, index, reader)
+        self._nursery.start_soon(prefetch, agents, index, reader)
         if settings["idle"]:
             resting = partial(self._parent.tell, {"event": "resting"})
             self._nursery.start_soon(agents.rest_when_idle, settings["idle"], resting)

@@ -11,8 +11,8 @@ import pytest
 from mountsafe import wire
 from mountsafe.filesystem import reader as reader_module
 from mountsafe.medium.extents import Window
-from mountsafe.wire import EntryFlag, Extent, ExtentKind, Kind
-from tests.guest import Liar, entry
+from mountsafe.wire import Extent, ExtentKind, Kind
+from tests.guest import Liar, entry, layout
 from tests.handlers.opened import fails, opened
 
 SECRET = b"S" * 4096
@@ -28,10 +28,11 @@ def medium(tmp_path: Path) -> Path:
     return path
 
 
-def file(*extents: Extent, size: int = 4096, flags: int = 0) -> Liar:
+def file(*extents: Extent, size: int = 4096) -> Liar:
     """A guest with one file: its extents are as told, its bytes are the start of the partition."""
-    one = entry(b"file", 12, size=size, extents=extents, flags=flags)
-    return Liar({b"": [one]}, {b"file": INSIDE[:size]})
+    liar = Liar({b"": [entry(b"file", 12, size=size)]}, {b"file": INSIDE[:size]})
+    liar.say[Kind.LAYOUT] = lambda _: layout((list(extents), not extents))
+    return liar
 
 
 def data(logical: int, physical: int, length: int) -> Extent:
@@ -148,7 +149,7 @@ async def test_the_last_sector_of_a_medium_is_filled_with_zeros(tmp_path: Path) 
 # --- extents that are asked for ------------------------------------------------------------------------------------
 def asking(answers: list[tuple[list[Extent], int]]) -> Liar:
     """The file's extents come on request, one answer after the other; the last one for ever."""
-    liar = file(flags=EntryFlag.EXTENTS_MORE)
+    liar = file()
     liar.say[Kind.EXTENTS] = lambda _: wire.pack_extents(*(answers.pop(0) if len(answers) > 1 else answers[0]))
     return liar
 
@@ -176,7 +177,7 @@ async def test_extents_without_end_are_cut(
     medium: Path, count: int, following: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader_module, "MAX_EXTENT_QUESTIONS", 20)
-    liar = file(flags=EntryFlag.EXTENTS_MORE)
+    liar = file()
 
     def say(body: bytes) -> bytes:
         at = wire.unpack_extents_request(body)[1]
@@ -203,9 +204,9 @@ NAMES = [b"a", b"b", b"c"]
 
 def neighbours(files: list[tuple[list[Extent], bool]]) -> Liar:
     """Three files of 1 KiB whose extents come with one answer to LAYOUT; their bytes are the start of the partition."""
-    entries = [entry(name, 12 + at, size=1024, flags=EntryFlag.EXTENTS_MORE) for at, name in enumerate(NAMES)]
+    entries = [entry(name, 12 + at, size=1024) for at, name in enumerate(NAMES)]
     liar = Liar({b"": entries}, dict.fromkeys(NAMES, INSIDE[:1024]))
-    liar.say[Kind.LAYOUT] = lambda _: wire.pack_layout(files)
+    liar.say[Kind.LAYOUT] = lambda _: layout(*files)
     return liar
 
 

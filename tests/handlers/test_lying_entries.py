@@ -40,7 +40,6 @@ GOOD = entry(b"good", 12)
         link(b"x", b""),
         link(b"x", b"a\0b"),
         entry(b"x", target=b"not a link"),
-        folder(b"x", extents=(wire.Extent(0, 0, 1, 1),)),
     ],
     ids=lambda lie: f"{lie.name!r} {lie.mode:o}",
 )
@@ -66,7 +65,6 @@ EXTREMES = [
     entry(b"x", mode=0, blocks=(1 << 64) - 1),
     entry(b"x", mode=stat.S_IFCHR | 0o7777),
     entry(b"x", mode=stat.S_IFBLK | 0o4666),
-    entry(b"x", flags=255),
 ]
 
 

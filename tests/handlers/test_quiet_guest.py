@@ -6,8 +6,8 @@ import trio
 from mountsafe import wire
 from mountsafe.errors import GuestFault
 from mountsafe.filesystem.prefetch import prefetch
-from mountsafe.wire import EntryFlag, Extent, ExtentKind, Kind
-from tests.guest import Liar, entry, folder, page
+from mountsafe.wire import Extent, ExtentKind, Kind
+from tests.guest import Liar, entry, folder, layout, page
 from tests.handlers.opened import opened
 
 TREE = {
@@ -26,11 +26,10 @@ def honest() -> Liar:
 # --- learning ahead ------------------------------------------------------------------------------------------------
 async def test_what_was_learned_ahead_needs_no_guest() -> None:
     hole = Extent(0, 0, 5, ExtentKind.ZERO)
-    tree = {path: [e._replace(flags=EntryFlag.EXTENTS_MORE * bool(e.size)) for e in TREE[path]] for path in TREE}
-    liar = Liar(tree)
-    liar.say[Kind.LAYOUT] = lambda body: wire.pack_layout([([hole], False)] * len(wire.unpack_layout_request(body)[1]))
+    liar = Liar(TREE)
+    liar.say[Kind.LAYOUT] = lambda body: layout(*[([hole], False)] * len(wire.unpack_layout_request(body)[1]))
     async with opened(lambda: liar) as mount:
-        await prefetch(mount.index, mount.reader)
+        await prefetch(mount.agents, mount.index, mount.reader)
         await mount.host.kill()
         assert await mount.names(b"a/b") == [b"deep"]
         assert await mount.read(b"a/b/deep") == bytes(5)
@@ -41,7 +40,7 @@ async def test_a_tree_without_end_is_learned_up_to_a_limit() -> None:
     liar = Liar()
     liar.say[Kind.LIST] = lambda _: page(*(folder(b"%d" % number) for number in range(10)))
     async with opened(lambda: liar) as mount:
-        await prefetch(mount.index, mount.reader, limit=100)
+        await prefetch(mount.agents, mount.index, mount.reader, limit=100)
         assert liar.count(Kind.LIST) <= 11
 
 
@@ -54,7 +53,7 @@ async def test_no_failure_of_it_ends_the_mount(failure: Exception, monkeypatch: 
 
         with monkeypatch.context() as patch:
             patch.setattr(mount.reader, "open", fail)
-            await prefetch(mount.index, mount.reader)
+            await prefetch(mount.agents, mount.index, mount.reader)
         assert await mount.read(b"file") == b"hello"
 
 
@@ -68,7 +67,7 @@ async def test_learning_ahead_ends_quietly_at_the_first_failure() -> None:
 
     liar.say[Kind.LIST] = fail
     async with opened(lambda: liar) as mount:
-        await prefetch(mount.index, mount.reader)
+        await prefetch(mount.agents, mount.index, mount.reader)
         assert await mount.read(b"file") == b"hello"
 
 
@@ -79,7 +78,7 @@ async def test_a_huge_folder_waits_for_a_quiet_moment_unless_it_is_needed() -> N
     )
     async with opened(lambda: liar) as mount:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(prefetch, mount.index, mount.reader)
+            nursery.start_soon(prefetch, mount.agents, mount.index, mount.reader)
             await trio.testing.wait_all_tasks_blocked()
             assert len(await mount.names()) == 20
         assert liar.count(Kind.LIST) == 20

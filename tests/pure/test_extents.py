@@ -53,6 +53,9 @@ def spread(pieces: list[Piece]) -> list[tuple[int, int]]:
 def test_pieces_say_of_every_byte_what_the_extents_said(told: list[Extent], offset: int, length: int) -> None:
     pieces = list(plan(told, WINDOW).pieces(offset, length))
     assert spread(pieces) == model(told)[offset : offset + length]
+    place = plan(told, WINDOW).place(offset, length)
+    in_one_run = len(pieces) == 1 and pieces[0].source == Source.MEDIUM
+    assert place == (pieces[0].physical if in_one_run else None) or not length
 
 
 @given(possible_extents(), st.integers(0, FILE), st.integers(1, FILE))

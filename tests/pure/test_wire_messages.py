@@ -18,7 +18,6 @@ EXTENT = st.builds(wire.Extent, U64, U64, U64, U8)
 ENTRY = st.builds(
     wire.Entry,
     name=st.binary(max_size=wire.MAX_NAME),
-    flags=U8,
     mode=U32,
     nlink=U32,
     uid=U32,
@@ -30,17 +29,17 @@ ENTRY = st.builds(
     mtime=I64,
     ctime=I64,
     target=st.binary(max_size=300),
-    extents=st.lists(EXTENT, max_size=wire.MAX_ENTRY_EXTENTS).map(tuple),
 )
 VOLUME = st.builds(wire.Volume, TEXT, U8, U32, U64, U64, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT)
 XATTR = st.tuples(TEXT, st.binary(max_size=300))
 
 
 def page(cursor: int, entries: list[wire.Entry]) -> bytes:
-    builder = wire.PageBuilder()
-    for entry in entries:
-        builder.add(entry)
-    return builder.pack(cursor)
+    return wire.pack_page(cursor, [wire.pack_entry(each.name, each[1:-1], each.target) for each in entries])
+
+
+def layout(files: list[tuple[list[wire.Extent], bool]]) -> bytes:
+    return wire.pack_layout([wire.pack_file_layout(*each) for each in files])
 
 
 # Each message: what it is made of, how it is packed from a tuple of that, how it is unpacked to the same tuple.
@@ -76,7 +75,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "layout": (
         st.tuples(st.lists(st.tuples(st.lists(EXTENT, max_size=3).map(tuple), st.booleans()), max_size=5)),
-        wire.pack_layout,
+        layout,
         lambda b: (wire.unpack_layout(b),),
     ),
     "xattrs": (st.tuples(st.lists(XATTR, max_size=4)), wire.pack_xattrs, lambda b: (wire.unpack_xattrs(b),)),
@@ -130,7 +129,7 @@ def test_noise_is_a_message_or_an_error_and_nothing_else(name: str, body: bytes)
 
 
 def entry(**fields: Any) -> wire.Entry:
-    blank = wire.Entry(b"name", 0, 0o100644, 1, 0, 0, 12, 0, 0, 0, 0, 0, b"", ())
+    blank = wire.Entry(b"name", 0o100644, 1, 0, 0, 12, 0, 0, 0, 0, 0, b"")
     return blank._replace(**fields)
 
 
@@ -148,15 +147,14 @@ def too_many_volumes() -> bytes:
     [
         (wire.unpack_page, page(0, [entry(name=b"n" * (wire.MAX_NAME + 1))])),
         (wire.unpack_page, page(0, [entry(target=b"t" * (wire.MAX_TARGET + 1))])),
-        (wire.unpack_page, page(0, [entry(extents=(wire.Extent(0, 0, 1, 1),) * (wire.MAX_ENTRY_EXTENTS + 1))])),
         (wire.unpack_page, too_many_entries()),
         (wire.unpack_volumes, too_many_volumes()),
         (wire.unpack_extents, wire.pack_extents([wire.Extent(0, 0, 1, 1)] * (wire.MAX_EXTENTS + 1), 0)),
         (wire.unpack_xattrs, (wire.MAX_XATTRS + 1).to_bytes(2, "big")),
         (wire.unpack_xattrs, b"\0\1" + b"\0\1a" + (wire.MAX_XATTR_VALUE + 1).to_bytes(4, "big")),
         (wire.unpack_layout_request, wire.pack_layout_request(b"", [b"n"] * (wire.MAX_LAYOUT + 1))),
-        (wire.unpack_layout, wire.pack_layout([([], False)] * (wire.MAX_LAYOUT + 1))),
-        (wire.unpack_layout, wire.pack_layout([([wire.Extent(0, 0, 1, 1)] * (wire.MAX_ENTRY_EXTENTS + 1), False)])),
+        (wire.unpack_layout, layout([([], False)] * (wire.MAX_LAYOUT + 1))),
+        (wire.unpack_layout, layout([([wire.Extent(0, 0, 1, 1)] * (wire.MAX_FILE_EXTENTS + 1), False)])),
         (wire.unpack_read, wire.pack_read(b"file", 0, wire.MAX_READ + 1)),
         (wire.unpack_read, wire.pack_read(b"p" * (wire.MAX_PATH + 1), 0, 1)),
         (wire.unpack_list, wire.pack_list(b"p" * (wire.MAX_PATH + 1), 0)),
@@ -180,26 +178,10 @@ def test_extended_attributes_always_fit_a_frame(pairs: list[tuple[bytes, bytes]]
 
 
 def test_a_full_page_fits_a_frame() -> None:
-    builder = wire.PageBuilder()
-    largest = entry(
-        name=b"n" * wire.MAX_NAME,
-        target=b"t" * wire.MAX_TARGET,
-        extents=(wire.Extent(0, 0, 1, 1),) * wire.MAX_ENTRY_EXTENTS,
-    )
-    count = 1
-    while builder.add(largest):
-        count += 1
-    body = builder.pack(1)
+    largest = entry(name=b"n" * wire.MAX_NAME, target=b"t" * wire.MAX_TARGET)
+    body = page(1, [largest] * wire.MAX_PAGE_ENTRIES)
     assert len(body) <= wire.MAX_BODY
-    assert len(wire.unpack_page(body)[1]) == count
-
-
-def test_a_page_of_small_entries_ends_at_its_bound() -> None:
-    builder = wire.PageBuilder()
-    count = 1
-    while builder.add(entry()):
-        count += 1
-    assert count == wire.MAX_PAGE_ENTRIES
+    assert wire.unpack_page(body) == (1, [largest] * wire.MAX_PAGE_ENTRIES)
 
 
 def test_long_words_of_an_error_are_cut() -> None:

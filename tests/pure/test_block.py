@@ -1,0 +1,97 @@
+"""Raw reads: what is in memory at once, what is not by a thread, and the bytes are the same."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from mountsafe.medium import block
+from mountsafe.medium.block import BlockReader, MediumError
+
+SIZE = 300_000
+
+
+@pytest.fixture
+def medium(tmp_path: Path) -> Iterator[int]:
+    path = tmp_path / "medium"
+    path.write_bytes(os.urandom(SIZE))
+    fd = os.open(path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def read(medium: int, size: int, offset: int, length: int) -> bytes:
+    return trio.run(BlockReader(medium, size).read, offset, length)
+
+
+class Absent:
+    """preadv of a medium that is not in memory: the first `times` tries would block."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        self.tries = 0
+        self._times = times
+        self._real = os.preadv
+        monkeypatch.setattr(os, "preadv", self._read)
+
+    def _read(self, fd: int, buffers: list[memoryview], offset: int, flags: int) -> int:
+        assert flags == os.RWF_NOWAIT
+        self.tries += 1
+        if self.tries <= self._times:
+            raise BlockingIOError
+        return self._real(fd, buffers, offset, flags)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 1), (0, SIZE), (4095, 70_000), (SIZE - 1, 1), (SIZE, 0)])
+@pytest.mark.parametrize("times", [0, 1, 1 << 30])
+def test_the_bytes_are_right(
+    medium: int, offset: int, length: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Absent(monkeypatch, times)
+    assert read(medium, SIZE, offset, length) == os.pread(medium, length, offset)
+
+
+@pytest.mark.parametrize("length", [4096, SIZE])
+def test_what_is_in_memory_is_read_at_once(medium: int, length: int) -> None:
+    assert BlockReader(medium, SIZE).read_now(0, length) == os.pread(medium, length, 0)
+
+
+def test_a_fast_disk_is_waited_for(medium: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "PATIENCE", 60.0)
+    Absent(monkeypatch, 3)
+    assert BlockReader(medium, SIZE).read_now(4096, 4096) == os.pread(medium, 4096, 4096)
+
+
+def test_a_slow_disk_is_not_waited_for_again_and_again(medium: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Absent(monkeypatch, 1 << 30)
+    reader = BlockReader(medium, SIZE)
+    assert reader.read_now(0, 4096) is None
+    assert absent.tries > 1
+    for _ in range(block.DISTRUST):
+        absent.tries = 0
+        assert reader.read_now(0, 4096) is None
+        assert absent.tries == 1
+    absent.tries = 0
+    reader.read_now(0, 4096)
+    assert absent.tries > 1
+
+
+def test_a_large_read_is_not_waited_for(medium: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Absent(monkeypatch, 1 << 30)
+    assert BlockReader(medium, SIZE).read_now(0, block.SMALL + 1) is None
+    assert absent.tries == 1
+
+
+def test_beyond_the_end_nothing_is_to_be_had_at_once(medium: int) -> None:
+    assert BlockReader(medium, SIZE).read_now(SIZE - 10, 20) is None
+
+
+def test_the_last_sector_ends_in_zeros(medium: int) -> None:
+    data = read(medium, SIZE, SIZE - 10, 512)
+    assert data == os.pread(medium, 10, SIZE - 10) + bytes(502)
+
+
+def test_a_medium_that_lost_its_end_is_an_error(medium: int) -> None:
+    with pytest.raises(MediumError):
+        read(medium, SIZE + 100_000, SIZE - 10, 100)
