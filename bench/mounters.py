@@ -219,10 +219,6 @@ class Mountsafe:
         record = json.loads(run(self._program, "mount", "--json", image, folder))
         return MountsafeMounted(folder, record, self._program)
 
-    def warm_up(self) -> bool:
-        """Have a spare virtual machine ready for the next mount. Returns whether this mountsafe can do that."""
-        return False
-
     def build(self) -> None:
         """Build the appliance, if it is missing or outdated."""
         run(self._program, "appliance", "build")

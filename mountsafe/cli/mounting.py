@@ -15,7 +15,7 @@ from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.limits import IDLE
+from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.session import start
 from mountsafe.session.mounter import require_fuse
@@ -94,6 +94,10 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         float,
         typer.Option(min=0, metavar="SECONDS", help="End the virtual machine when unused for so long; 0 for never."),
     ] = IDLE,
+    entries: Annotated[
+        int,
+        typer.Option(min=1000, metavar="NUMBER", help="Remember so many of the tree's entries, at about 1 KiB each."),
+    ] = INDEX_ENTRIES,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -106,7 +110,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         raise UserError(
             f"{printable(fstype)} is not a file system type", "For example: vfat, udf, affs.", ExitCode.USAGE
         )
-    options = start.MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle)
+    options = start.MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries)
     medium = open_medium(source)
     _check_not_mounted(medium)
     sandbox.require()

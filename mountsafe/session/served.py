@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from mountsafe import channel, sandbox, wire
 from mountsafe.errors import ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.limits import (
     CONTROL_MESSAGE,
+    INDEX_ENTRIES,
     LAUNCH_DEADLINE,
     MOUNT_DEADLINE,
     SESSION_ADDRESS_SPACE,
@@ -46,6 +47,7 @@ class Presentation:
 
     `links`: "nofollow" (never followed where the kernel can be told so), "contained" (followed inside the mount),
     "follow" (as on any mount). `idle`: seconds without a question after which the VM is ended; 0 for never.
+    `entries`: how many of the tree's entries are remembered.
     """
 
     owner: tuple[int, int] | None
@@ -53,51 +55,62 @@ class Presentation:
     mount_gid: int
     links: str
     idle: float = 0.0
+    entries: int = INDEX_ENTRIES
+
+
+class SessionBox:
+    """A session process that is not told yet which file system it serves: it starts while that is found out."""
+
+    def __init__(self, medium: Medium) -> None:
+        self.control, theirs = channel.pair()
+        with theirs:
+            box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
+            settings = {"control": theirs.fileno(), "medium": medium.fd, "medium_size": medium.size}
+            command = box.command(sandbox.python("mountsafe.session.server", json.dumps(settings)), sandbox.outer_uid())
+            log.debug("%s", sandbox.shown(command))
+            self.child = Child(command, [theirs.fileno(), medium.fd], "session", log.info)
 
 
 class ServedVolume:
     """A volume with its session process and its mount."""
 
-    def __init__(self, volume: Volume, target: Path, medium: Medium, machines: Machines, shown: Presentation) -> None:
+    def __init__(
+        self,
+        volume: Volume,
+        target: Path,
+        machines: Machines,
+        shown: Presentation,
+        box: SessionBox,
+        source: str,
+    ) -> None:
         self.volume = volume
         self.target = target
         self.fstype = volume.fstype
         self.note = ""
         self.direct = False
-        self._medium = medium
         self._machines = machines
         self._shown = shown
+        self._source = source
         self._mount: FuseMount | None = None
         self._answers = trio.Event()
         self.serving = trio.Event()
         self.failure: UserError | None = None
-        ours, theirs = channel.pair()
-        with theirs:
-            box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
-            command = box.command(
-                sandbox.python("mountsafe.session.server", self._settings(theirs)), sandbox.outer_uid()
-            )
-            log.debug("%s", sandbox.shown(command))
-            self._child = Child(command, [theirs.fileno(), medium.fd], "session", log.info)
-        self._control = trio.socket.from_stdlib_socket(ours)
+        self._child = box.child
+        self._control = trio.socket.from_stdlib_socket(box.control)
 
-    def _settings(self, control: socket.socket) -> str:
+    def _settings(self) -> channel.Message:
         window = self.volume.window()
         uid, gid = self._shown.owner or (None, None)
-        return json.dumps(
-            {
-                "control": control.fileno(),
-                "medium": self._medium.fd,
-                "medium_size": self._medium.size,
-                "device": self.volume.device,
-                "fstype": self.volume.fstype,
-                "start": window.start,
-                "size": window.size,
-                "uid": uid,
-                "gid": gid,
-                "idle": self._shown.idle,
-            }
-        )
+        return {
+            "device": self.volume.device,
+            "fstype": self.volume.fstype,
+            "start": window.start,
+            "size": window.size,
+            "uid": uid,
+            "gid": gid,
+            "idle": self._shown.idle,
+            "entries": self._shown.entries,
+        }
 
     @property
     def pid(self) -> int:
@@ -109,6 +122,8 @@ class ServedVolume:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._child.log_words)
+                with suppress(OSError):  # it has ended already
+                    await self._send(self._settings(), [])
                 nursery.start_soon(self._give_up_late)
                 nursery.start_soon(self._declare_serving)
                 await self._converse()
@@ -198,7 +213,7 @@ class ServedVolume:
         self.direct = untrusted.get("direct") is True
         self.note = STATE_WORDS[state]
         shown = self._shown
-        source = f"mountsafe:{self._medium.name}".replace(",", "_").replace("\\", "_")
+        source = f"mountsafe:{self._source}".replace(",", "_").replace("\\", "_")
         request = MountRequest(
             source, self.target, shown.mount_uid, shown.mount_gid, mode & 0o777, shown.links != "nofollow"
         )

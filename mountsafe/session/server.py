@@ -24,6 +24,7 @@ from mountsafe.filesystem.operations import Operations, View, serve
 from mountsafe.filesystem.prefetch import prefetch
 from mountsafe.filesystem.reader import Reader
 from mountsafe.incidents import Incidents
+from mountsafe.limits import PREFETCH_ENTRIES
 from mountsafe.medium.block import BlockReader
 from mountsafe.medium.extents import Window
 
@@ -54,10 +55,10 @@ class Parent:
 class SessionProcess:
     """One file system, from the first stream to the last request."""
 
-    def __init__(self, settings: channel.Message, nursery: trio.Nursery) -> None:
+    def __init__(self, settings: channel.Message, control: socket.socket, nursery: trio.Nursery) -> None:
         self._settings = settings
         self._nursery = nursery
-        self._parent = Parent(socket.socket(fileno=settings["control"]))
+        self._parent = Parent(control)
 
     async def _client(self) -> AgentClient:
         answer, fds = await self._parent.ask({"want": "stream"})
@@ -80,7 +81,7 @@ class SessionProcess:
         incidents = Incidents()
         try:
             await agents.start()
-            index = Index(agents, incidents, self._nursery)
+            index = Index(agents, incidents, self._nursery, settings["entries"])
             statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
             await index.listing(index.root).begun()
         except (MountsafeError, OSError) as error:
@@ -101,7 +102,7 @@ class SessionProcess:
         reader = Reader(agents, BlockReader(settings["medium"], settings["medium_size"]), incidents)
         view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))
         operations = Operations(index, reader, agents, statfs, view)
-        self._nursery.start_soon(prefetch, agents, index, reader)
+        self._nursery.start_soon(prefetch, agents, index, reader, min(PREFETCH_ENTRIES, settings["entries"] // 2))
         if settings["idle"]:
             resting = partial(self._parent.tell, {"event": "resting"})
             self._nursery.start_soon(agents.rest_when_idle, settings["idle"], resting)
@@ -109,19 +110,22 @@ class SessionProcess:
         agents.close()
 
 
-async def _run(settings: channel.Message) -> None:
+async def _run(settings: channel.Message, control: socket.socket) -> None:
     async with trio.open_nursery() as nursery:
-        await SessionProcess(settings, nursery).run()
+        await SessionProcess(settings, control, nursery).run()
         nursery.cancel_scope.cancel()
 
 
 def main() -> NoReturn:
-    """Run with one argument: the settings as JSON (see `mountsafe.session.supervisor`)."""
+    """Run with one argument, {control, medium, medium_size} as JSON. The first message says which file system."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="session: %(levelname)s: %(message)s")
     settings = json.loads(sys.argv[1])
+    control = socket.socket(fileno=settings["control"])
     code = 0
     try:
-        trio.run(_run, settings)
+        told = channel.receive(control)
+        if told is not None:
+            trio.run(_run, {**settings, **told[0]}, control)
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:

@@ -16,7 +16,7 @@ from typing import Any
 
 from mountsafe import channel
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
-from mountsafe.limits import IDLE, STATUS_DEADLINE
+from mountsafe.limits import IDLE, INDEX_ENTRIES, STATUS_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.sandbox import PACKAGE, PYTHON
 from mountsafe.session.mounter import is_mounted, mounts, unmount
@@ -35,6 +35,7 @@ class MountOptions:
     verbose: bool = False
     foreground: bool = False
     idle: float = IDLE
+    entries: int = INDEX_ENTRIES
 
 
 class Starting:

@@ -31,7 +31,7 @@ from mountsafe.medium.volumes import Volume, checked, choose, folder_names
 from mountsafe.session import logs
 from mountsafe.session.machines import Machines
 from mountsafe.session.runtime import CONTROL, LOG, Runtime
-from mountsafe.session.served import Presentation, ServedVolume
+from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class Supervisor:
         self._medium = Medium(Path(settings["source"]), source["fd"], source["size"], source["block_device"])
         self._served: list[ServedVolume] = []
         self._folders: list[Path] = []
+        self._boxes: list[SessionBox] = []  # started, and not in use yet
         self._machines: Machines
         self._nursery: trio.Nursery
         self._done = trio.Event()
@@ -157,6 +158,7 @@ class Supervisor:
 
     async def _mount_all(self) -> None:
         self._reporter.progress("starting the virtual machine")
+        self._boxes.append(SessionBox(self._medium))
         volumes = await self._find()
         if len(volumes) > MAX_MOUNTS:
             self._reporter.tell({"warning": f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted"})
@@ -165,7 +167,8 @@ class Supervisor:
         self._reporter.progress("mounting " + "; ".join(v.describe() for v in volumes))
         shown = self._presentation()
         for volume, target in zip(volumes, targets, strict=True):
-            served = ServedVolume(volume, target, self._medium, self._machines, shown)
+            box = self._boxes.pop() if self._boxes else SessionBox(self._medium)
+            served = ServedVolume(volume, target, self._machines, shown, box, self._medium.name)
             self._served.append(served)
             self._nursery.start_soon(self._serve, served)
         for served in list(self._served):
@@ -188,7 +191,7 @@ class Supervisor:
     def _presentation(self) -> Presentation:
         s = self._settings
         owner = None if s["owner"] == "image" else (s["uid"], s["gid"])
-        return Presentation(owner, s["uid"], s["gid"], s["links"], s["idle"])
+        return Presentation(owner, s["uid"], s["gid"], s["links"], s["idle"], s["entries"])
 
     def _targets(self, volumes: list[Volume]) -> list[Path]:
         if len(volumes) == 1:
@@ -222,6 +225,8 @@ class Supervisor:
         for served in self._served:
             await trio.to_thread.run_sync(served.detach)
             await served.end()
+        for box in self._boxes:
+            await box.child.stop()
         await self._machines.close()
 
     def _remove_folders(self) -> None:

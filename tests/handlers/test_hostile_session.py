@@ -16,7 +16,7 @@ from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import served as served_module
 from mountsafe.session.mounter import MountRequest
-from mountsafe.session.served import Presentation, ServedVolume
+from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 
 
 class FakeChild:
@@ -83,7 +83,8 @@ async def session(mounts: list[MountRequest], tmp_path: Path) -> AsyncIterator[S
     volume = Volume("sdx", "disk", 0, 0, 512, "ext4", "filesystem", "", "", "", "")
     medium = Medium(tmp_path / "a,allow_root.img", os.open("/dev/null", os.O_RDONLY), 512, False)
     machines = FakeMachines()
-    served = ServedVolume(volume, tmp_path, medium, machines, Presentation(None, 1, 1, "nofollow"))  # type: ignore[arg-type]
+    shown = Presentation(None, 1, 1, "nofollow")
+    served = ServedVolume(volume, tmp_path, machines, shown, SessionBox(medium), medium.name)  # type: ignore[arg-type]
     seen = Session(served, served._child, mounts, machines)  # type: ignore[arg-type]
 
     async def run() -> None:
@@ -92,6 +93,7 @@ async def session(mounts: list[MountRequest], tmp_path: Path) -> AsyncIterator[S
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
+        assert json.loads(await seen.receive(10_000))["device"] == "sdx"
         yield seen
         nursery.cancel_scope.cancel()
     os.close(medium.fd)

@@ -31,7 +31,7 @@ from mountsafe.limits import KVM_PROBE_DEADLINE
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume, choose
 from mountsafe.session.machines import Machines
-from mountsafe.session.served import Presentation, ServedVolume
+from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 from mountsafe.session.supervisor import inspect_medium, machine_settings
 
 AT_A_TIME = 2  # virtual machines beside each other; each takes about 300 MB
@@ -234,7 +234,8 @@ async def _look_at(look: Look, volume: Volume, target: Path, medium: Medium, mac
     uid, gid = os.geteuid(), os.getegid()
     machines.asked = 0
     with _incidents() as incidents:
-        served = ServedVolume(volume, target, medium, machines, Presentation(look.owner, uid, gid, "nofollow"))
+        shown = Presentation(look.owner, uid, gid, "nofollow")
+        served = ServedVolume(volume, target, machines, shown, SessionBox(medium), medium.name)
         entries = await _show(served, machines.nursery)
     read = sum(entry.size or 0 for entry in entries.values())
     return Sight(volume, served.fstype, served.note, served.direct, entries, read, machines.asked, incidents)
