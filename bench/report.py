@@ -190,10 +190,11 @@ class Circumstances:
     libguestfs: str
     mountsafe: str
     rounds: int
+    guestmount_rounds: int
     quick: bool
 
 
-def circumstances(mountsafe: Path, accelerator: str, rounds: int, quick: bool) -> Circumstances:
+def circumstances(mountsafe: Path, accelerator: str, rounds: tuple[int, int], quick: bool) -> Circumstances:
     """Look at this machine."""
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     model = next((line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")), "?")
@@ -207,7 +208,8 @@ def circumstances(mountsafe: Path, accelerator: str, rounds: int, quick: bool) -
         qemu=_first_line("qemu-system-x86_64", "--version"),
         libguestfs=_first_line("guestmount", "--version"),
         mountsafe=_first_line(str(mountsafe), "--version"),
-        rounds=rounds,
+        rounds=rounds[0],
+        guestmount_rounds=rounds[1],
         quick=quick,
     )
 
@@ -227,7 +229,7 @@ def as_data(around: Circumstances, of_it: list[Line]) -> dict[str, object]:
 PAGE = """\
 # What mountsafe costs, measured
 
-Medians of {rounds} rounds, on {date}: {cores} cores of {processor}, {memory_gib} GiB, Linux {kernel}, {kvm}.
+Medians of {rounds} rounds ({guestmount_rounds} with guestmount), on {date}: {cores} cores of {processor}, {memory_gib} GiB, Linux {kernel}, {kvm}.
 {qemu}; {libguestfs}; {mountsafe}.
 
 K is this kernel's loop mount, G is guestmount with the options that suit it best ({options}), M is mountsafe as a user
@@ -239,7 +241,7 @@ dropped from it. "Image in page cache": the image was read before, the mount was
 Memory is the proportional set size of every process of a mount. Bytes read by the three ways were compared with what
 was put on the images.
 
-To repeat: `sudo ./dev bench --rounds {rounds} --save`. It needs about 12 GiB in its work folder.
+To repeat: `sudo ./dev bench --rounds {rounds} --guestmount-rounds {guestmount_rounds} --save`. It needs about 12 GiB in its work folder.
 """
 
 
