@@ -249,7 +249,9 @@ def main() -> int:
         print("bench: interrupted; so far:", file=sys.stderr)
         code = 130
     lines = report.lines(bench.figures)
-    around = report.circumstances(bench.program, bench.accelerator, (bench.rounds, bench.guestmount_rounds), bench.quick)
+    around = report.circumstances(
+        bench.program, bench.accelerator, (bench.rounds, bench.guestmount_rounds), bench.quick
+    )
     print(report.as_text(lines))
     print(report.verdict(lines))
     if arguments.json is not None:

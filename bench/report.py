@@ -229,7 +229,8 @@ def as_data(around: Circumstances, of_it: list[Line]) -> dict[str, object]:
 PAGE = """\
 # What mountsafe costs, measured
 
-Medians of {rounds} rounds ({guestmount_rounds} with guestmount), on {date}: {cores} cores of {processor}, {memory_gib} GiB, Linux {kernel}, {kvm}.
+Medians of {rounds} rounds ({guestmount_rounds} with guestmount), on {date}:
+{cores} cores of {processor}, {memory_gib} GiB, Linux {kernel}, {kvm}.
 {qemu}; {libguestfs}; {mountsafe}.
 
 K is this kernel's loop mount, G is guestmount with the options that suit it best ({options}), M is mountsafe as a user
@@ -241,7 +242,8 @@ dropped from it. "Image in page cache": the image was read before, the mount was
 Memory is the proportional set size of every process of a mount. Bytes read by the three ways were compared with what
 was put on the images.
 
-To repeat: `sudo ./dev bench --rounds {rounds} --guestmount-rounds {guestmount_rounds} --save`. It needs about 12 GiB in its work folder.
+To repeat: `sudo ./dev bench --rounds {rounds} --guestmount-rounds {guestmount_rounds} --save`.
+It needs about 12 GiB in its work folder.
 """
 
 

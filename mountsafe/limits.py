@@ -35,6 +35,7 @@ MAX_MOUNTS = 24  # of one medium; each takes a port of the VM, which has 29 to g
 PREFETCH_ENTRIES = 20_000  # learned in the background after mounting; less than INDEX_ENTRIES, and about 20 MiB
 IDLE = 60.0  # a VM that nobody has asked anything for so long is ended; the next question starts another
 MAX_EXTENTS_PER_FILE = 200_000  # a plan of more is not kept: such a file is read through the agent
+AGENT_CHUNKS = 8  # MiB of a mount that came through the agent and are kept, or are on their way
 INFLIGHT = 32  # requests to the agent at a time
 MAX_INCIDENTS_LOGGED = 100  # a hostile image must not fill the log; all are counted
 CONTROL_MESSAGE = 64 << 10  # between our own processes

@@ -134,6 +134,10 @@ class Agents:
                 client.end(GuestGone("the virtual machine was not needed"))
                 await resting()
 
+    def defer(self) -> None:
+        """What nobody needs yet has to wait: a program needs the processor, though not the guest."""
+        self._last_awaited = trio.current_time()
+
     async def quiet(self, enough: Callable[[], bool] = lambda: False) -> None:
         """Wait until no program has waited for the guest for a moment, or `enough` holds."""
         while not enough() and (self._awaited or trio.current_time() < self._last_awaited + QUIET):  # noqa: ASYNC110

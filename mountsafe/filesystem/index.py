@@ -3,8 +3,8 @@
 A folder is learned page by page, by one task in the background; whoever looks at it waits only for as much as he needs,
 so that a listing starts before a huge folder is known. Nothing that
 was learned changes as long as the kernel may hold it: the medium is read-only. Learned folders are forgotten, oldest
-first, when there are more than `INDEX_ENTRIES` entries; a node that the kernel still holds keeps its number, name and
-attributes.
+first, when there are more than a limit of entries, and the kernel is asked to let their files go (`release`, called
+with the folder's number and the file's name); a node that it still holds keeps its number, name and attributes.
 
 Inode numbers are the medium's where they can be: unique, and stable for the type. Otherwise a number is made from the
 path with a key of this mount, so that it is the same whenever the folder is learned again.
@@ -96,8 +96,16 @@ class Node:
 class Index:
     """The nodes of one mount, by inode number."""
 
-    def __init__(self, agents: Agents, incidents: Incidents, nursery: trio.Nursery, limit: int = INDEX_ENTRIES) -> None:
+    def __init__(
+        self,
+        agents: Agents,
+        incidents: Incidents,
+        nursery: trio.Nursery,
+        limit: int = INDEX_ENTRIES,
+        release: Callable[[int, bytes], None] = lambda parent, name: None,
+    ) -> None:
         mounted = agents.mounted
+        self._release = release
         self._agents = agents
         self._incidents = incidents
         self._nursery = nursery
@@ -261,7 +269,9 @@ class Index:
         listing, folder.listing = folder.listing, None
         assert listing is not None
         self._entries -= len(listing.order)
-        for _, child in listing.order:
+        for name, child in listing.order:
+            if child.lookups and not child.is_folder:  # a folder may be somebody's working directory
+                self._release(folder.ino, name)
             self._drop_unused(child)
         self._drop_unused(folder)
 

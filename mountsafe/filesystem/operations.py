@@ -240,6 +240,11 @@ class Operations(pyfuse3.Operations):
         return value
 
 
+def release(parent_inode: int, name: bytes) -> None:
+    """Let the kernel forget a name, and with it a file that nobody has open. Returns at once."""
+    pyfuse3.invalidate_entry_async(parent_inode, name, ignore_enoent=True)
+
+
 async def serve(operations: Operations, fd: int, started: Callable[[], Awaitable[None]]) -> None:
     """Serve the /dev/fuse descriptor `fd` until it is unmounted. `started` is called when requests can come."""
     pyfuse3.init(operations, f"/dev/fd/{fd}", {"fsname=mountsafe"})

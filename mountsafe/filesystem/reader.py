@@ -13,6 +13,7 @@ import trio
 from mountsafe import wire
 from mountsafe.errors import GuestFault
 from mountsafe.filesystem.agents import Agents
+from mountsafe.filesystem.chunks import Chunks
 from mountsafe.filesystem.index import Node
 from mountsafe.incidents import Incidents
 from mountsafe.limits import MAX_EXTENT_QUESTIONS, MAX_EXTENTS_PER_FILE
@@ -20,17 +21,19 @@ from mountsafe.medium.block import BlockReader
 from mountsafe.medium.extents import NO_PLAN, ReadPlan, Source, plan
 
 PROOF_BYTES = 64 << 10  # how much of a direct read is compared
+IN_ORDER = 64 << 10  # the kernel asks for so much at a time only where a program reads one byte after the other
 
 
 class Reader:
     """Reads the files of one mount."""
 
-    def __init__(self, agents: Agents, block: BlockReader, incidents: Incidents) -> None:
+    def __init__(self, agents: Agents, block: BlockReader, incidents: Incidents, nursery: trio.Nursery) -> None:
         self._agents = agents
         self._block = block
         self._incidents = incidents
         self._direct = agents.mounted.direct
         self._proven = False
+        self._chunks = Chunks(self._ask, nursery)
         self._asked: dict[int, trio.Event] = {}  # files whose layout is on its way
 
     @property
@@ -100,6 +103,8 @@ class Reader:
         length = min(length, node.size - offset)
         if length <= 0:
             return b""
+        if length >= IN_ORDER:
+            self._agents.defer()
         if self._proven and self._direct:
             physical = node.plan.place(offset, length)
             found = self._block.read_now(physical, length) if physical is not None else None
@@ -115,6 +120,8 @@ class Reader:
                 if not self._proven:
                     data = await self._prove(node, piece.offset, data)
                 parts.append(data)
+            elif piece.length >= IN_ORDER:
+                parts.append(await self._chunks.read(node, piece.offset, piece.length))
             else:
                 parts.append(await self._ask(node, piece.offset, piece.length))
         return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -20,7 +20,7 @@ from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import GuestGone, MountsafeError
 from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.index import Index
-from mountsafe.filesystem.operations import Operations, View, serve
+from mountsafe.filesystem.operations import Operations, View, release, serve
 from mountsafe.filesystem.prefetch import prefetch
 from mountsafe.filesystem.reader import Reader
 from mountsafe.incidents import Incidents
@@ -81,7 +81,7 @@ class SessionProcess:
         incidents = Incidents()
         try:
             await agents.start()
-            index = Index(agents, incidents, self._nursery, settings["entries"])
+            index = Index(agents, incidents, self._nursery, settings["entries"], release)
             statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
             await index.listing(index.root).begun()
         except (MountsafeError, OSError) as error:
@@ -99,7 +99,7 @@ class SessionProcess:
         )
         if len(fds) != 1:
             raise SystemExit(1)
-        reader = Reader(agents, BlockReader(settings["medium"], settings["medium_size"]), incidents)
+        reader = Reader(agents, BlockReader(settings["medium"], settings["medium_size"]), incidents, self._nursery)
         view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))
         operations = Operations(index, reader, agents, statfs, view)
         self._nursery.start_soon(prefetch, agents, index, reader, min(PREFETCH_ENTRIES, settings["entries"] // 2))

@@ -246,3 +246,35 @@ def test_a_folder_of_100_000_entries(stage: Stage, mount: Mount) -> None:
         return len(entries), len(set(entries.values())), os.lstat(target / "99999").st_ino - entries["99999"]
 
     assert mounted.person.run(count, mounted.target) == (100_000, 100_000, 0)
+
+
+def test_a_tree_that_is_larger_than_what_is_remembered(stage: Stage, mount: Mount) -> None:
+    """Folders are forgotten and learned again meanwhile: numbers stay, and so does what is in use."""
+    top = stage.folder()
+    for number in range(12):
+        (top / f"{number:02}/inner").mkdir(parents=True)
+        for name in range(300):
+            (top / f"{number:02}/{name:03}").write_bytes(b"%d" % number)
+    mounted = mount(top, options={"entries": 1000})
+
+    def walk(target: Path) -> tuple[int, bool, bytes, str]:
+        def look() -> dict[str, int]:
+            return {
+                os.path.join(folder, name): os.lstat(os.path.join(folder, name)).st_ino
+                for folder, folders, files in os.walk(target)
+                for name in folders + files
+            }
+
+        before = os.getcwd()
+        try:
+            os.chdir(target / "00/inner")
+            with open(target / "00/000", "rb") as file:
+                first = look()
+                same = look() == first
+                return len(first), same, file.read(), os.path.relpath(os.getcwd(), target)
+        finally:
+            os.chdir(before)
+
+    assert mounted.person.run(walk, mounted.target) == (12 * 302, True, b"0", "00/inner")
+    mounted.unmount()
+    mounted.assert_nothing_left()

@@ -142,7 +142,7 @@ async def opened(
             await agents.start()
             incidents = Incidents()
             index = Index(agents, incidents, nursery, limit)
-            reader = Reader(agents, BlockReader(fd, size), incidents)
+            reader = Reader(agents, BlockReader(fd, size), incidents, nursery)
             statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
             yield Opened(host, agents, index, reader, Operations(index, reader, agents, statfs, view), incidents)
             nursery.cancel_scope.cancel()

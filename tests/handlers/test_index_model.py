@@ -210,3 +210,21 @@ async def test_a_folder_that_outlives_its_parents_keeps_its_number(limit: int) -
             await kernel.drop(held)
         await kernel.walk(b"a/c/d/up")
         await kernel.check()
+
+
+async def test_the_kernel_is_asked_to_let_go_of_files_of_forgotten_folders() -> None:
+    """Of files that it holds, and never of folders: one of them may be where somebody is."""
+    tree = {b"": [folder(b"%d" % at, 10 + at) for at in range(4)]}
+    for at in range(4):
+        tree[b"%d" % at] = [
+            *(entry(b"f%d" % number, 100 * at + 100 + number) for number in range(10)),
+            folder(b"in", 90 + at),
+        ]
+        tree[b"%d/in" % at] = []
+    released: list[tuple[int, bytes]] = []
+    async with opened(lambda: Liar(tree), limit=20) as mount:
+        mount.index._release = lambda parent, name: released.append((parent, name))
+        for at in range(4):
+            for each in tree[b"%d" % at][at:]:  # the kernel is not told of the others
+                await mount.walk(b"%d/" % at + each.name)
+    assert released == [(10 + at, b"f%d" % number) for at in range(3) for number in range(at, 10)]
