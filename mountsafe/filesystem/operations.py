@@ -161,6 +161,8 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: object) -> None:
         """Reply with entries and their attributes until the kernel's buffer is full."""
         listing = self._listings[fh]
+        if listing.complete:
+            self._agents.defer()
         await listing.wait_for(lambda: listing.complete or len(listing.order) > start_id)
         for position in range(start_id, len(listing.order)):
             name, node = listing.order[position]

@@ -12,6 +12,8 @@ from mountsafe.errors import MountsafeError
 PATIENCE = 200e-6
 DISTRUST = 64  # reads
 SMALL = 64 << 10  # bytes; larger reads gain nothing by it
+# Bytes. Who reads at two places so near to each other reads small files, and what lies between them is likely next.
+NEAR, NEIGHBOURHOOD = 1 << 20, 256 << 10
 
 
 class MediumError(MountsafeError):
@@ -31,6 +33,7 @@ class BlockReader:
         self._nowait = True
         self._buffer = memoryview(bytearray())
         self._distrust = 0
+        self._missed = -NEAR  # where the last small read was that had to wait
 
     def read_now(self, offset: int, length: int) -> memoryview | None:
         """Return `length` bytes if they can be had at once, or None. They are valid until the next call.
@@ -56,10 +59,12 @@ class BlockReader:
             return False
 
     def _try_for_a_moment(self, view: memoryview, offset: int) -> bool:
+        near = abs(offset - self._missed) < NEAR
+        self._missed = offset
+        os.posix_fadvise(self._fd, offset, NEIGHBOURHOOD if near else len(view), os.POSIX_FADV_WILLNEED)
         if self._distrust:
             self._distrust -= 1
             return False
-        os.posix_fadvise(self._fd, offset, len(view), os.POSIX_FADV_WILLNEED)
         end = time.perf_counter() + PATIENCE
         while time.perf_counter() < end:
             if self._try(view, offset):

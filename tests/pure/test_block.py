@@ -95,3 +95,14 @@ def test_the_last_sector_ends_in_zeros(medium: int) -> None:
 def test_a_medium_that_lost_its_end_is_an_error(medium: int) -> None:
     with pytest.raises(MediumError):
         read(medium, SIZE + 100_000, SIZE - 10, 100)
+
+
+def test_near_a_small_read_that_waited_more_is_fetched(medium: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, length, advice: asked.append((offset, length)))
+    monkeypatch.setattr(block, "NEAR", 10_000)
+    Absent(monkeypatch, 1 << 30)
+    reader = BlockReader(medium, SIZE)
+    for offset in (50_000, 55_000, 40_000, 200_000):
+        assert reader.read_now(offset, 100) is None
+    assert [length for _, length in asked] == [100, block.NEIGHBOURHOOD, 100, 100]
