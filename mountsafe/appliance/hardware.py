@@ -12,7 +12,13 @@ _EMULATED = {"x86_64": ("max,la57=off,-erms,-smap",)}
 # counts on it is outside; the walls are the host's.
 KERNEL_OPTIONS = "mitigations=off init_on_alloc=0 audit=0 lsm= randomize_kstack_offset=off"
 
-PROCESSORS = 2  # one for each half of a large question: mountsafe/agent/twin.py
+
+def processors(accelerator: str) -> int:
+    """Return how many the guest has: with two, the agent's twin does half of the work (mountsafe/agent/twin.py).
+
+    In software emulation QEMU 7.2 ended with an abort in about one of thirty mounts while two of them ran.
+    """
+    return 1 if accelerator == "tcg" else 2
 
 
 def options(accelerator: str) -> list[tuple[str, str]]:

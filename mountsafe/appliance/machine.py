@@ -88,7 +88,10 @@ class Machine:
 
     async def _receive(self, deadline: float, what: str) -> channel.Message:
         with trio.move_on_after(deadline):
-            packet = await self._control.recv(CONTROL_MESSAGE)
+            try:
+                packet = await self._control.recv(CONTROL_MESSAGE)
+            except ConnectionError:  # it ended before it read what we had asked
+                packet = b""
             if not packet:
                 await trio.sleep(LAST_WORDS)
                 last = self._process.last_line

@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from mountsafe import channel
@@ -23,6 +24,14 @@ def _end(code: int) -> NoReturn:
     # No finalisation: libguestfs's handle may be in the middle of a call, and the namespace's end kills QEMU anyway.
     sys.stderr.flush()
     os._exit(code)
+
+
+def _say_how_it_ended() -> None:
+    """Log how QEMU ended: it is our child, and nobody else is told."""
+    with suppress(ChildProcessError):
+        _, status = os.waitpid(-1, 0)
+        code = os.waitstatus_to_exitcode(status)
+        sys.stderr.write(f"QEMU ended {f'by signal {-code}' if code < 0 else f'with code {code}'}\n")
 
 
 def _do(guest: Guest, what: str, fds: list[int]) -> None:
@@ -74,6 +83,7 @@ def main() -> None:
     while True:
         ready, _, _ = select.select(watched, [], [], timeout)
         if guest.qmp in ready and not guest.qmp.drain():
+            _say_how_it_ended()
             _end(1)
         if control in ready and not _answer(guest, control):
             _end(0)

@@ -28,6 +28,7 @@ from mountsafe.session.mounter import FuseMount, MountRequest, mount
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
+LAST_WORDS = 0.5  # seconds for what a session process said at its end to arrive
 
 STATE_WORDS = {
     wire.MountState.CLEAN: "",
@@ -127,6 +128,10 @@ class ServedVolume:
                 nursery.start_soon(self._give_up_late)
                 nursery.start_soon(self._declare_serving)
                 await self._converse()
+                with trio.move_on_after(LAST_WORDS):  # it may say why it ends
+                    code = await self._child.wait()
+                    log.info("the session process ended (%d)", code)
+                    await trio.sleep(LAST_WORDS / 10)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
