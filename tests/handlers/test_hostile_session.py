@@ -30,6 +30,10 @@ class FakeChild:
     async def log_words(self) -> None:
         await trio.sleep_forever()
 
+    async def wait(self) -> int:
+        await trio.sleep_forever()
+        raise AssertionError
+
     async def stop(self) -> None:
         self.control.close()
 
