@@ -56,6 +56,10 @@ class Chunks:
     def __len__(self) -> int:
         return len(self._chunks)
 
+    def clear(self) -> None:
+        """Keep none."""
+        self._chunks.clear()
+
     async def read(self, node: Node, offset: int, length: int) -> bytes:
         """Return bytes that lie in the file, and have the chunk after them on its way."""
         parts = []

@@ -41,6 +41,10 @@ class Reader:
         """Whether direct reads are in use."""
         return self._direct
 
+    def rest(self) -> None:
+        """Let go of what was kept for readers: there have been none for a while."""
+        self._chunks.clear()
+
     async def open(self, node: Node) -> None:
         """Learn where the bytes of a file are, and of the files after it in its folder, which are likely to be next."""
         while node.ino in self._asked:

@@ -71,6 +71,10 @@ class SessionProcess:
     async def _misbehaved(self, error: MountsafeError) -> None:
         await self._parent.tell({"event": "misbehaved", "why": str(error)})
 
+    async def _resting(self, reader: Reader) -> None:
+        reader.rest()
+        await self._parent.tell({"event": "resting"})
+
     async def run(self) -> None:
         """Mount in the guest, take /dev/fuse, serve until unmounted."""
         settings = self._settings
@@ -104,8 +108,7 @@ class SessionProcess:
         operations = Operations(index, reader, agents, statfs, view)
         self._nursery.start_soon(prefetch, agents, index, reader, min(PREFETCH_ENTRIES, settings["entries"] // 2))
         if settings["idle"]:
-            resting = partial(self._parent.tell, {"event": "resting"})
-            self._nursery.start_soon(agents.rest_when_idle, settings["idle"], resting)
+            self._nursery.start_soon(agents.rest_when_idle, settings["idle"], partial(self._resting, reader))
         await serve(operations, fds[0], partial(self._parent.tell, {"event": "serving"}))
         agents.close()
 

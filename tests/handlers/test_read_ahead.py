@@ -49,6 +49,8 @@ async def test_in_any_order_the_bytes_are_right_and_little_is_kept() -> None:
             offset, length = places.randrange(SIZE + 10), places.randrange(1, 20_000)
             assert await mount.operations.read(handle, offset, length) == CONTENT[offset : offset + length]
             assert len(mount.reader._chunks) <= AGENT_CHUNKS
+        mount.reader.rest()
+        assert len(mount.reader._chunks) == 0
 
 
 async def test_a_small_read_asks_for_no_more_than_it_needs() -> None:
