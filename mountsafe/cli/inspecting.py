@@ -24,16 +24,21 @@ def register(app: typer.Typer) -> None:
 def inspect(source: Source, json: Json = False, verbose: Verbose = False) -> None:
     """Show the partitions and file systems of an image or a device, and how risky each type is to mount."""
     medium = open_medium(source)
-    sandbox.require()
-    with screen.progress(json or verbose) as progress:
-        build.ensure(progress)
-        progress("starting the virtual machine")
-        volumes = trio.run(_find, medium, verbose)
+    volumes = find(medium, json or verbose, verbose)
     if json:
         facts = {"source": str(medium.path), "size": medium.size, "volumes": [volume.facts() for volume in volumes]}
         screen.print_json(facts)
     else:
         _tell(medium, volumes)
+
+
+def find(medium: Medium, quiet: bool, verbose: bool = False) -> list[Volume]:
+    """Return what a virtual machine finds on a medium; `quiet`: no progress is shown."""
+    sandbox.require()
+    with screen.progress(quiet) as progress:
+        build.ensure(progress)
+        progress("starting the virtual machine")
+        return trio.run(_find, medium, verbose)
 
 
 async def _find(medium: Medium, verbose: bool) -> list[Volume]:

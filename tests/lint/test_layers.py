@@ -22,7 +22,7 @@ ROOMS = (
     ("policy",),
     ("wire",),
     ("channel", "incidents", "process"),
-    ("agent", "medium", "sandbox", "appliance"),
+    ("agent", "medium", "sandbox", "appliance", "hotplug"),
     ("filesystem",),
     ("session",),
     ("daemon", "cli"),
@@ -52,6 +52,7 @@ FOREIGN = {
         f"{PACKAGE}.daemon*",
         f"{PACKAGE}.cli*",
     ),
+    "pyudev": (f"{PACKAGE}.hotplug*",),
     "rich": (f"{PACKAGE}.cli*",),
     "typer": (f"{PACKAGE}.cli*",),
 }

@@ -1,0 +1,204 @@
+"""Rules in TOML, and what they say of a medium. Pure: text in, decision out.
+
+The first rule whose every condition holds decides. What no rule decides is opened in a virtual machine if it is
+external, and left to the system if it is not. A policy that cannot be read refuses everything external: a typing error
+must not open a door.
+"""
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from mountsafe.policy.facts import Facts
+from mountsafe.policy.risk import RiskClass
+
+VERSION = 1
+
+
+class Verdict(StrEnum):
+    """What is done with a medium."""
+
+    SANDBOX = "sandbox"  # a virtual machine opens it
+    KERNEL = "kernel"  # it is left to the system
+    ASK = "ask"  # the user of the seat is asked
+    REFUSE = "refuse"  # nobody opens it
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it."""
+
+    owner: str = "user"
+    hide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Conditions, a verdict, and where it was written."""
+
+    name: str
+    origin: str
+    verdict: Verdict
+    conditions: Mapping[str, Any]
+    reason: str = ""
+    options: Options = field(default_factory=Options)
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether every condition holds."""
+        return all(_CONDITIONS[key](facts, wanted) for key, wanted in self.conditions.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is done, which rule said so ("" if none did), and why."""
+
+    verdict: Verdict
+    rule: str
+    origin: str
+    reason: str
+    options: Options
+
+
+class PolicyError(ValueError):
+    """A policy that cannot be read: where, and what is wrong."""
+
+
+class Policy:
+    """Ordered rules. `broken`: why nothing external may be opened."""
+
+    def __init__(self, rules: Iterable[Rule], broken: str = "") -> None:
+        self.rules = tuple(rules)
+        self.broken = broken
+
+    @classmethod
+    def parse(cls, texts: Iterable[tuple[str, str]]) -> "Policy":
+        """Read (name, TOML) pairs, the most important first. Never raises: a broken one refuses."""
+        rules: list[Rule] = []
+        try:
+            for name, text in texts:
+                rules += parse_rules(name, text)
+        except PolicyError as error:
+            return cls([], str(error))
+        return cls(rules)
+
+    def decide(self, facts: Facts) -> Decision:
+        """Return what is to be done with a medium."""
+        if self.broken:
+            if facts.external:
+                return Decision(Verdict.REFUSE, "", "", f"the policy cannot be read: {self.broken}", Options())
+            return Decision(Verdict.KERNEL, "", "", "it is inside the machine", Options())
+        for rule in self.rules:
+            if rule.holds(facts):
+                return Decision(rule.verdict, rule.name, rule.origin, rule.reason or facts.risk.reason, rule.options)
+        if facts.external:
+            return Decision(Verdict.SANDBOX, "", "", f"it is external; {facts.risk.reason}", Options())
+        return Decision(Verdict.KERNEL, "", "", "it is inside the machine", Options())
+
+
+def parse_rules(origin: str, text: str) -> list[Rule]:
+    """Return the rules of a TOML text. Raises PolicyError."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError(f"{origin}: {error}") from error
+    unknown = set(document) - {"version", "rule"}
+    if unknown:
+        raise PolicyError(f"{origin}: unknown key {min(unknown)!r}; rules are tables [[rule]]")
+    if document.get("version", VERSION) != VERSION:
+        raise PolicyError(f"{origin}: version {document['version']!r}; this program knows {VERSION}")
+    tables = document.get("rule", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise PolicyError(f"{origin}: rules are tables [[rule]]")
+    return [_rule(table, f"{origin}, rule {number}") for number, table in enumerate(tables, 1)]
+
+
+_STRINGS = ("name", "reason", "owner")
+
+
+def _rule(table: dict[str, Any], origin: str) -> Rule:
+    for key, value in table.items():
+        if key not in (*_STRINGS, "verdict", "hide", *_CHECKS):
+            raise PolicyError(f"{origin}: unknown key {key!r}")
+        if key in _STRINGS and not isinstance(value, str):
+            raise PolicyError(f"{origin}: {key} is a text")
+        if key in _CHECKS:
+            _CHECKS[key](origin, key, value)
+    try:
+        verdict = Verdict(table["verdict"])
+    except (KeyError, ValueError):
+        raise PolicyError(f"{origin}: verdict is one of {', '.join(Verdict)}") from None
+    if table.get("owner", "user") not in ("user", "image"):
+        raise PolicyError(f"{origin}: owner is user or image")
+    if not isinstance(table.get("hide", False), bool):
+        raise PolicyError(f"{origin}: hide is true or false")
+    conditions = {key: value for key, value in table.items() if key in _CHECKS}
+    options = Options(table.get("owner", "user"), table.get("hide", False))
+    return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
+
+
+# --- conditions ------------------------------------------------------------------------------------------------------
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?")
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_TEXTS = ("fstype", "label", "uuid", "bus", "vendor", "model", "serial", "seat")
+_SWITCHES = ("external", "removable", "locked")
+
+
+def _patterns(wanted: Any) -> Any:
+    return [wanted] if isinstance(wanted, str) else wanted
+
+
+def _check_patterns(origin: str, key: str, value: Any) -> None:
+    wanted = _patterns(value)
+    if not isinstance(wanted, list) or not wanted or not all(isinstance(each, str) for each in wanted):
+        raise PolicyError(f"{origin}: {key} is a text or a list of texts, which may hold * and ?")
+
+
+def _check_risk(origin: str, key: str, value: Any) -> None:
+    _check_patterns(origin, key, value)
+    if not set(_patterns(value)) <= set(RiskClass):
+        raise PolicyError(f"{origin}: risk is of {', '.join(RiskClass)}")
+
+
+def _check_switch(origin: str, key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise PolicyError(f"{origin}: {key} is true or false")
+
+
+def _check_size(origin: str, key: str, value: Any) -> None:
+    if not isinstance(value, str) or not _SIZE.fullmatch(value):
+        raise PolicyError(f'{origin}: {key} is a size such as "64 GiB"')
+
+
+def _bytes(wanted: str) -> int:
+    match = _SIZE.fullmatch(wanted)
+    assert match is not None
+    return int(match[1]) * _UNITS[match[2] or ""]
+
+
+def _text_holds(key: str) -> Any:
+    return lambda facts, wanted: any(fnmatch.fnmatchcase(getattr(facts, key), each) for each in _patterns(wanted))
+
+
+def _switch_holds(key: str) -> Any:
+    return lambda facts, wanted: getattr(facts, key) is wanted
+
+
+_CHECKS = {
+    **dict.fromkeys(_TEXTS, _check_patterns),
+    **dict.fromkeys(_SWITCHES, _check_switch),
+    "risk": _check_risk,
+    "min_size": _check_size,
+    "max_size": _check_size,
+}
+_CONDITIONS = {
+    **{key: _text_holds(key) for key in _TEXTS},
+    **{key: _switch_holds(key) for key in _SWITCHES},
+    "risk": lambda facts, wanted: facts.risk.level in _patterns(wanted),
+    "min_size": lambda facts, wanted: facts.size >= _bytes(wanted),
+    "max_size": lambda facts, wanted: facts.size <= _bytes(wanted),
+}
+assert {field_.name for field_ in fields(Facts)} >= {*_TEXTS, *_SWITCHES}
