@@ -63,6 +63,10 @@ class Layout:
     def close(self) -> None:
         """Nothing is open."""
 
+    def only(self, fd: int) -> Extent | None:
+        told, _ = self.of(fd, os.fstat(fd), 0, 2)
+        return told[0] if len(told) == 1 and told[0].kind == ExtentKind.DATA else None
+
     def of(self, fd: int, st: os.stat_result, start: int, limit: int) -> tuple[list[Extent], int]:
         told: list[Extent] = []
         at = 0

@@ -159,6 +159,8 @@ class Tree:
         except OSError:
             return [], False
         try:
+            if (only := self._map.only(fd)) is not None:
+                return [only], False
             extents, following = self._map.of(fd, os.fstat(fd), 0, wire.MAX_FILE_EXTENTS)
         finally:
             os.close(fd)

@@ -86,7 +86,7 @@ def _arguments(appliance: Path, qemu: str, memory_mib: int, scratch: Path) -> li
         str(memory_mib),
         str(recorder),
         hardware.KERNEL_OPTIONS,
-        str(hardware.processors(ACCELERATOR)),
+        str(hardware.PROCESSORS),
         options,
     ]
     ask_libguestfs(_LAUNCH, appliance, scratch, told)

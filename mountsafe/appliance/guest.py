@@ -43,7 +43,7 @@ class Guest:
         handle.set_recovery_proc(False)
         handle.set_autosync(False)
         handle.set_memsize(self._memory_mib)
-        handle.set_smp(hardware.processors(self._accelerator))
+        handle.set_smp(hardware.PROCESSORS)
         handle.set_append(hardware.KERNEL_OPTIONS)
         handle.set_path(str(self._appliance))
         handle.set_verbose(self._verbose)

@@ -26,8 +26,10 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _say_how_it_ended() -> None:
-    """Log how QEMU ended: it is our child, and nobody else is told."""
+def _say_how_it_ended(guest: Guest) -> None:
+    """Log how QEMU ended, and its last words: it is our child, and nobody else is told."""
+    with suppress(RuntimeError):
+        guest.drain_console()
     with suppress(ChildProcessError):
         _, status = os.waitpid(-1, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -83,7 +85,7 @@ def main() -> None:
     while True:
         ready, _, _ = select.select(watched, [], [], timeout)
         if guest.qmp in ready and not guest.qmp.drain():
-            _say_how_it_ended()
+            _say_how_it_ended(guest)
             _end(1)
         if control in ready and not _answer(guest, control):
             _end(0)

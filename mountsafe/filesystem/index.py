@@ -51,6 +51,7 @@ class Node:
         "parent",
         "plan",
         "position",
+        "shown",
         "size",
         "target",
         "uid",
@@ -76,6 +77,7 @@ class Node:
         self.unplanned = entry.size > 0 and stat.S_ISREG(entry.mode)  # where its bytes are was not asked for yet
         self.lookups = 0
         self.listing: Listing | None = None
+        self.shown: object = None  # what the file system made of it for the kernel, to be told again
         self.position = 0  # in its folder's listing: a guess for hard links
 
     @property

@@ -86,6 +86,11 @@ class Operations(pyfuse3.Operations):
 
     # --- attributes ------------------------------------------------------------------------------------------------
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        if node.shown is None:
+            node.shown = self._made_attributes(node)
+        return node.shown
+
+    def _made_attributes(self, node: Node) -> pyfuse3.EntryAttributes:
         view = self._view
         a = pyfuse3.EntryAttributes()
         a.st_ino = node.ino

@@ -8,9 +8,10 @@ import trio
 from mountsafe.errors import MountsafeError
 
 # What is not in the page cache is waited for so long, in seconds, before a thread gets to read it: to hand a read over
-# and back takes as long. A disk that did not make it is not waited for during the next reads.
+# and back takes as long. A disk that did not make it is not waited for during the next reads. Even a good one is late
+# once in a while, so after the first time these are few, and twice as many after each further one.
 PATIENCE = 200e-6
-DISTRUST = 64  # reads
+MOST_DISTRUST = 64  # reads
 SMALL = 64 << 10  # bytes; larger reads gain nothing by it
 # Bytes. Who reads at two places so near to each other reads small files, and what lies between them is likely next.
 NEAR, NEIGHBOURHOOD = 1 << 20, 256 << 10
@@ -32,7 +33,8 @@ class BlockReader:
         self._size = size
         self._nowait = True
         self._buffer = memoryview(bytearray())
-        self._distrust = 0
+        self._distrust = 0  # reads for which nobody waits
+        self._next_distrust = 1
         self._missed = -NEAR  # where the last small read was that had to wait
 
     def read_now(self, offset: int, length: int) -> memoryview | None:
@@ -68,8 +70,10 @@ class BlockReader:
         end = time.perf_counter() + PATIENCE
         while time.perf_counter() < end:
             if self._try(view, offset):
+                self._next_distrust = 1
                 return True
-        self._distrust = DISTRUST
+        self._distrust = self._next_distrust
+        self._next_distrust = min(2 * self._next_distrust, MOST_DISTRUST)
         return False
 
     async def read(self, offset: int, length: int) -> bytes:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountsafe.agent import extents as agent
-from mountsafe.agent.extents import ExtentMap, fibmap, fiemap, without
+from mountsafe.agent.extents import ExtentMap, fibmap, fiemap, only_extent, without
 from mountsafe.wire import Extent, ExtentKind
 
 BLOCK = 512
@@ -126,6 +126,18 @@ def test_fiemap_from_the_middle_of_an_extent_tells_nothing_before_it(
     assert blocks(extents, len(kinds))[start:] == expected(kinds, physicals)[start:]
 
 
+@given(files())
+def test_the_short_way_tells_what_the_long_one_does_of_a_file_in_one_piece(file: tuple[list[str], list[int]]) -> None:
+    kinds, physicals = file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "ioctl", FakeFiemap(kernel_extents(kinds, physicals)))
+        only = only_extent(3)
+        extents, _ = fiemap(3, len(kinds) * BLOCK, 0, 100)
+    data = [extent for extent in extents if extent.kind == ExtentKind.DATA]
+    in_one_piece = len(data) == 1 and not data[0].logical and UNWRITTEN not in kinds and OPAQUE not in kinds
+    assert only == (data[0] if in_one_piece else None)
+
+
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 5), st.integers(1, BLOCK))
 def test_fibmap_in_as_many_questions_as_it_takes(physicals: list[int], steps: int, last: int) -> None:
     size = max(0, len(physicals) * BLOCK - BLOCK + last)
@@ -217,7 +229,9 @@ def test_a_driver_that_refuses_sends_the_file_through_the_agent(monkeypatch: pyt
         return 0
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    assert ExtentMap("xfs", False, [], 3).of(3, os.stat("/"), 0, 10) == ([], 0)
+    extent_map = ExtentMap("xfs", False, [], 3)
+    assert extent_map.of(3, os.stat("/"), 0, 10) == ([], 0)
+    assert extent_map.only(3) is None
 
 
 def test_extents_that_a_replay_has_changed_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,4 +247,5 @@ def test_extents_that_a_replay_has_changed_are_not_told(monkeypatch: pytest.Monk
     extent_map = ExtentMap("ext4", False, [(5 * BLOCK, 6 * BLOCK)], 3)
     size = os.stat_result((0, 0, 0, 0, 0, 0, 4 * BLOCK, 0, 0, 0))
     extents, _ = extent_map.of(3, size, 0, 10)
+    assert extent_map.only(3) is None
     assert blocks(extents, 4) == [(DATA, 4), (OPAQUE, 0), (DATA, 6), (DATA, 7)]

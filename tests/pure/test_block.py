@@ -63,18 +63,32 @@ def test_a_fast_disk_is_waited_for(medium: int, monkeypatch: pytest.MonkeyPatch)
     assert BlockReader(medium, SIZE).read_now(4096, 4096) == os.pread(medium, 4096, 4096)
 
 
-def test_a_slow_disk_is_not_waited_for_again_and_again(medium: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def waits(reader: BlockReader, absent: Absent, reads: int) -> list[int]:
+    """Which of so many small reads were waited for."""
+    waited = []
+    for number in range(reads):
+        absent.tries = 0
+        reader.read_now(0, 4096)
+        if absent.tries > 1:
+            waited.append(number)
+    return waited
+
+
+def test_a_slow_disk_is_waited_for_less_and_less(medium: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Absent(monkeypatch, 1 << 30)
+    waited = waits(BlockReader(medium, SIZE), absent, 400)
+    assert waited == [0, 2, 5, 10, 19, 36, 69, 134, 199, 264, 329, 394]
+
+
+def test_a_disk_that_was_late_once_is_waited_for_soon_again(medium: int, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = Absent(monkeypatch, 1 << 30)
     reader = BlockReader(medium, SIZE)
-    assert reader.read_now(0, 4096) is None
-    assert absent.tries > 1
-    for _ in range(block.DISTRUST):
-        absent.tries = 0
-        assert reader.read_now(0, 4096) is None
-        assert absent.tries == 1
-    absent.tries = 0
-    reader.read_now(0, 4096)
-    assert absent.tries > 1
+    assert waits(reader, absent, 100)
+    monkeypatch.setattr(reader, "_distrust", 0)
+    monkeypatch.setattr(absent, "_times", 3)
+    assert waits(reader, absent, 1) == [0]
+    monkeypatch.setattr(absent, "_times", 1 << 30)
+    assert waits(reader, absent, 6) == [0, 2, 5]
 
 
 def test_a_large_read_is_not_waited_for(medium: int, monkeypatch: pytest.MonkeyPatch) -> None:
