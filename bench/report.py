@@ -242,6 +242,9 @@ dropped from it. "Image in page cache": the image was read before, the mount was
 Memory is the proportional set size of every process of a mount. Bytes read by the three ways were compared with what
 was put on the images.
 
+Reading a big file fills memory that was free. On a virtual machine whose host takes free memory back, that memory comes
+back slowly, and the rounds of one line can differ by a factor of five, for every mounter.
+
 To repeat: `sudo ./dev bench --rounds {rounds} --guestmount-rounds {guestmount_rounds} --save`.
 It needs about 12 GiB in its work folder.
 """

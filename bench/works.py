@@ -280,9 +280,8 @@ def merged(groups: list[Group]) -> list[Group]:
 
 
 def distinct_copies(image: Path, folder: Path, count: int) -> list[Path]:
-    """Return paths that are the same image under other names: a source is mounted once only."""
+    """Return copies of an image: a source is mounted once only, under whatever name."""
     copies = [folder / f"copy-{number}.img" for number in range(count)]
     for copy in copies:
-        copy.unlink(missing_ok=True)
-        os.link(image, copy)
+        measure.run("cp", "--sparse=always", image, copy)
     return copies
