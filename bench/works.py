@@ -1,6 +1,5 @@
 """What is measured. A group of steps runs on one fresh mount; a step records one or more figures."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

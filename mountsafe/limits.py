@@ -32,6 +32,7 @@ MAX_FILE_SIZE = (1 << 63) - 1  # loff_t
 INDEX_ENTRIES = 200_000  # entries whose folder stays learned; older folders are asked for again
 MAX_EXTENT_QUESTIONS = 1024  # for one file: 8 GiB in clusters of 4 KiB; the rest is read through the agent
 MAX_MOUNTS = 24  # of one medium; each takes a port of the VM, which has 29 to give
+MAX_MEDIA = 16  # that the daemon keeps at a time; each may have a VM
 PREFETCH_ENTRIES = 20_000  # learned in the background after mounting; less than INDEX_ENTRIES, and about 20 MiB
 IDLE = 60.0  # a VM that nobody has asked anything for so long is ended; the next question starts another
 MAX_EXTENTS_PER_FILE = 200_000  # a plan of more is not kept: such a file is read through the agent

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mountsafe import __version__
-from mountsafe.cli import appliance, diagnose, inspecting, mounting, policies, screen
+from mountsafe.cli import appliance, diagnose, inspecting, mounting, policies, screen, serving, trusting
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.text import printable
 
@@ -25,6 +25,8 @@ app = typer.Typer(
 mounting.register(app)
 inspecting.register(app)
 diagnose.register(app)
+trusting.register(app)
+serving.register(app)
 app.add_typer(appliance.app, name="appliance")
 app.add_typer(policies.app, name="policy")
 

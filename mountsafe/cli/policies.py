@@ -1,34 +1,54 @@
-"""`policy`: what is done with a medium, and which rule says so."""
+"""`policy`: what is done with a medium, which rule says so, and the system rules that make it so."""
 
+import difflib
+import os
 import stat
+import subprocess
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mountsafe.cli import inspecting, screen
 from mountsafe.cli.mounting import Json, Source
+from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.source import open_medium
-from mountsafe.policy import files
+from mountsafe.policy import files, modprobe
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.rules import Decision
+from mountsafe.policy.risk import RiskClass
+from mountsafe.policy.rules import Decision, Policy
+from mountsafe.system.files import Change, Files, Plan
+
+if TYPE_CHECKING:
+    from mountsafe.system.check import Finding
 
 app = typer.Typer(no_args_is_help=True, help="What is done with a medium that is plugged in, and why.")
-_EXAMPLES = (
-    "Examples: [bold]mountsafe policy explain /dev/sdb[/bold], "
+
+Rules = Annotated[Path, typer.Option("--rules", metavar="DIR", help="Take policy.toml and policy.d from here.")]
+Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="Install below this folder; nothing is reloaded.")]
+Strict = Annotated[
+    list[RiskClass] | None,
+    typer.Option(
+        "--strict",
+        metavar="CLASS",
+        help="Also keep the kernel from loading parsers of this risk class (critical, high); may be repeated, and "
+        "stays until `uninstall`.",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done, and do nothing.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite generated files that somebody has changed.")]
+HOST = Path("/")
+
+
+@app.command(
+    epilog="Examples: [bold]mountsafe policy explain /dev/sdb[/bold], "
     "[bold]mountsafe policy explain disk.img --rules ./my-rules --json[/bold]"
 )
-
-
-@app.command(epilog=_EXAMPLES)
-def explain(
-    source: Source,
-    rules: Annotated[
-        Path, typer.Option("--rules", metavar="DIR", help="Take policy.toml and policy.d from here.")
-    ] = files.FOLDER,
-    json: Json = False,
-) -> None:
+def explain(source: Source, rules: Rules = files.FOLDER, json: Json = False) -> None:
     """Say what the policy does with each file system of a device or an image, and which rule decides.
 
     Of a device udev's database is asked, which needs no right; an image is looked at inside a virtual machine.
@@ -53,7 +73,7 @@ def _facts(source: Path, quiet: bool) -> list[Facts]:
     except OSError:
         is_device = False  # opening it says why
     if is_device:
-        from mountsafe.hotplug.devices import facts_of  # loads libudev, which no other verb needs
+        from mountsafe.hotplug.devices import facts_of  # loads libudev, which few verbs need
 
         return facts_of(source)
     volumes = inspecting.find(open_medium(source), quiet)
@@ -79,3 +99,175 @@ def _row(facts: Facts, decision: Decision) -> list[str]:
         rule if decision.rule else "none",
         decision.reason,
     ]
+
+
+# --- the system rules ------------------------------------------------------------------------------------------------
+def _wanted(rules: Path, root: Path, strict: Collection[RiskClass], harmless: bool) -> dict[str, str]:
+    """Return the generated files; with `harmless` only if they hide nothing that this machine uses."""
+    from mountsafe.system import generated  # loads libudev
+
+    policy = _readable(rules)
+    exempt = generated.exemptions(root)
+    if harmless:
+        generated.require_harmless(policy, exempt)
+        generated.require_unused(strict)
+    return generated.files(policy, exempt, strict)
+
+
+def _readable(rules: Path) -> Policy:
+    policy = files.load(rules)
+    if policy.broken:
+        hint = "mountsafe policy explain DEVICE says what happens until it is mended."
+        raise UserError(f"the policy cannot be read: {policy.broken}", hint, ExitCode.SOURCE)
+    return policy
+
+
+@app.command(
+    epilog="Examples: [bold]mountsafe policy render[/bold], "
+    "[bold]mountsafe policy render --strict critical --output ./rules[/bold]"
+)
+def render(
+    rules: Rules = files.FOLDER,
+    strict: Strict = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write them there.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Print the udev, polkit and modprobe files that `install` puts in place. It needs no right."""
+    wanted = _wanted(rules, HOST, strict or [], harmless=False)
+    if output is not None:
+        for path, text in wanted.items():
+            place = output / path.lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text, encoding="utf-8")
+    if json:
+        screen.print_json({"files": wanted})
+    elif output is None:
+        for path, text in wanted.items():
+            screen.say(f"# {path}\n{text}")
+
+
+@app.command(
+    epilog="Examples: [bold]sudo mountsafe policy install[/bold], "
+    "[bold]mountsafe policy install --strict critical --dry-run[/bold]"
+)
+def install(  # a parameter for each option, as typer wants it
+    rules: Rules = files.FOLDER,
+    root: Root = HOST,
+    strict: Strict = None,
+    dry_run: DryRun = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Put the rules in place that keep the host's kernel from mounting what the policy gives to the virtual machine.
+
+    They apply to what is plugged in from then on. Nothing that the machine uses now is touched: if a rule would hide
+    it, nothing is installed.
+    """
+    made = Files(root)
+    wanted = _wanted(rules, root, _strict(made, strict), harmless=root == HOST)
+    with _rights():
+        _carry_out(made, made.plan_install(wanted, force), dry_run, json)
+
+
+@app.command(epilog="Example: [bold]sudo mountsafe policy uninstall[/bold]")
+def uninstall(root: Root = HOST, dry_run: DryRun = False, force: Force = False, json: Json = False) -> None:
+    """Remove the rules, and put back what was there before, to the byte."""
+    made = Files(root)
+    with _rights():
+        _carry_out(made, made.plan_uninstall(force), dry_run, json)
+
+
+@contextmanager
+def _rights() -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: {error.strerror}", "Run it as root.", ExitCode.TARGET) from error
+
+
+def _carry_out(made: Files, plan: Plan, dry_run: bool, json: bool) -> None:
+    if not dry_run:
+        made.carry_out(plan)
+    changed = [change for change in plan.changes if change.old != change.new]
+    reloaded = bool(changed) and not dry_run and made.root == HOST and _reload_udev()
+    if json:
+        told = [{"path": str(change.path), "change": change.verb} for change in plan.changes]
+        screen.print_json({"dry_run": dry_run, "files": told, "reloaded": reloaded})
+        return
+    for change in plan.changes:
+        screen.say(f"{change.verb:8}{change.path}")
+    if reloaded:
+        screen.say("udev has read its rules anew; they apply to what is plugged in from now on")
+    elif not changed:
+        screen.say("nothing to do")
+
+
+def _reload_udev() -> bool:
+    with suppress(OSError):
+        return subprocess.run(["udevadm", "control", "--reload"], capture_output=True, check=False).returncode == 0
+    return False
+
+
+@app.command(epilog="Example: [bold]mountsafe policy diff[/bold] (exit code 1: there are differences)")
+def diff(rules: Rules = files.FOLDER, root: Root = HOST, strict: Strict = None, json: Json = False) -> None:
+    """Show how the files in place differ from those that the policy makes now."""
+    made = Files(root)
+    with _rights():
+        plan = made.plan_install(_wanted(rules, root, _strict(made, strict), harmless=False), force=True)
+    texts = [(change, "".join(_difference(change))) for change in plan.changes if change.old != change.new]
+    if json:
+        screen.print_json([{"path": str(change.path), "diff": text} for change, text in texts])
+    else:
+        for _, text in texts:
+            screen.say(text.rstrip("\n"))
+    if texts:
+        raise typer.Exit(int(ExitCode.FAILURE))
+
+
+def _difference(change: Change) -> list[str]:
+    old, new = ((content or b"").decode("utf-8", "replace").splitlines(True) for content in (change.old, change.new))
+    path = str(change.path)
+    return list(difflib.unified_diff(old, new, path if change.old is not None else os.devnull, path))
+
+
+def _strict(made: Files, chosen: list[RiskClass] | None) -> list[RiskClass]:
+    """Return the classes that were chosen, or those that the installed file blocks."""
+    if chosen:
+        return chosen
+    with suppress(OSError):
+        return modprobe.classes_of((made.root / "etc/modprobe.d" / modprobe.NAME).read_text(encoding="utf-8"))
+    return []
+
+
+@app.command(
+    epilog="Examples: [bold]mountsafe policy check[/bold], [bold]sudo mountsafe policy check --json[/bold] "
+    "(exit code 1: there are findings)"
+)
+def check(rules: Rules = files.FOLDER, strict: Strict = None, json: Json = False) -> None:
+    """Look at this machine as it is: who could still mount what. No finding is the proof that the policy is in force.
+
+    As root it also finds devices that nobody claims, which root could mount.
+    """
+    from mountsafe.system import check as live
+    from mountsafe.system import generated
+
+    found = live.findings(_readable(rules), generated.exemptions(), _strict(Files(), strict))
+    if json:
+        screen.print_json([asdict(finding) for finding in found])
+    else:
+        _tell(found)
+    if not all(each.unknown for each in found):
+        raise typer.Exit(int(ExitCode.FAILURE))
+
+
+def _tell(found: "list[Finding]") -> None:
+    for each in found:
+        if each.unknown:
+            screen.warn(f"{each.what}. {each.hint}")
+    rows = [[each.device or "all", each.who, each.what, each.hint] for each in found if not each.unknown]
+    if rows:
+        screen.table(["DEVICE", "WHO", "WHY", "WHAT HELPS"], rows)
+    else:
+        screen.say("no findings: what the policy manages, nobody but mountsafe mounts")

@@ -4,6 +4,7 @@ Reading it needs no right, and no byte of a medium is read.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyudev
@@ -13,6 +14,58 @@ from mountsafe.policy.facts import Facts, facts_of_device
 from mountsafe.text import printable
 
 SECTOR = 512  # the unit of the sysfs attribute "size", whatever the device's own is
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A block device as udev knows it. `disk`: the name of the whole disk; `facts` None: it is no medium.
+
+    `properties` are fit to be shown: many of them are the device's own words, or its medium's.
+    """
+
+    name: str
+    disk: str
+    node: str
+    number: tuple[int, int]
+    properties: dict[str, str]
+    links: tuple[str, ...]
+    facts: Facts | None
+    settled: bool = True  # udev has dealt with it
+
+    @property
+    def sequence(self) -> int:
+        """A number that no other medium of this machine has had since it started; 0 if the kernel does not tell."""
+        number = self.properties.get("DISKSEQ", "")
+        return int(number) if number.isdecimal() else 0
+
+    @property
+    def managed(self) -> bool:
+        """Whether the installed udev rules have masked it."""
+        return self.properties.get("MOUNTSAFE_MANAGED") == "1"
+
+    def values(self, key: str) -> tuple[str, ...]:
+        """Return what a udev match key is compared with: KERNEL, SYMLINK or ENV{...}."""
+        if key == "KERNEL":
+            return (self.name,)
+        if key == "SYMLINK":
+            return self.links
+        return (self.properties.get(key.removeprefix("ENV{").removesuffix("}"), ""),)
+
+
+def devices() -> list[Device]:
+    """Return all block devices, by name."""
+    return sorted(map(_device, pyudev.Context().list_devices(subsystem="block")), key=lambda device: device.name)
+
+
+def of_disk(name: str) -> list[Device]:
+    """Return a disk and its partitions, the disk first; nothing if it is not there."""
+    context = pyudev.Context()
+    try:
+        disk = pyudev.Devices.from_name(context, "block", name)
+        found = [_device(each) for each in context.list_devices(subsystem="block").match_parent(disk)]
+    except (pyudev.DeviceNotFoundError, OSError):
+        return []
+    return sorted(found, key=lambda device: (device.name != device.disk, device.name))
 
 
 def facts_of(path: Path) -> list[Facts]:
@@ -28,6 +81,29 @@ def facts_of(path: Path) -> list[Facts]:
         raise UserError(f"udev does not know {shown}", "lsblk shows what is there.", ExitCode.SOURCE) from error
     found = [_facts(each) for each in context.list_devices(subsystem="block").match_parent(device)]
     return sorted((facts for facts in found if facts is not None), key=lambda facts: facts.device)
+
+
+def is_to_be_detached(name: str) -> bool | None:
+    """Whether a loop device goes as soon as nobody has it open (losetup -d sets that); None if it is no loop device."""
+    try:
+        return Path("/sys/block", name, "loop/autoclear").read_text(encoding="ascii").strip() == "1"
+    except OSError:
+        return None
+
+
+def _device(device: pyudev.Device) -> Device:
+    parent = device.find_parent("block") if device.device_type == "partition" else None
+    number = device.device_number
+    return Device(
+        name=device.sys_name,
+        disk=(parent or device).sys_name,
+        node=device.device_node or "",
+        number=(os.major(number), os.minor(number)),
+        properties=_properties(device),
+        links=tuple(link.removeprefix("/dev/") for link in device.device_links),
+        facts=_facts(device),
+        settled=bool(device.is_initialized),
+    )
 
 
 def _facts(device: pyudev.Device) -> Facts | None:

@@ -159,3 +159,9 @@ def folder_names(volumes: Sequence[Volume]) -> list[str]:
         label = re.sub(r"[^\w.+-]+", "_", volume.label).strip("._-")[:64]
         names.append(f"{prefix}{volume.number or ''}{'-' if label else ''}{label}")
     return names
+
+
+def label_name(volume: Volume) -> str:
+    """Return a folder name for a file system that stands for itself: its label, or its type if it has none."""
+    label = re.sub(r"[^\w .+-]+", "_", volume.label).strip("._- ")[:64]
+    return label or volume.fstype

@@ -38,7 +38,10 @@ class Facts:
 
 
 # What never is a medium somebody plugged in: memory, and what is made of other devices.
-_MADE_HERE = ("ram", "zram", "dm-", "md", "nbd")
+MADE_HERE = ("ram", "zram", "dm-", "md", "nbd", "bcache", "drbd", "rbd", "zd", "pmem", "mtd", "ubiblock")
+# Disks that a hypervisor gives to a virtual machine; those on other buses are told by their bus.
+PARAVIRTUAL = ("vd", "xvd")
+INSIDE_BUSES = ("ata", "nvme", "scsi", "virtio")
 
 
 def facts_of_device(
@@ -55,12 +58,13 @@ def facts_of_device(
     device that all of it can be unplugged (Documentation/ABI/testing/sysfs-devices-removable). `subsystems`: those of
     what it hangs on.
     """
-    if name.startswith(_MADE_HERE) or (name.startswith("loop") and not properties.get("ID_FS_USAGE")):
+    if name.startswith(MADE_HERE) or (name.startswith("loop") and not size):
         return None
     bus = _bus(name, properties, subsystems)
+    masked = properties.get("MOUNTSAFE_MANAGED") == "1"
     return Facts(
         device=name,
-        fstype=properties.get("MOUNTSAFE_FS_TYPE") or properties.get("ID_FS_TYPE", ""),
+        fstype=properties.get("MOUNTSAFE_FS_TYPE" if masked else "ID_FS_TYPE", ""),
         label=properties.get("ID_FS_LABEL", ""),
         uuid=properties.get("ID_FS_UUID", ""),
         bus=bus,
@@ -88,8 +92,10 @@ def _external(name: str, bus: str, properties: Mapping[str, str], ancestors_remo
     """What is not clearly inside the machine is external."""
     if properties.get("ID_INTEGRATION") in ("internal", "external"):
         return properties["ID_INTEGRATION"] == "external"
+    if bus == "loop":
+        return False  # somebody of this machine made it; a rule may say otherwise
     if bus == "mmc":
         return properties.get("MMC_TYPE") != "MMC"  # that is soldered in; "SD" is a card
-    if bus in ("ata", "nvme", "scsi", "virtio") or name.startswith("vd"):
+    if bus in INSIDE_BUSES or name.startswith(PARAVIRTUAL):
         return "removable" in ancestors_removable or "1" in ancestors_removable
     return True

@@ -15,6 +15,7 @@ from typing import Any
 
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.risk import RiskClass
+from mountsafe.text import printable
 
 VERSION = 1
 
@@ -136,30 +137,41 @@ def _rule(table: dict[str, Any], origin: str) -> Rule:
     if not isinstance(table.get("hide", False), bool):
         raise PolicyError(f"{origin}: hide is true or false")
     conditions = {key: value for key, value in table.items() if key in _CHECKS}
+    if verdict == Verdict.KERNEL and (late := [key for key in _ASKED_LATER if key in conditions]):
+        raise PolicyError(
+            f"{origin}: what is left to the system cannot depend on {late[0]}: udev decides, and cannot ask"
+        )
     options = Options(table.get("owner", "user"), table.get("hide", False))
     return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
 
 
 # --- conditions ------------------------------------------------------------------------------------------------------
+# udev's rules have no way to write these in a pattern (udev(7)); "?" stands for any character.
+_NOT_IN_PATTERNS = frozenset('"\\|')
+# What udev cannot ask when it decides whether the system gets to see a medium.
+_ASKED_LATER = ("min_size", "max_size", "seat", "locked")
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?")
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _TEXTS = ("fstype", "label", "uuid", "bus", "vendor", "model", "serial", "seat")
 _SWITCHES = ("external", "removable", "locked")
 
 
-def _patterns(wanted: Any) -> Any:
+def as_list(wanted: Any) -> Any:
+    """The texts of a condition: one or a list."""
     return [wanted] if isinstance(wanted, str) else wanted
 
 
 def _check_patterns(origin: str, key: str, value: Any) -> None:
-    wanted = _patterns(value)
+    wanted = as_list(value)
     if not isinstance(wanted, list) or not wanted or not all(isinstance(each, str) for each in wanted):
         raise PolicyError(f"{origin}: {key} is a text or a list of texts, which may hold * and ?")
+    if any(printable(each, len(each)) != each or _NOT_IN_PATTERNS & set(each) for each in wanted):
+        raise PolicyError(f"{origin}: {key} may not hold quotes, backslashes, | or control characters: write ?")
 
 
 def _check_risk(origin: str, key: str, value: Any) -> None:
     _check_patterns(origin, key, value)
-    if not set(_patterns(value)) <= set(RiskClass):
+    if not set(as_list(value)) <= set(RiskClass):
         raise PolicyError(f"{origin}: risk is of {', '.join(RiskClass)}")
 
 
@@ -180,7 +192,7 @@ def _bytes(wanted: str) -> int:
 
 
 def _text_holds(key: str) -> Any:
-    return lambda facts, wanted: any(fnmatch.fnmatchcase(getattr(facts, key), each) for each in _patterns(wanted))
+    return lambda facts, wanted: any(fnmatch.fnmatchcase(getattr(facts, key), each) for each in as_list(wanted))
 
 
 def _switch_holds(key: str) -> Any:
@@ -197,7 +209,7 @@ _CHECKS = {
 _CONDITIONS = {
     **{key: _text_holds(key) for key in _TEXTS},
     **{key: _switch_holds(key) for key in _SWITCHES},
-    "risk": lambda facts, wanted: facts.risk.level in _patterns(wanted),
+    "risk": lambda facts, wanted: facts.risk.level in as_list(wanted),
     "min_size": lambda facts, wanted: facts.size >= _bytes(wanted),
     "max_size": lambda facts, wanted: facts.size <= _bytes(wanted),
 }

@@ -26,7 +26,11 @@ from mountsafe.text import printable
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """What the user asked for. `links` as in `mountsafe.session.served.Presentation`."""
+    """What the user asked for. `links` as in `mountsafe.session.served.Presentation`.
+
+    `person`: uid and gid of whom it is for, if not the caller. `by_label`: each file system gets a folder of its own
+    in the target, named after its label.
+    """
 
     partition: int | None = None
     fstype: str | None = None
@@ -36,13 +40,15 @@ class MountOptions:
     foreground: bool = False
     idle: float = IDLE
     entries: int = INDEX_ENTRIES
+    person: tuple[int, int] | None = None
+    by_label: bool = False
 
 
 class Starting:
     """A supervisor that is mounting. Closing it before it has mounted makes it undo everything."""
 
     def __init__(self, medium: Medium, target: Path, created: bool, options: MountOptions) -> None:
-        uid, gid = caller()
+        uid, gid = options.person or caller()
         ours, theirs = channel.pair()
         settings = {
             "source": os.fspath(medium.path),
@@ -95,14 +101,18 @@ class Starting:
         except subprocess.TimeoutExpired:  # it may have mounted in this very moment: then it must be told
             self.end()
 
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id."""
+        return self._process.pid
+
     def wait(self) -> None:
         """Wait until the mount is gone."""
         self._process.wait()
 
     def end(self) -> None:
         """Ask the supervisor to unmount, whatever uses it, and wait."""
-        with suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGTERM)
+        self._process.send_signal(signal.SIGTERM)
         self._process.wait()
 
 

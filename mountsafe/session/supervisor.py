@@ -27,13 +27,14 @@ from mountsafe.errors import DeadlinePassed, ExitCode, MountsafeError, ProtocolF
 from mountsafe.incidents import Incidents
 from mountsafe.limits import CONTROL_MESSAGE, MAX_MOUNTS
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import Volume, checked, choose, folder_names
+from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name
 from mountsafe.session import logs
 from mountsafe.session.machines import Machines
 from mountsafe.session.runtime import CONTROL, LOG, Runtime
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 
 log = logging.getLogger(__name__)
+MAX_NUMBERED = 1000  # media of one label that a user can have at a time
 
 
 class Reporter:
@@ -194,14 +195,27 @@ class Supervisor:
         return Presentation(owner, s["uid"], s["gid"], s["links"], s["idle"], s["entries"])
 
     def _targets(self, volumes: list[Volume]) -> list[Path]:
-        if len(volumes) == 1:
+        if self._settings["by_label"]:
+            targets = [self._made(label_name(volume), numbered=True) for volume in volumes]
+        elif len(volumes) == 1:
             return [self._target]
-        targets = [self._target / name for name in folder_names(volumes)]
-        for target in targets:
-            target.mkdir(mode=0o755)
-            self._folders.append(target)
+        else:
+            targets = [self._made(name) for name in folder_names(volumes)]
         self._runtime.write(self._record())
         return targets
+
+    def _made(self, name: str, numbered: bool = False) -> Path:
+        """Make a folder in the target, with a number if its name is taken."""
+        target = self._target / name
+        for number in range(2, MAX_NUMBERED if numbered else 2):
+            with suppress(FileExistsError):
+                target.mkdir(mode=0o755)
+                break
+            target = self._target / f"{name}-{number}"
+        else:
+            target.mkdir(mode=0o755)
+        self._folders.append(target)
+        return target
 
     async def _serve(self, served: ServedVolume) -> None:
         await served.serve()

@@ -47,7 +47,7 @@ DEVICES: dict[str, tuple[str, dict[str, str], tuple[str, ...], str, bool]] = {
     "a virtual machine's disk": ("vda1", {}, ("0",), "", False),
     "an optical disc": ("sr0", {"ID_CDROM": "1", "ID_BUS": "ata", "ID_CDROM_MEDIA": "1"}, ("1",), "optical", True),
     "a floppy": ("fd0", {}, ("1",), "floppy", True),
-    "an image on a loop device": ("loop3", {}, ("0",), "loop", True),
+    "an image on a loop device": ("loop3", {}, ("0",), "loop", False),
     "a disk on a bus nobody knows": ("sde1", {"ID_BUS": "ieee1394"}, ("0",), "ieee1394", True),
     "a USB disk that the hardware database calls internal": (
         "sdf1",
@@ -83,7 +83,9 @@ def test_what_hangs_on_usb_is_external_whatever_it_says_itself() -> None:
     assert (facts.bus, facts.external) == ("usb", True)
 
 
-def test_the_type_is_known_when_it_is_masked() -> None:
-    facts = facts_of_device("sdb1", {"ID_FS_TYPE": "mountsafe", "MOUNTSAFE_FS_TYPE": "jfs"}, 1)
+@pytest.mark.parametrize("fstype", ["jfs", ""])
+def test_the_type_is_known_when_it_is_masked(fstype: str) -> None:
+    masked = {"ID_FS_TYPE": "mountsafe", "MOUNTSAFE_FS_TYPE": fstype, "MOUNTSAFE_MANAGED": "1"}
+    facts = facts_of_device("sdb1", masked, 1)
     assert facts is not None
-    assert facts.fstype == "jfs"
+    assert facts.fstype == fstype

@@ -58,3 +58,45 @@ def test_what_is_not_there_is_an_error(person: Person, rules: Path) -> None:
     done = person.run("policy", "explain", rules / "absent", "--rules", rules)
     assert done.code == ExitCode.SOURCE
     assert "does not exist" in done.err
+
+
+# --- the system rules: what they do is tested in tests/hotplug -------------------------------------------------------
+def test_rendering_needs_no_right(user: Person, rules: Path) -> None:
+    told = user.run("policy", "render", "--rules", rules, "--strict", "critical", "--json").ok().json()
+    assert {Path(path).parent.name for path in told["files"]} == {"rules.d", "modprobe.d"}
+    user.run("policy", "render", "--rules", rules, "--output", rules / "made").ok()
+    made = (rules / "made/etc/udev/rules.d/61-mountsafe.rules").read_text()
+    assert made == told["files"]["/etc/udev/rules.d/61-mountsafe.rules"]
+
+
+def test_a_policy_that_cannot_be_read_is_not_installed(person: Person, rules: Path) -> None:
+    (rules / "policy.toml").write_text("[[rule")
+    done = person.run("policy", "install", "--rules", rules, "--root", rules / "root")
+    assert done.code == ExitCode.SOURCE
+    assert str(rules / "policy.toml") in done.err
+    assert not (rules / "root").exists()
+
+
+def test_a_staged_install_comes_and_goes(person: Person, rules: Path) -> None:
+    root = rules / "root"
+    root.mkdir()
+    shown = person.run("policy", "install", "--rules", rules, "--root", root, "--dry-run", "--json").ok().json()
+    assert [each["change"] for each in shown["files"]] == ["create"] * 3
+    assert list(root.rglob("*")) == []
+    assert person.run("policy", "diff", "--rules", rules, "--root", root).code == ExitCode.FAILURE
+    person.run("policy", "install", "--rules", rules, "--root", root).ok()
+    assert person.run("policy", "diff", "--rules", rules, "--root", root).ok().out == ""
+    person.run("policy", "uninstall", "--root", root).ok()
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+
+
+def test_installing_needs_root_and_says_so(user: Person, rules: Path) -> None:
+    done = user.run("policy", "install", "--rules", rules)
+    assert done.code == ExitCode.TARGET
+    assert "as root" in done.err
+
+
+def test_only_a_device_can_be_trusted(person: Person, rules: Path, image: Image) -> None:
+    done = person.run("trust", image("ext4"), "--rules", rules)
+    assert done.code == ExitCode.SOURCE
+    assert "udev does not know" in done.err

@@ -1,0 +1,61 @@
+"""`daemon`: the system service, in the foreground."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mountsafe import sandbox
+from mountsafe.appliance import build
+from mountsafe.cli import screen
+from mountsafe.cli.policies import Rules
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.limits import IDLE, MAX_MEDIA
+from mountsafe.policy import files
+from mountsafe.session.mounter import require_fuse
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(epilog="Example: [bold]sudo mountsafe daemon --user alice[/bold] (without systemd-logind)")(daemon)
+
+
+def daemon(
+    rules: Rules = files.FOLDER,
+    user: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Show media to this user, not to who is at the seat.", show_default=False),
+    ] = None,
+    media: Annotated[Path, typer.Option(metavar="DIR", help="Show them in a folder of the user in here.")] = Path(
+        "/run/media"
+    ),
+    most: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Keep so many media at a time.")] = MAX_MEDIA,
+    idle: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="End an unused virtual machine after; 0 for never.")
+    ] = IDLE,
+) -> None:
+    """Claim media when they are plugged in, and show their files to the user at the seat.
+
+    It stays in the foreground and logs to stderr, as systemd likes it. SIGHUP reads the rules anew.
+    """
+    if os.geteuid() != 0:
+        raise UserError("the daemon needs root's rights", "sudo mountsafe daemon", ExitCode.DEPENDENCY)
+    sandbox.require()
+    require_fuse()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with screen.progress(quiet=False) as progress:
+        build.ensure(progress)
+    import trio
+
+    from mountsafe.daemon import person
+    from mountsafe.daemon.keeper import Wishes
+    from mountsafe.daemon.service import Service
+
+    try:
+        found = None if user is None else person.by_name(user)
+    except KeyError as error:
+        raise UserError(f"there is no user {user}", "Name one of this machine.", ExitCode.USAGE) from error
+    who = (lambda: person.at_seat("seat0")) if found is None else lambda: found
+    trio.run(Service(rules, Wishes(who, str(media), idle), most).run)

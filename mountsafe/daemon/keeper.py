@@ -1,0 +1,147 @@
+"""One medium that is plugged in: claimed, shown, and let go when it is gone."""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from mountsafe.daemon.person import Person, folder_of
+from mountsafe.errors import UserError
+from mountsafe.hotplug.devices import Device, is_to_be_detached
+from mountsafe.medium.claim import Claim
+from mountsafe.policy.rules import Decision, Verdict
+from mountsafe.session.start import MountOptions, Starting
+from mountsafe.text import printable
+
+log = logging.getLogger(__name__)
+CLAIM_PATIENCE = 10.0  # seconds: a predecessor of ours, or udev itself, may still have it open
+CLAIM_INTERVAL = 0.1
+UNLOCK_INTERVAL = 1.0
+NOTES = Path("/run/mountsafe/claims")
+DETACH_INTERVAL = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How media are shown. `person` is asked for whenever one is: it returns None while nobody is there."""
+
+    person: Callable[[], Person | None]
+    base: str
+    idle: float
+
+
+class Keeper:
+    """Keeps one node: a whole disk, or one of its partitions where others are left to the system."""
+
+    def __init__(self, device: Device, decision: Decision, wishes: Wishes) -> None:
+        self.device = device
+        self.decision = decision
+        self.state = "new"
+        self.mounts: list[dict[str, Any]] = []
+        self._wishes = wishes
+        self._claim: Claim | None = None
+        self._starting: Starting | None = None
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+
+    async def run(self) -> None:
+        """Claim it, show it as the verdict says, and keep the claim until `end`."""
+        try:
+            with self._scope:
+                self._claim = await self._claimed()
+                log.info("%s is claimed: %s", self._shown, self.decision.reason)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._end_when_detached)
+                    nursery.start_soon(self._treat)
+        except (UserError, OSError) as error:
+            log.warning("%s cannot be claimed: %s", self._shown, error)
+            self.state = "failed"
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._let_go()
+            self._ended.set()
+
+    async def _treat(self) -> None:
+        if self.decision.verdict != Verdict.SANDBOX:
+            self.state = str(self.decision.verdict)
+            return
+        try:
+            await self._show()
+        except UserError as error:
+            # The claim stays: what the guest cannot read, the host's kernel might.
+            log.warning("%s: %s. %s", self._shown, error.message, error.hint)
+            self.state = "failed"
+
+    async def end(self) -> None:
+        """Unmount it, whoever uses it, and let go; return when that is done."""
+        self._scope.cancel()
+        await self._ended.wait()
+
+    @property
+    def _shown(self) -> str:
+        facts = self.device.facts
+        told = (self.device.name, facts.fstype, printable(facts.label)) if facts else (self.device.name,)
+        return " ".join(filter(None, told))
+
+    async def _end_when_detached(self) -> None:
+        """Wait for ever, or until a loop device is to be detached: our hold is what keeps that from happening."""
+        if is_to_be_detached(self.device.disk) is not False:
+            await trio.sleep_forever()
+        while not is_to_be_detached(self.device.disk):  # noqa: ASYNC110  # nothing tells of it
+            await trio.sleep(DETACH_INTERVAL)
+        log.info("%s is being detached", self._shown)
+        self._scope.cancel()
+
+    async def _claimed(self) -> Claim:
+        end = trio.current_time() + CLAIM_PATIENCE
+        while True:
+            try:
+                return Claim(self.device.node, self.device.number, self.device.sequence, NOTES)
+            except OSError as error:
+                if error.errno != errno.EBUSY or trio.current_time() > end:
+                    raise
+            await trio.sleep(CLAIM_INTERVAL)
+
+    async def _show(self) -> None:
+        person = await self._who()
+        assert self._claim is not None
+        target = Path(folder_of(person, self._wishes.base))
+        rule = self.decision.options
+        options = MountOptions(
+            owner=rule.owner, idle=self._wishes.idle, foreground=True, person=(person.uid, person.gid), by_label=True
+        )
+        self.state = "opening"
+        self._starting = Starting(self._claim.medium, target, False, options)
+        record = await trio.to_thread.run_sync(self._starting.follow, log.info, log.warning, cancellable=True)
+        self.mounts = record["mounts"]
+        self.state = "open"
+        for mounted in self.mounts:
+            log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
+        pidfd = os.pidfd_open(self._starting.pid)
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+        self.state, self.mounts = "unmounted", []
+        log.info("%s is unmounted", self._shown)
+
+    async def _who(self) -> Person:
+        """Wait until somebody is there, and his screen is not locked."""
+        while True:
+            person = await trio.to_thread.run_sync(self._wishes.person)
+            if person is not None and not person.locked:
+                return person
+            self.state = "waiting for a user"
+            await trio.sleep(UNLOCK_INTERVAL)
+
+    async def _let_go(self) -> None:
+        if self._starting is not None:
+            await trio.to_thread.run_sync(self._starting.end)
+        if self._claim is not None:
+            self._claim.release()
+        log.info("%s is let go", self._shown)

@@ -1,0 +1,145 @@
+"""The daemon: compares what is plugged in with what it keeps, after every event, and makes the two agree.
+
+It looks at udev's database each time instead of following events one by one, so a lost or a doubled event costs
+nothing, and what was plugged in before it started is treated like everything else.
+"""
+
+import logging
+import signal
+from pathlib import Path
+
+import trio
+
+from mountsafe.daemon import notify
+from mountsafe.daemon.keeper import NOTES, Keeper, Wishes
+from mountsafe.hotplug.devices import Device, devices, of_disk
+from mountsafe.hotplug.monitor import Monitor
+from mountsafe.medium.claim import take_back
+from mountsafe.policy import files
+from mountsafe.policy.exempt import Exemption
+from mountsafe.policy.rules import Decision, Policy, Verdict
+from mountsafe.session import start
+from mountsafe.system import generated
+from mountsafe.system.inuse import InUse
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """Keeps all media of this machine. `most`: how many at a time."""
+
+    def __init__(self, rules: Path, wishes: Wishes, most: int) -> None:
+        self._rules = rules
+        self._wishes = wishes
+        self._most = most
+        self._keepers: dict[str, Keeper] = {}
+        self._policy: Policy
+        self._exempt: list[Exemption]
+        self._nursery: trio.Nursery
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; SIGHUP reads the rules anew, for what is plugged in from then on."""
+        self._load()
+        monitor = Monitor()  # before the first look, so that nothing falls between
+        # After a predecessor that was killed:
+        await trio.to_thread.run_sync(start.running)
+        take_back(NOTES)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._obey_signals)
+            nursery.start_soon(notify.keep_watchdog_quiet)
+            await self._look_at(None)
+            notify.tell("READY=1")
+            log.info("watching")
+            while True:
+                await trio.lowlevel.wait_readable(monitor.fileno())
+                await self._look_at(monitor.disks())
+
+    def _load(self) -> None:
+        self._policy = files.load(self._rules)
+        self._exempt = generated.exemptions()
+        if self._policy.broken:
+            log.error("the policy cannot be read, so everything external is refused: %s", self._policy.broken)
+
+    async def _obey_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    self._load()
+                    log.info("the rules were read anew")
+                    continue
+                notify.tell("STOPPING=1")
+                async with trio.open_nursery() as ending:
+                    for keeper in self._keepers.values():
+                        ending.start_soon(keeper.end)
+                self._nursery.cancel_scope.cancel()
+
+    async def _look_at(self, disks: set[str] | None) -> None:
+        """Make what we keep agree with what is there; None is all disks."""
+        if disks is None:
+            disks = {device.disk for device in devices()} | {keeper.device.disk for keeper in self._keepers.values()}
+        async with trio.open_nursery() as looking:
+            for disk in sorted(disks):
+                nodes = of_disk(disk)
+                if all(node.settled for node in nodes):  # else another event will come
+                    looking.start_soon(self._agree, disk, nodes)
+
+    async def _agree(self, disk: str, nodes: list[Device]) -> None:
+        wanted = {node.name: (node, decision) for node, decision in self._wanted(nodes)}
+        for name, keeper in list(self._keepers.items()):
+            if keeper.device.disk != disk:
+                continue
+            if name not in wanted or not _same(keeper.device, wanted[name][0]):
+                await keeper.end()
+                del self._keepers[name]
+        for name, (node, decision) in wanted.items():
+            if name not in self._keepers:
+                self._keep(name, node, decision)
+
+    def _keep(self, name: str, node: Device, decision: Decision) -> None:
+        if len(self._keepers) >= self._most:
+            log.warning("%s is left alone: there are %d media already", name, self._most)
+            return
+        keeper = self._keepers[name] = Keeper(node, decision, self._wishes)
+        self._nursery.start_soon(keeper.run)
+
+    def _wanted(self, nodes: list[Device]) -> list[tuple[Device, Decision]]:
+        """Return what is to be kept of a disk: the whole of it, or parts where not all are to be treated alike.
+
+        A claim on the whole covers the parts: with it none of them can be left to the system.
+        """
+        if not nodes or nodes[0].facts is None or not nodes[0].facts.size:
+            return []
+        disk, *parts = nodes
+        in_use = InUse()
+        judged = {node.name: self._judge(node, in_use) for node in nodes}
+        asked = parts if parts and not nodes[0].facts.fstype else nodes
+        decisions = [judged[node.name] for node in asked]
+        first = decisions[0]
+        if first is not None and all(each is not None and _alike(each, first) for each in decisions):
+            return [(disk, first)]
+        return [(node, decision) for node in parts if (decision := judged[node.name]) is not None]
+
+    def _judge(self, node: Device, in_use: InUse) -> Decision | None:
+        """Return what is to be done with a node; None is nothing."""
+        if node.facts is None or not node.facts.size or generated.is_exempt(node, self._exempt):
+            return None
+        decision = self._policy.decide(node.facts)
+        if decision.verdict == Verdict.KERNEL:
+            return None
+        if use := in_use.why(node.name, node.number):
+            log.warning("%s is %s: it is left alone", node.name, use)
+            return None
+        return decision
+
+
+def _alike(one: Decision, other: Decision) -> bool:
+    return (one.verdict, one.options) == (other.verdict, other.options)
+
+
+def _same(kept: Device, node: Device) -> bool:
+    """Whether it is the same medium still."""
+    facts, now = kept.facts, node.facts
+    if facts is None or now is None:
+        return False
+    return (kept.number, kept.sequence, facts.size) == (node.number, node.sequence, now.size)

@@ -1,0 +1,81 @@
+"""The claim on a block device: as long as it is held, nobody mounts the device or a part of it, root neither."""
+
+import fcntl
+import os
+import stat
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.medium.source import Medium
+
+BLKROSET, BLKROGET, BLKGETSIZE64, BLKGETDISKSEQ = 0x125D, 0x125E, 0x80081272, 0x80081280  # include/uapi/linux/fs.h
+
+
+class Swapped(UserError):
+    """The node leads to another device than udev spoke of, or to another medium in it."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(f"{node} is another medium by now", "It is looked at anew.", ExitCode.SOURCE)
+
+
+class Claim:
+    """An exclusive, read-only hold on a device. Raises OSError (EBUSY if it is in use), Swapped.
+
+    That the device itself is made read-only outlives us if we are killed, so a note in the folder `notes` says that it
+    was we who did it: see `take_back`.
+    """
+
+    def __init__(self, node: str, number: tuple[int, int], sequence: int, notes: Path) -> None:
+        self._note = notes / f"{number[0]}:{number[1]}"
+        self.fd = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(self.fd)
+            opened = (os.major(status.st_rdev), os.minor(status.st_rdev))
+            if not stat.S_ISBLK(status.st_mode) or opened != number or sequence != _sequence(self.fd, sequence):
+                raise Swapped(node)
+            if not _get(self.fd, BLKROGET, "i"):
+                self._note.touch()
+                _set_read_only(self.fd, 1)
+            self.medium = Medium(Path(node), self.fd, _get(self.fd, BLKGETSIZE64, "Q"), block_device=True)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def release(self) -> None:
+        """Let go, and let the device be as writable as it was."""
+        if self._note.exists():
+            with suppress(OSError):  # it may have been pulled out
+                _set_read_only(self.fd, 0)
+            self._note.unlink()
+        os.close(self.fd)
+
+
+def take_back(notes: Path) -> None:
+    """Make writable again what a process that was killed has left read-only; make the folder if need be."""
+    notes.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for note in notes.iterdir():
+        with suppress(OSError):
+            fd = os.open(f"/dev/block/{note.name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                _set_read_only(fd, 0)
+            finally:
+                os.close(fd)
+        note.unlink()
+
+
+def _set_read_only(fd: int, value: int) -> None:
+    fcntl.ioctl(fd, BLKROSET, struct.pack("i", value))
+
+
+def _get(fd: int, request: int, form: str) -> int:
+    return int(struct.unpack(form, fcntl.ioctl(fd, request, bytes(struct.calcsize(form))))[0])
+
+
+def _sequence(fd: int, expected: int) -> int:
+    """Return the number of the medium, or what is expected where neither udev nor the kernel know it (before 5.15)."""
+    try:
+        return _get(fd, BLKGETDISKSEQ, "Q") if expected else expected
+    except OSError:
+        return expected

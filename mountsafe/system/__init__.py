@@ -1,0 +1,1 @@
+"""What the policy changes on this machine, and what it finds there."""

@@ -1,0 +1,37 @@
+"""A machine of its own for the tests of what happens when a medium is plugged in."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from images import images
+from tests.conftest import missing
+from tests.hotplug import machine as machines
+from tests.hotplug.machine import Machine
+
+
+@pytest.fixture(scope="session")
+def machine(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    if os.geteuid() != 0:
+        missing("root")
+    for name in ("unshare", "nsenter", "losetup", "udevadm", "udisksctl", "dbus-daemon", "dbus-send"):
+        program(name)
+    for path in (machines.UDEVD, machines.POLKITD, machines.UDISKSD):
+        if not os.access(path, os.X_OK):
+            missing(path)
+    with machines.machine(tmp_path_factory.mktemp("machine")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that returns the path of an unpacked image."""
+    folder = tmp_path_factory.mktemp("images")
+
+    def unpacked(name: str) -> Path:
+        path = folder / f"{name}.img"
+        return path if path.exists() else images.unpack(name, folder)
+
+    return unpacked

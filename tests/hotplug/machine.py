@@ -1,0 +1,158 @@
+"""A machine within this one: real udevd, D-Bus, polkit and udisks, whose rules and state nobody else sees.
+
+All of them run in a mount namespace with its own /run, /media and configuration folders. The kernel, its events and the
+loop devices are this machine's. When the namespace's processes have ended, everything is gone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+UDEVD = "/usr/lib/systemd/systemd-udevd"
+POLKITD = "/usr/lib/polkit-1/polkitd"
+UDISKSD = "/usr/libexec/udisks2/udisksd"
+DEADLINE = 60.0
+OWN_FOLDERS = ("/etc/udev/rules.d", "/etc/polkit-1/rules.d", "/etc/modprobe.d", "/etc/mountsafe", "/var/lib/mountsafe")
+OWN_MEMORY = ("/run", "/media", "/var/lib/udisks2")
+USER = "nobody"
+
+# Without a session on a seat polkit would refuse everything: it must be our rules that refuse.
+ALLOW = """
+polkit.addRule(function(action, subject) {
+    return action.id.indexOf("org.freedesktop.udisks2.") === 0 ? polkit.Result.YES : polkit.Result.NOT_HANDLED;
+});
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    command: tuple[str, ...]
+    code: int
+    out: str
+    err: str
+
+    def ok(self) -> "Done":
+        assert self.code == 0, f"{self.command} ended with {self.code}\n{self.out}\n{self.err}"
+        return self
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come within {DEADLINE:.0f} s"
+        time.sleep(0.05)
+
+
+@dataclass
+class Machine:
+    """The namespace, by a process that holds it."""
+
+    holder: subprocess.Popen[bytes]
+    scratch: Path
+    services: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def command(self, *words: str | Path) -> list[str]:
+        return ["nsenter", f"--target={self.holder.pid}", "--mount", "--", *map(str, words)]
+
+    def run(self, *words: str | Path, user: bool = False) -> Done:
+        person = ["setpriv", f"--reuid={USER}", "--regid=nogroup", "--clear-groups"] if user else []
+        done = subprocess.run(
+            self.command(*person, *words), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE
+        )
+        return Done(tuple(map(str, words)), done.returncode, done.stdout, done.stderr)
+
+    def mountsafe(self, *words: str | Path) -> Done:
+        return self.run(sys.executable, "-m", "mountsafe", *words)
+
+    def start(self, *words: str, ready: Callable[[], bool]) -> None:
+        path = self.scratch / f"{Path(words[0]).name}.log"
+        with path.open("wb") as log:
+            process = subprocess.Popen(self.command(*words), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.services.append(process)
+
+        def is_ready() -> bool:
+            assert process.poll() is None, f"{words[0]} ended: {path.read_text(errors='replace')}"
+            return ready()
+
+        wait_for(is_ready, words[0])
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file that only this machine sees."""
+        subprocess.run(
+            self.command("sh", "-c", 'mkdir -p "${0%/*}"; cat >"$0"', path), input=text.encode(), check=True, timeout=20
+        )
+
+    def remove(self, *paths: str) -> None:
+        self.run("rm", "-rf", *paths).ok()
+
+    def properties(self, device: str) -> dict[str, str]:
+        """udev's properties of a device, once it has dealt with all events."""
+        self.run("udevadm", "settle", "--timeout=30").ok()
+        lines = self.run("udevadm", "info", "--query=property", f"--name={device}").ok().out.splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    @contextmanager
+    def loop(self, image: Path) -> Iterator[str]:
+        """Attach an image: a medium is plugged in."""
+        device = self.run("losetup", "--find", "--show", image).ok().out.strip()
+        try:
+            self.run("udevadm", "settle", "--timeout=30").ok()
+            yield device
+        finally:
+            subprocess.run(self.command("umount", "--quiet", "--all-targets", device), timeout=DEADLINE, check=False)
+            self.run("losetup", "--detach", device)
+            self.run("udevadm", "settle", "--timeout=30")
+
+
+@contextmanager
+def machine(scratch: Path) -> Iterator[Machine]:
+    holder = subprocess.Popen(["unshare", "--mount", "--propagation=private", "sleep", "infinity"])
+    made = Machine(holder, scratch)
+    try:
+        own = os.readlink("/proc/self/ns/mnt")
+        wait_for(lambda: os.readlink(f"/proc/{holder.pid}/ns/mnt") != own, "the namespace")
+        wait_for(lambda: Path(f"/proc/{holder.pid}/comm").read_text().strip() == "sleep", "its holder")
+        for folder in OWN_MEMORY:
+            made.run("mkdir", "-p", folder).ok()
+            made.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", folder).ok()
+        for number, folder in enumerate(OWN_FOLDERS):
+            copy = scratch / f"own{number}"
+            copy.mkdir()
+            made.run("mkdir", "-p", folder).ok()
+            made.run("mount", "--bind", copy, folder).ok()
+        made.run("mkdir", "-p", "/run/dbus", "/run/udev", "/run/lock").ok()
+        made.start(UDEVD, ready=lambda: made.run("udevadm", "control", "--ping").code == 0)
+        bus = "/run/dbus/system_bus_socket"
+        made.start(
+            "dbus-daemon", "--system", "--nofork", "--nopidfile", ready=lambda: made.run("test", "-S", bus).code == 0
+        )
+        owned = "org.freedesktop.DBus.NameHasOwner"
+        for program, name in ((POLKITD, "org.freedesktop.PolicyKit1"), (UDISKSD, "org.freedesktop.UDisks2")):
+            ask = (
+                "dbus-send",
+                "--system",
+                "--print-reply",
+                "--dest=org.freedesktop.DBus",
+                "/",
+                owned,
+                f"string:{name}",
+            )
+            made.start(program, "--no-debug", ready=lambda ask=ask: "true" in made.run(*ask).out)  # type: ignore[misc]
+        made.write("/etc/polkit-1/rules.d/90-test.rules", ALLOW)
+        yield made
+    finally:
+        for process in [*reversed(made.services), holder]:
+            process.kill()
+            process.wait()

@@ -1,0 +1,222 @@
+"""The daemon on a machine with real udev, udisks and loop devices: a medium appears, and the kernel never mounts it."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from images import images
+from tests.hotplug.machine import USER, Machine, wait_for
+
+Image = Callable[[str], Path]
+MEDIA = f"/run/media/{USER}"
+RULES = """
+[[rule]]
+verdict = "refuse"
+bus = "loop"
+fstype = "jfs"
+reason = "nobody has that"
+
+[[rule]]
+verdict = "sandbox"
+bus = "loop"
+"""
+
+
+class Daemon:
+    """A running daemon. It logs to a file."""
+
+    def __init__(self, machine: Machine, log: Path) -> None:
+        self.machine = machine
+        self.log = log
+        self._starts = 0
+        self._start()
+
+    def _start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.machine.command(sys.executable, "-m", "mountsafe", "daemon", "--user", USER),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._starts += 1
+        self.wait_for_words("watching", self._starts)
+
+    def words(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for_words(self, words: str, times: int = 1) -> None:
+        wait_for(lambda: self.process.poll() is not None or self.words().count(words) >= times, words)
+        assert self.process.poll() is None, self.words()
+
+    def mounts(self) -> list[str]:
+        lines = self.machine.run("cat", "/proc/self/mountinfo").ok().out.splitlines()
+        found = [line.split(" ")[4].replace("\\040", " ") for line in lines if " fuse.mountsafe " in line]
+        return sorted(point for point in found if point.startswith(MEDIA))
+
+    def wait_for_mounts(self, *names: str) -> None:
+        expected = sorted(f"{MEDIA}/{name}" for name in names)
+        wait_for(lambda: self.mounts() == expected, f"{expected} (there is {self.mounts()}, log {self.words()})")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+        self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def daemon(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    machine.write("/etc/mountsafe/policy.toml", RULES)
+    machine.mountsafe("policy", "install").ok()
+    machine.mountsafe("appliance", "build").ok()
+    made = Daemon(machine, tmp_path_factory.mktemp("daemon") / "log")
+    yield made
+    made.stop()
+    assert made.mounts() == []
+    machine.mountsafe("policy", "uninstall").ok()
+    machine.remove("/etc/mountsafe/policy.toml")
+
+
+def label(name: str) -> str:
+    (volume,) = images.volumes(name)
+    return shown(volume)
+
+
+def shown(volume: images.Volume) -> str:
+    return volume.label.decode() or volume.filesystem
+
+
+def names_below(machine: Machine, folder: str, user: bool = True) -> list[str]:
+    return sorted(machine.run("ls", "-A", folder, user=user).ok().out.split("\n")[:-1])
+
+
+def test_a_medium_appears_and_nobody_else_mounts_it(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+    with machine.loop(image("ext4")) as device:
+        daemon.wait_for_mounts(label("ext4"))
+        folder = f"{MEDIA}/{label('ext4')}"
+        assert "README.txt" in names_below(machine, folder)
+        for user in (True, False):
+            done = machine.run("udisksctl", "mount", "--no-user-interaction", "-b", device, user=user)
+            assert "is not a mountable filesystem" in done.err
+        machine.run("mkdir", "-p", "/run/mnt").ok()
+        refused = machine.run("mount", "-t", "ext4", "-o", "ro", device, "/run/mnt")
+        assert refused.code == 32
+        assert "already mounted or mount point busy" in refused.err
+        assert machine.mountsafe("policy", "check").ok().out.startswith("no findings")
+    daemon.wait_for_mounts()
+    assert names_below(machine, MEDIA, user=False) == []
+
+
+def test_who_is_at_the_seat_can_unmount_it_himself(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+    with machine.loop(image("vfat")):
+        daemon.wait_for_mounts(label("vfat"))
+        machine.run("umount", f"{MEDIA}/{label('vfat')}", user=True).ok()
+        daemon.wait_for_mounts()
+        time.sleep(1)
+        assert daemon.mounts() == []
+
+
+def test_a_disk_with_partitions_shows_each(daemon: Daemon, image: Image) -> None:
+    volumes = images.volumes("disk-gpt")
+    daemon.wait_for_mounts()
+    with daemon.machine.loop(image("disk-gpt")):
+        daemon.wait_for_mounts(*(shown(volume) for volume in volumes if volume.entries))
+
+
+def test_two_media_of_one_label_are_numbered(daemon: Daemon, image: Image, tmp_path: Path) -> None:
+    other = tmp_path / "copy.img"
+    other.write_bytes(image("ext4").read_bytes())
+    daemon.wait_for_mounts()
+    with daemon.machine.loop(image("ext4")):
+        daemon.wait_for_mounts(label("ext4"))
+        with daemon.machine.loop(other):
+            daemon.wait_for_mounts(label("ext4"), f"{label('ext4')}-2")
+
+
+def test_what_is_refused_is_claimed_and_not_shown(daemon: Daemon, image: Image) -> None:
+    daemon.wait_for_mounts()
+    with daemon.machine.loop(image("jfs")) as device:
+        daemon.wait_for_words("nobody has that")
+        assert daemon.mounts() == []
+        assert "busy" in daemon.machine.run("mount", "-t", "ext4", device, "/run/mnt").err
+
+
+def test_a_medium_that_is_pulled_out_while_it_is_read_is_gone_at_once(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+    with machine.loop(image("ext4")) as device:
+        daemon.wait_for_mounts(label("ext4"))
+        folder = f"{MEDIA}/{label('ext4')}"
+        reading = subprocess.Popen(
+            machine.command("sh", "-c", 'cd "$0" && exec sleep 60 <README.txt', folder), stdin=subprocess.DEVNULL
+        )
+        wait_for(lambda: Path(f"/proc/{reading.pid}/comm").read_text().strip() == "sleep", "the reader")
+        machine.run("losetup", "--detach", device).ok()
+        daemon.wait_for_mounts()
+        assert reading.poll() is None
+        reading.kill()
+        reading.wait()
+        wait_for(lambda: machine.run("losetup", device).code != 0, "the loop device's end")
+
+
+def test_a_daemon_that_was_killed_leaves_nothing_and_the_next_goes_on(daemon: Daemon, image: Image) -> None:
+    with daemon.machine.loop(image("ext4")):
+        daemon.wait_for_mounts(label("ext4"))
+        daemon.stop(signal.SIGKILL)
+        daemon._start()
+        wait_for(lambda: daemon.mounts() == [f"{MEDIA}/{label('ext4')}"], f"the mount: {daemon.words()}")
+        content = daemon.machine.run("sha256sum", f"{MEDIA}/{label('ext4')}/README.txt", user=True).ok().out
+        assert len(content.split()[0]) == hashlib.sha256().digest_size * 2
+    daemon.wait_for_mounts()
+
+
+def test_a_claimed_device_is_read_only_and_afterwards_as_it_was(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+
+    def read_only(device: str) -> str:
+        return machine.run("blockdev", "--getro", device).ok().out.strip()
+
+    with machine.loop(image("ext4")) as device:
+        daemon.wait_for_mounts(label("ext4"))
+        assert read_only(device) == "1"
+        daemon.stop(signal.SIGKILL)
+        daemon._start()
+        wait_for(lambda: daemon.mounts() != [], "the mount")
+        assert read_only(device) == "1"
+        daemon.stop()
+        assert read_only(device) == "0"
+    daemon._start()
+
+
+def test_media_that_were_there_before_it_started_are_shown(daemon: Daemon, image: Image) -> None:
+    daemon.stop()
+    assert daemon.mounts() == []
+    with daemon.machine.loop(image("ext4")):
+        daemon._start()
+        daemon.wait_for_mounts(label("ext4"))
+    daemon.wait_for_mounts()
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_many_quick_changes_leave_nothing(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+    daemon.wait_for_mounts()
+    before = descriptors(daemon.process.pid)
+    for _ in range(20):
+        with machine.loop(image("ext4")):
+            pass
+    daemon.wait_for_mounts()
+    wait_for(lambda: descriptors(daemon.process.pid) <= before, "the last descriptor's end")
+    with machine.loop(image("ext4")):
+        daemon.wait_for_mounts(label("ext4"))
+    daemon.wait_for_mounts()
