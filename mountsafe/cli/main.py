@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mountsafe import __version__
-from mountsafe.cli import appliance, diagnose, inspecting, mounting, policies, screen, serving, trusting
+from mountsafe.cli import appliance, diagnose, inspecting, media, mounting, policies, screen, serving, trusting
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.text import printable
 
@@ -27,6 +27,7 @@ inspecting.register(app)
 diagnose.register(app)
 trusting.register(app)
 serving.register(app)
+media.register(app)
 app.add_typer(appliance.app, name="appliance")
 app.add_typer(policies.app, name="policy")
 

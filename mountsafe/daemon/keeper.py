@@ -15,6 +15,7 @@ from mountsafe.errors import UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.rules import Decision, Verdict
+from mountsafe.session.mounter import unmount
 from mountsafe.session.start import MountOptions, Starting
 from mountsafe.text import printable
 
@@ -38,11 +39,14 @@ class Wishes:
 class Keeper:
     """Keeps one node: a whole disk, or one of its partitions where others are left to the system."""
 
-    def __init__(self, device: Device, decision: Decision, wishes: Wishes) -> None:
+    def __init__(self, device: Device, decision: Decision, wishes: Wishes, changed: Callable[["Keeper"], None]) -> None:
         self.device = device
         self.decision = decision
         self.state = "new"
         self.mounts: list[dict[str, Any]] = []
+        self.person: Person | None = None  # whom it is shown to
+        self._changed = changed
+        self._wanted = trio.Event()  # somebody wants it opened
         self._wishes = wishes
         self._claim: Claim | None = None
         self._starting: Starting | None = None
@@ -60,22 +64,64 @@ class Keeper:
                     nursery.start_soon(self._treat)
         except (UserError, OSError) as error:
             log.warning("%s cannot be claimed: %s", self._shown, error)
-            self.state = "failed"
+            self._become("failed")
         finally:
-            with trio.CancelScope(shield=True):
-                await self._let_go()
+            self._let_go()
             self._ended.set()
 
     async def _treat(self) -> None:
+        """Show it at once or when somebody asks, and again after each time that it was unmounted."""
+        state = "new"
         if self.decision.verdict != Verdict.SANDBOX:
-            self.state = str(self.decision.verdict)
-            return
-        try:
-            await self._show()
-        except UserError as error:
-            # The claim stays: what the guest cannot read, the host's kernel might.
-            log.warning("%s: %s. %s", self._shown, error.message, error.hint)
-            self.state = "failed"
+            state = str(self.decision.verdict)
+        while True:
+            if state != "new":
+                self._become(state)
+                self._wanted = trio.Event()
+                await self._wanted.wait()
+            try:
+                await self._show()
+                state = "unmounted"
+            except UserError as error:
+                # The claim stays: what the guest cannot read, the host's kernel might.
+                log.warning("%s: %s. %s", self._shown, error.message, error.hint)
+                state = "failed"
+            self.person = None
+
+    def open(self) -> None:
+        """Show it, if it is held back or unmounted. Raises UserError."""
+        if self.decision.verdict == Verdict.REFUSE:
+            raise UserError(f"{self.device.name} is refused: {self.decision.reason}", "An administrator can trust it.")
+        if self._starting is not None or self.state not in ("ask", "unmounted", "failed"):
+            raise UserError(f"{self.device.name} is {self.state} already", "mountsafe devices shows it.")
+        self._wanted.set()
+
+    async def eject(self) -> None:
+        """Unmount it and let go. Raises UserError (BUSY) if it is in use."""
+        for mounted in self.mounts:
+            await trio.to_thread.run_sync(unmount, Path(mounted["target"]))
+        await self.end()
+        self._become("ejected")
+
+    def _become(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            self._changed(self)
+
+    def told(self) -> dict[str, str | list[str]]:
+        """What others are told of it."""
+        facts = self.device.facts
+        return {
+            "device": self.device.name,
+            "state": self.state,
+            "verdict": str(self.decision.verdict),
+            "rule": self.decision.rule,
+            "reason": self.decision.reason,
+            "fstype": facts.fstype if facts else "",
+            "label": facts.label if facts else "",
+            "user": self.person.name if self.person else "",
+            "mounts": [printable(os.fsencode(mounted["target"]), 500) for mounted in self.mounts],
+        }
 
     async def end(self) -> None:
         """Unmount it, whoever uses it, and let go; return when that is done."""
@@ -108,27 +154,32 @@ class Keeper:
             await trio.sleep(CLAIM_INTERVAL)
 
     async def _show(self) -> None:
-        person = await self._who()
+        """Open it for whoever is at the seat; return when it is unmounted. Raises UserError."""
+        self.person = person = await self._who()
         assert self._claim is not None
         target = Path(folder_of(person, self._wishes.base))
-        rule = self.decision.options
         options = MountOptions(
-            owner=rule.owner, idle=self._wishes.idle, foreground=True, person=(person.uid, person.gid), by_label=True
+            owner=self.decision.options.owner,
+            idle=self._wishes.idle,
+            foreground=True,
+            person=(person.uid, person.gid),
+            by_label=True,
         )
-        self.state = "opening"
-        self._starting = Starting(self._claim.medium, target, False, options)
-        record = await trio.to_thread.run_sync(self._starting.follow, log.info, log.warning, cancellable=True)
-        self.mounts = record["mounts"]
-        self.state = "open"
-        for mounted in self.mounts:
-            log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
-        pidfd = os.pidfd_open(self._starting.pid)
+        self._become("opening")
+        self._starting = starting = Starting(self._claim.medium, target, False, options)
         try:
-            await trio.lowlevel.wait_readable(pidfd)
+            record = await trio.to_thread.run_sync(starting.follow, log.info, log.warning, cancellable=True)
+            self.mounts = record["mounts"]
+            for mounted in self.mounts:
+                log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
+            self._become("open")
+            await _ended(starting.pid)
+            log.info("%s is unmounted", self._shown)
         finally:
-            os.close(pidfd)
-        self.state, self.mounts = "unmounted", []
-        log.info("%s is unmounted", self._shown)
+            self.mounts = []
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(starting.end)
+            self._starting = None
 
     async def _who(self) -> Person:
         """Wait until somebody is there, and his screen is not locked."""
@@ -136,12 +187,18 @@ class Keeper:
             person = await trio.to_thread.run_sync(self._wishes.person)
             if person is not None and not person.locked:
                 return person
-            self.state = "waiting for a user"
+            self._become("waiting for a user")
             await trio.sleep(UNLOCK_INTERVAL)
 
-    async def _let_go(self) -> None:
-        if self._starting is not None:
-            await trio.to_thread.run_sync(self._starting.end)
+    def _let_go(self) -> None:
         if self._claim is not None:
             self._claim.release()
-        log.info("%s is let go", self._shown)
+            log.info("%s is let go", self._shown)
+
+
+async def _ended(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)

@@ -11,7 +11,9 @@ from pathlib import Path
 import trio
 
 from mountsafe.daemon import notify
+from mountsafe.daemon.control import Control, Told
 from mountsafe.daemon.keeper import NOTES, Keeper, Wishes
+from mountsafe.errors import ExitCode, UserError
 from mountsafe.hotplug.devices import Device, devices, of_disk
 from mountsafe.hotplug.monitor import Monitor
 from mountsafe.medium.claim import take_back
@@ -21,6 +23,7 @@ from mountsafe.policy.rules import Decision, Policy, Verdict
 from mountsafe.session import start
 from mountsafe.system import generated
 from mountsafe.system.inuse import InUse
+from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class Service:
         self._wishes = wishes
         self._most = most
         self._keepers: dict[str, Keeper] = {}
+        self._control = Control(self)
         self._policy: Policy
         self._exempt: list[Exemption]
         self._nursery: trio.Nursery
@@ -48,6 +52,7 @@ class Service:
             self._nursery = nursery
             nursery.start_soon(self._obey_signals)
             nursery.start_soon(notify.keep_watchdog_quiet)
+            nursery.start_soon(self._control.run)
             await self._look_at(None)
             notify.tell("READY=1")
             log.info("watching")
@@ -92,6 +97,7 @@ class Service:
             if name not in wanted or not _same(keeper.device, wanted[name][0]):
                 await keeper.end()
                 del self._keepers[name]
+                self._control.removed(name)
         for name, (node, decision) in wanted.items():
             if name not in self._keepers:
                 self._keep(name, node, decision)
@@ -100,9 +106,39 @@ class Service:
         if len(self._keepers) >= self._most:
             log.warning("%s is left alone: there are %d media already", name, self._most)
             return
-        keeper = self._keepers[name] = Keeper(node, decision, self._wishes)
+        keeper = self._keepers[name] = Keeper(
+            node, decision, self._wishes, lambda keeper: self._control.changed(keeper.told())
+        )
         self._nursery.start_soon(keeper.run)
 
+    # --- what others ask (control.Desk) ------------------------------------------------------------------------------
+    def media(self) -> list[Told]:
+        """Return what is kept."""
+        return [keeper.told() for keeper in self._keepers.values()]
+
+    def owner(self, device: str) -> int | None:
+        """Return the uid that a medium is shown to; None if nobody is."""
+        person = self._named(device).person
+        return person.uid if person else None
+
+    async def open(self, device: str) -> None:
+        """Show a medium that was held back or unmounted."""
+        self._named(device).open()
+
+    async def eject(self, device: str) -> None:
+        """Unmount a medium, and let go of it."""
+        await self._named(device).eject()
+
+    def _named(self, device: str) -> Keeper:
+        """Return the keeper of a device, or of one with a mount of this path."""
+        name = device.removeprefix("/dev/")
+        for keeper in self._keepers.values():
+            if name == keeper.device.name or device in keeper.told()["mounts"]:
+                return keeper
+        shown = printable(device)
+        raise UserError(f"{shown} is no medium that mountsafe keeps", "mountsafe devices shows them.", ExitCode.SOURCE)
+
+    # --- what the policy says ----------------------------------------------------------------------------------------
     def _wanted(self, nodes: list[Device]) -> list[tuple[Device, Decision]]:
         """Return what is to be kept of a disk: the whole of it, or parts where not all are to be treated alike.
 

@@ -9,10 +9,11 @@ import pytest
 from images import images
 from tests.conftest import missing
 from tests.hotplug import machine as machines
+from tests.hotplug.daemon import RULES, Daemon
 from tests.hotplug.machine import Machine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machine(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     if os.geteuid() != 0:
         missing("root")
@@ -35,3 +36,16 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return path if path.exists() else images.unpack(name, folder)
 
     return unpacked
+
+
+@pytest.fixture(scope="module")
+def daemon(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    machine.write("/etc/mountsafe/policy.toml", RULES)
+    machine.mountsafe("policy", "install").ok()
+    machine.mountsafe("appliance", "build").ok()
+    made = Daemon(machine, tmp_path_factory.mktemp("daemon") / "log")
+    yield made
+    made.stop()
+    assert made.mounts() == []
+    machine.mountsafe("policy", "uninstall").ok()
+    machine.remove("/etc/mountsafe/policy.toml")

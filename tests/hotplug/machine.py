@@ -1,7 +1,8 @@
 """A machine within this one: real udevd, D-Bus, polkit and udisks, whose rules and state nobody else sees.
 
-All of them run in a mount namespace with its own /run, /media and configuration folders. The kernel, its events and the
-loop devices are this machine's. When the namespace's processes have ended, everything is gone.
+All of them run in a mount namespace with its own /run, /media and configuration folders, and in a network namespace, so
+that what another udevd says of the same devices is not heard. The kernel, its events and the loop devices are this
+machine's. When the namespaces' processes have ended, everything is gone.
 """
 
 import json
@@ -20,13 +21,20 @@ POLKITD = "/usr/lib/polkit-1/polkitd"
 UDISKSD = "/usr/libexec/udisks2/udisksd"
 DEADLINE = 60.0
 OWN_FOLDERS = ("/etc/udev/rules.d", "/etc/polkit-1/rules.d", "/etc/modprobe.d", "/etc/mountsafe", "/var/lib/mountsafe")
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+# Folders of the system with a file of ours in them, as `./dev install` puts it there.
+OWN_COPIES = {
+    "/usr/share/dbus-1/system.d": REPOSITORY / "dbus/org.mountsafe.Manager1.conf",
+    "/usr/share/polkit-1/actions": REPOSITORY / "dbus/org.mountsafe.policy",
+}
 OWN_MEMORY = ("/run", "/media", "/var/lib/udisks2")
 USER = "nobody"
 
 # Without a session on a seat polkit would refuse everything: it must be our rules that refuse.
 ALLOW = """
 polkit.addRule(function(action, subject) {
-    return action.id.indexOf("org.freedesktop.udisks2.") === 0 ? polkit.Result.YES : polkit.Result.NOT_HANDLED;
+    var open = action.id.indexOf("org.freedesktop.udisks2.") === 0 || action.id.indexOf("-own") > 0;
+    return open ? polkit.Result.YES : polkit.Result.NOT_HANDLED;
 });
 """
 
@@ -64,7 +72,7 @@ class Machine:
     services: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def command(self, *words: str | Path) -> list[str]:
-        return ["nsenter", f"--target={self.holder.pid}", "--mount", "--", *map(str, words)]
+        return ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", "--", *map(str, words)]
 
     def run(self, *words: str | Path, user: bool = False) -> Done:
         person = ["setpriv", f"--reuid={USER}", "--regid=nogroup", "--clear-groups"] if user else []
@@ -73,8 +81,8 @@ class Machine:
         )
         return Done(tuple(map(str, words)), done.returncode, done.stdout, done.stderr)
 
-    def mountsafe(self, *words: str | Path) -> Done:
-        return self.run(sys.executable, "-m", "mountsafe", *words)
+    def mountsafe(self, *words: str | Path, user: bool = False) -> Done:
+        return self.run(sys.executable, "-m", "mountsafe", *words, user=user)
 
     def start(self, *words: str, ready: Callable[[], bool]) -> None:
         path = self.scratch / f"{Path(words[0]).name}.log"
@@ -118,7 +126,7 @@ class Machine:
 
 @contextmanager
 def machine(scratch: Path) -> Iterator[Machine]:
-    holder = subprocess.Popen(["unshare", "--mount", "--propagation=private", "sleep", "infinity"])
+    holder = subprocess.Popen(["unshare", "--mount", "--net", "--propagation=private", "sleep", "infinity"])
     made = Machine(holder, scratch)
     try:
         own = os.readlink("/proc/self/ns/mnt")
@@ -131,6 +139,11 @@ def machine(scratch: Path) -> Iterator[Machine]:
             copy = scratch / f"own{number}"
             copy.mkdir()
             made.run("mkdir", "-p", folder).ok()
+            made.run("mount", "--bind", copy, folder).ok()
+        for folder, file in OWN_COPIES.items():
+            copy = scratch / Path(folder).name
+            made.run("cp", "-a", folder, copy).ok()
+            made.run("cp", "--no-preserve=mode", file, copy).ok()
             made.run("mount", "--bind", copy, folder).ok()
         made.run("mkdir", "-p", "/run/dbus", "/run/udev", "/run/lock").ok()
         made.start(UDEVD, ready=lambda: made.run("udevadm", "control", "--ping").code == 0)
@@ -154,5 +167,5 @@ def machine(scratch: Path) -> Iterator[Machine]:
         yield made
     finally:
         for process in [*reversed(made.services), holder]:
-            process.kill()
-            process.wait()
+            process.terminate()  # udevd then ends its workers too
+            process.wait(timeout=DEADLINE)

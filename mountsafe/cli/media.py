@@ -1,0 +1,78 @@
+"""`devices`, `open`, `eject` and `watch`: what the daemon keeps, and what it is asked to do."""
+
+import json as json_module
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from mountsafe.cli import screen
+from mountsafe.cli.mounting import Json
+
+Medium = Annotated[
+    str, typer.Argument(metavar="DEVICE|DIR", help="A device, or where it is shown.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command(epilog="Example: [bold]mountsafe devices --json[/bold]")(devices)
+    app.command("open", epilog="Example: [bold]mountsafe open sdb[/bold]")(open_medium)
+    app.command(epilog="Examples: [bold]mountsafe eject sdb[/bold], [bold]mountsafe eject /run/media/me/PHOTOS[/bold]")(
+        eject
+    )
+    app.command(epilog="Example: [bold]mountsafe watch --json[/bold] (an object a line)")(watch)
+
+
+def devices(json: Json = False) -> None:
+    """List the media that the daemon keeps, and what it does with each."""
+    from mountsafe.daemon import client  # needs a bus, which few verbs do
+
+    found = client.media()
+    if json:
+        screen.print_json(found)
+    elif found:
+        rows = [[each[key] for key in ("device", "fstype", "label", "state")] + [_where(each)] for each in found]
+        screen.table(["DEVICE", "TYPE", "LABEL", "STATE", "SHOWN ON, OR WHY NOT"], rows)
+    else:
+        screen.err.print("no media")
+
+
+def _where(medium: dict[str, Any]) -> str:
+    return "  ".join(medium["mounts"]) or str(medium["reason"])
+
+
+def open_medium(medium: Medium, json: Json = False) -> None:
+    """Show a medium that the policy asks about, or that was unmounted."""
+    _act("Open", medium, json)
+
+
+def eject(medium: Medium, json: Json = False) -> None:
+    """Unmount a medium and let go of it: it can be pulled out."""
+    _act("Eject", medium, json)
+
+
+def _act(method: str, medium: str, json: bool) -> None:
+    from mountsafe.daemon import client
+
+    client.act(method, medium)
+    if json:
+        screen.print_json({"device": medium, "done": method.lower()})
+    else:
+        screen.say(f"{'ejected' if method == 'Eject' else 'opening'} {medium}")
+
+
+def watch(json: Json = False) -> None:
+    """Print what happens to media, until Ctrl-C."""
+    from mountsafe.daemon import client
+
+    for event, told in client.news():
+        if json:
+            sys.stdout.write(json_module.dumps({"event": event, "medium": told}) + "\n")
+            sys.stdout.flush()
+        elif event == "watching":
+            screen.err.print("watching; Ctrl-C ends it")
+        elif event == "removed":
+            screen.say(f"{told}: removed")
+        else:
+            screen.say(f"{told['device']} {told['fstype']} {told['label']}: {told['state']}  {_where(told)}")

@@ -1,0 +1,144 @@
+"""The daemon over D-Bus: who may ask what, by the command line and by any other client."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.hotplug.daemon import MEDIA, Daemon, label
+from tests.hotplug.machine import USER, Done, Machine, wait_for
+
+Image = Callable[[str], Path]
+
+
+def call(machine: Machine, method: str, *arguments: str, user: bool = True) -> Done:
+    """Call a method as a stranger would: the command line may be closed to the user."""
+    where = ("--dest=org.mountsafe.Manager1", "/org/mountsafe/Manager1", f"org.mountsafe.Manager1.{method}")
+    return machine.run("dbus-send", "--system", "--print-reply", *where, *arguments, user=user)
+
+
+def test_what_is_kept_is_listed_for_anyone(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+    daemon.wait_for_mounts()
+    assert machine.mountsafe("devices", "--json").ok().json() == []
+    with machine.loop(image("vfat")) as device:
+        daemon.wait_for_mounts(label("vfat"))
+        wait_for(lambda: machine.mountsafe("devices", "--json").json()[0]["state"] == "open", "the state")
+        (told,) = machine.mountsafe("devices", "--json").ok().json()
+        assert (told["device"], told["fstype"], told["verdict"]) == (device.removeprefix("/dev/"), "vfat", "sandbox")
+        assert (told["user"], told["mounts"]) == (USER, [f"{MEDIA}/{label('vfat')}"])
+        assert f"{MEDIA}/{label('vfat')}" in machine.mountsafe("devices").ok().out
+        assert label("vfat") in call(machine, "ListMedia").ok().out
+
+
+def test_his_own_medium_is_ejected_by_the_user_and_can_be_pulled_out(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+    daemon.wait_for_mounts()
+    with machine.loop(image("vfat")) as device:
+        daemon.wait_for_mounts(label("vfat"))
+        call(machine, "Eject", f"string:{device}").ok()
+        assert daemon.mounts() == []
+        machine.run("python3", "-c", f"import os; os.open({device!r}, os.O_RDONLY | os.O_EXCL)").ok()
+        assert machine.mountsafe("devices", "--json").ok().json()[0]["state"] == "ejected"
+
+
+def test_what_is_in_use_is_not_ejected(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+    daemon.wait_for_mounts()
+    with machine.loop(image("vfat")) as device:
+        daemon.wait_for_mounts(label("vfat"))
+        user = subprocess.Popen(machine.command("sh", "-c", 'cd "$0" && exec sleep 60', f"{MEDIA}/{label('vfat')}"))
+        try:
+            wait_for(lambda: Path(f"/proc/{user.pid}/comm").read_text().strip() == "sleep", "its user")
+            done = machine.mountsafe("eject", device)
+            assert done.code == 1
+            assert "cannot unmount" in done.err
+            assert daemon.mounts() == [f"{MEDIA}/{label('vfat')}"]
+        finally:
+            user.kill()
+            user.wait()
+        assert "ejected" in machine.mountsafe("eject", f"{MEDIA}/{label('vfat')}").ok().out
+
+
+def test_what_was_unmounted_is_opened_again(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+    daemon.wait_for_mounts()
+    with machine.loop(image("vfat")) as device:
+        daemon.wait_for_mounts(label("vfat"))
+        machine.run("umount", f"{MEDIA}/{label('vfat')}", user=True).ok()
+        wait_for(lambda: machine.mountsafe("devices", "--json").json()[0]["state"] == "unmounted", "the state")
+        call(machine, "Open", f"string:{device}").ok()
+        daemon.wait_for_mounts(label("vfat"))
+
+
+def test_what_is_refused_nobody_opens(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+    with machine.loop(image("jfs")) as device:
+        wait_for(lambda: "refuse" in machine.mountsafe("devices").out, "the refusal")
+        done = machine.mountsafe("open", device)
+        assert done.code == 1
+        assert "nobody has that" in done.err
+
+
+def test_another_users_medium_needs_an_administrator(daemon: Daemon, image: Image) -> None:
+    machine = daemon.machine
+    daemon.wait_for_mounts()
+    with machine.loop(image("vfat")) as device:
+        daemon.wait_for_mounts(label("vfat"))
+        where = ("--dest=org.mountsafe.Manager1", "/org/mountsafe/Manager1", "org.mountsafe.Manager1.Eject")
+        stranger = ("setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups")
+        done = machine.run(*stranger, "dbus-send", "--system", "--print-reply", *where, f"string:{device}")
+        assert "AccessDenied" in done.err
+        assert daemon.mounts() == [f"{MEDIA}/{label('vfat')}"]
+
+
+def test_what_is_not_there_is_an_error(daemon: Daemon) -> None:
+    done = daemon.machine.mountsafe("eject", "sdzz")
+    assert done.code == 1
+    assert "no medium that mountsafe keeps" in done.err
+    assert "UnknownMethod" in call(daemon.machine, "Format", "string:sdb").err
+    assert "UnknownMethod" in call(daemon.machine, "Eject", "int32:5").err
+
+
+def test_changes_are_announced(daemon: Daemon, image: Image, tmp_path: Path) -> None:
+    machine = daemon.machine
+    daemon.wait_for_mounts()
+    with (tmp_path / "news").open("wb") as news:
+        watching = subprocess.Popen(
+            machine.command(sys.executable, "-m", "mountsafe", "watch", "--json"), stdout=news, stdin=subprocess.DEVNULL
+        )
+    try:
+        wait_for(lambda: "watching" in (tmp_path / "news").read_text(), "the watch")
+        with machine.loop(image("vfat")) as device:
+            name = device.removeprefix("/dev/")
+
+            def told() -> list[tuple[str, str]]:
+                found = [json.loads(line) for line in (tmp_path / "news").read_text().splitlines()]
+                return [
+                    (each["event"], each["medium"]["state"] if each["event"] == "changed" else each["medium"])
+                    for each in found
+                ]
+
+            daemon.wait_for_mounts(label("vfat"))
+            wait_for(lambda: ("changed", "open") in told(), "the news")
+        wait_for(lambda: ("removed", name) in told(), "the end")
+    finally:
+        watching.terminate()
+        watching.wait()
+
+
+def test_without_a_daemon_it_says_so(machine: Machine, daemon: Daemon) -> None:
+    daemon.stop()
+    try:
+        done = machine.mountsafe("devices")
+        assert done.code == 5
+        assert "the daemon does not run" in done.err
+    finally:
+        daemon._start()
+
+
+def test_tools_can_look_at_it(daemon: Daemon) -> None:
+    introspect = ("/org/mountsafe/Manager1", "org.freedesktop.DBus.Introspectable.Introspect")
+    shown = daemon.machine.run("dbus-send", "--system", "--print-reply", "--dest=org.mountsafe.Manager1", *introspect)
+    assert 'method name="ListMedia"' in shown.ok().out
