@@ -25,7 +25,7 @@ LAUNCH = """
 import os, sys, guestfs
 from collections.abc import Iterator
 from pathlib import Path
-from mountsafe.appliance import thaw
+from mountsafe.appliance import hardware, thaw
 from mountsafe.limits import GUEST_MEMORY_MIB
 appliance, thawing, monitor = Path(sys.argv[1]), sys.argv[2] == "thaw", "monitor"
 handle = guestfs.GuestFS(python_return_dict=True)
@@ -33,7 +33,10 @@ handle.set_backend("direct")
 handle.set_backend_settings(["force_tcg"])
 handle.set_recovery_proc(False)
 handle.set_memsize(GUEST_MEMORY_MIB)
+handle.set_smp(hardware.PROCESSORS)
 handle.set_path(str(appliance))
+for option, value in hardware.options("tcg"):
+    handle.config(option, value)
 handle.config("-qmp", f"unix:{monitor},server=on,wait=off")
 handle.add_drive_opts("/dev/null", format="raw", readonly=True)
 if thawing:
