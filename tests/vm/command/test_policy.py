@@ -61,10 +61,10 @@ def test_what_is_not_there_is_an_error(person: Person, rules: Path) -> None:
 
 
 # --- the system rules: what they do is tested in tests/hotplug -------------------------------------------------------
-def test_rendering_needs_no_right(user: Person, rules: Path) -> None:
-    told = user.run("policy", "render", "--rules", rules, "--strict", "critical", "--json").ok().json()
+def test_rendering_needs_no_right(person: Person, rules: Path) -> None:
+    told = person.run("policy", "render", "--rules", rules, "--strict", "critical", "--json").ok().json()
     assert {Path(path).parent.name for path in told["files"]} == {"rules.d", "modprobe.d"}
-    user.run("policy", "render", "--rules", rules, "--output", rules / "made").ok()
+    person.run("policy", "render", "--rules", rules, "--output", rules / "made").ok()
     made = (rules / "made/etc/udev/rules.d/61-mountsafe.rules").read_text()
     assert made == told["files"]["/etc/udev/rules.d/61-mountsafe.rules"]
 
@@ -78,8 +78,7 @@ def test_a_policy_that_cannot_be_read_is_not_installed(person: Person, rules: Pa
 
 
 def test_a_staged_install_comes_and_goes(person: Person, rules: Path) -> None:
-    root = rules / "root"
-    root.mkdir()
+    root = person.folder()
     shown = person.run("policy", "install", "--rules", rules, "--root", root, "--dry-run", "--json").ok().json()
     assert [each["change"] for each in shown["files"]] == ["create"] * 3
     assert list(root.rglob("*")) == []
@@ -90,8 +89,8 @@ def test_a_staged_install_comes_and_goes(person: Person, rules: Path) -> None:
     assert [path for path in root.rglob("*") if path.is_file()] == []
 
 
-def test_installing_needs_root_and_says_so(user: Person, rules: Path) -> None:
-    done = user.run("policy", "install", "--rules", rules)
+def test_installing_needs_root_and_says_so(user: Person) -> None:
+    done = user.run("policy", "install", "--rules", user.folder())
     assert done.code == ExitCode.TARGET
     assert "as root" in done.err
 
