@@ -99,19 +99,24 @@ class Control:
             log.warning("nobody takes what is to be announced: it is dropped")
 
     async def run(self) -> None:
-        """Serve. Without a bus, media are shown all the same, and nobody can ask."""
+        """Serve. Without a bus, or when it ends, media are shown all the same, and nobody can ask."""
         try:
-            async with open_dbus_router(bus="SYSTEM") as router, trio.open_nursery() as nursery:
-                self._router = router
-                async with router.filter(MatchRule(type="method_call"), bufsize=QUEUE) as calls:
-                    (answer,) = unwrap_msg(await router.send_and_get_reply(message_bus.RequestName(NAME)))
-                    if answer == _OWNER_TAKEN:
-                        raise UserError(f"somebody else owns {NAME}", "Is another daemon running?")
-                    nursery.start_soon(self._tell)
-                    async for call in calls:
-                        nursery.start_soon(self._answer, call)
-        except (OSError, KeyError, DBusErrorResponse, trio.BrokenResourceError) as error:
-            log.warning("no system bus (%s): nobody can ask", error)
+            async with open_dbus_router(bus="SYSTEM") as router:
+                await self._serve(router)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  # jeepney fails in many ways when the bus goes, and when it is cancelled
+            log.warning("no system bus (%s): nobody can ask", str(error) or type(error).__name__)
+
+    async def _serve(self, router: DBusRouter) -> None:
+        self._router = router
+        async with trio.open_nursery() as nursery, router.filter(MatchRule(type="method_call"), bufsize=QUEUE) as calls:
+            (answer,) = unwrap_msg(await router.send_and_get_reply(message_bus.RequestName(NAME)))
+            if answer == _OWNER_TAKEN:
+                raise UserError(f"somebody else owns {NAME}", "Is another daemon running?")
+            nursery.start_soon(self._tell)
+            async for call in calls:
+                nursery.start_soon(self._answer, call)
 
     async def _tell(self) -> None:
         async for signal in self._to_tell:

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from mountsafe.daemon.person import Person, folder_of
-from mountsafe.errors import UserError
+from mountsafe.errors import MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.rules import Decision, Verdict
@@ -65,6 +65,9 @@ class Keeper:
         except (UserError, OSError) as error:
             log.warning("%s cannot be claimed: %s", self._shown, error)
             self._become("failed")
+        except Exception:
+            log.exception("a bug in keeping %s", self._shown)  # the other media have nothing to do with it
+            self._become("failed")
         finally:
             self._let_go()
             self._ended.set()
@@ -82,9 +85,9 @@ class Keeper:
             try:
                 await self._show()
                 state = "unmounted"
-            except UserError as error:
+            except MountsafeError as error:
                 # The claim stays: what the guest cannot read, the host's kernel might.
-                log.warning("%s: %s. %s", self._shown, error.message, error.hint)
+                log.warning("%s: %s", self._shown, error)
                 state = "failed"
             self.person = None
 
@@ -136,7 +139,7 @@ class Keeper:
 
     async def _end_when_detached(self) -> None:
         """Wait for ever, or until a loop device is to be detached: our hold is what keeps that from happening."""
-        if is_to_be_detached(self.device.disk) is not False:
+        if is_to_be_detached(self.device.disk) is None:
             await trio.sleep_forever()
         while not is_to_be_detached(self.device.disk):  # noqa: ASYNC110  # nothing tells of it
             await trio.sleep(DETACH_INTERVAL)

@@ -84,7 +84,10 @@ def facts_of(path: Path) -> list[Facts]:
 
 
 def is_to_be_detached(name: str) -> bool | None:
-    """Whether a loop device goes as soon as nobody has it open (losetup -d sets that); None if it is no loop device."""
+    """Whether a loop device goes as soon as nobody has it open; None if it is no loop device.
+
+    `losetup -d` sets that on a device that somebody has open. Who sets it for other reasons has it mounted.
+    """
     try:
         return Path("/sys/block", name, "loop/autoclear").read_text(encoding="ascii").strip() == "1"
     except OSError:

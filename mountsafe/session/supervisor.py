@@ -294,8 +294,14 @@ def created(settings: dict[str, Any]) -> list[str]:
     return [settings["target"]] if settings["created_target"] else []
 
 
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(ExitCode.INTERRUPTED)
+
+
 def main() -> NoReturn:
     """Run with one argument: the settings as JSON (see `mountsafe.session.start`)."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)  # until `run` listens itself: nothing may be left then either
     settings = json.loads(sys.argv[1])
     reporter = Reporter(socket.socket(fileno=settings["report"]))
     code = ExitCode.OK

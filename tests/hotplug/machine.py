@@ -56,10 +56,10 @@ class Done:
         return json.loads(self.out)
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
+def wait_for(condition: Callable[[], bool], what: str, instead: Callable[[], str] = str) -> None:
     end = time.monotonic() + DEADLINE
     while not condition():
-        assert time.monotonic() < end, f"{what} did not come within {DEADLINE:.0f} s"
+        assert time.monotonic() < end, f"{what} did not come within {DEADLINE:.0f} s: {instead()}"
         time.sleep(0.05)
 
 

@@ -142,3 +142,14 @@ def test_tools_can_look_at_it(daemon: Daemon) -> None:
     introspect = ("/org/mountsafe/Manager1", "org.freedesktop.DBus.Introspectable.Introspect")
     shown = daemon.machine.run("dbus-send", "--system", "--print-reply", "--dest=org.mountsafe.Manager1", *introspect)
     assert 'method name="ListMedia"' in shown.ok().out
+
+
+def test_without_a_bus_media_are_shown_all_the_same(daemon: Daemon, image: Image) -> None:
+    """The last one: the machine has no bus afterwards."""
+    daemon.wait_for_mounts()
+    bus = next(service for service in daemon.machine.services if "dbus-daemon" in service.args)  # type: ignore[operator]
+    bus.terminate()
+    bus.wait(timeout=20)
+    daemon.wait_for_words("nobody can ask")
+    with daemon.machine.loop(image("vfat")):
+        daemon.wait_for_mounts(label("vfat"))
