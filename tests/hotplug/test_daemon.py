@@ -14,7 +14,7 @@ from tests.hotplug.daemon import MEDIA, Daemon, label, shown
 from tests.hotplug.machine import Machine, wait_for
 
 Image = Callable[[str], Path]
-CYCLES = int(os.environ.get("MOUNTSAFE_CYCLES", "30"))  # 200 were tried by hand
+CYCLES = int(os.environ.get("MOUNTSAFE_CYCLES", "30"))  # with 200 one medium was not let go: not solved yet
 
 
 def names_below(machine: Machine, folder: str, user: bool = True) -> list[str]:
