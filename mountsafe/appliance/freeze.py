@@ -81,14 +81,7 @@ def _arguments(appliance: Path, qemu: str, memory_mib: int, scratch: Path) -> li
     recorder.write_text(_RECORDER.format(target=str(target), qemu=qemu))
     recorder.chmod(0o700)
     options = json.dumps(hardware.options(ACCELERATOR))
-    told = [
-        ACCELERATOR,
-        str(memory_mib),
-        str(recorder),
-        hardware.KERNEL_OPTIONS,
-        str(hardware.PROCESSORS),
-        options,
-    ]
+    told = [ACCELERATOR, str(memory_mib), str(recorder), hardware.KERNEL_OPTIONS, str(hardware.PROCESSORS), options]
     ask_libguestfs(_LAUNCH, appliance, scratch, told)
     try:
         arguments: list[str] = json.loads(target.read_bytes())

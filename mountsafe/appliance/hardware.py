@@ -12,7 +12,6 @@ _EMULATED = {"x86_64": ("max,la57=off,-erms,-smap",)}
 # counts on it is outside; the walls are the host's.
 KERNEL_OPTIONS = "mitigations=off init_on_alloc=0 audit=0 lsm= randomize_kstack_offset=off"
 
-
 # Two, so that the agent's twin can do half of the work (mountsafe/agent/twin.py).
 PROCESSORS = 2
 

@@ -1,7 +1,7 @@
 """`devices`, `open`, `eject` and `watch`: what the daemon keeps, and what it is asked to do."""
 
-import json as json_module
 import sys
+from json import dumps
 from typing import Annotated, Any
 
 import typer
@@ -68,7 +68,7 @@ def watch(json: Json = False) -> None:
 
     for event, told in client.news():
         if json:
-            sys.stdout.write(json_module.dumps({"event": event, "medium": told}) + "\n")
+            sys.stdout.write(dumps({"event": event, "medium": told}) + "\n")
             sys.stdout.flush()
         elif event == "watching":
             screen.err.print("watching; Ctrl-C ends it")

@@ -11,6 +11,7 @@ from mountsafe.cli.policies import DryRun, Rules
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.policy import files, trust
 from mountsafe.policy.facts import Facts
+from mountsafe.system.files import put
 from mountsafe.text import printable
 
 Device = Annotated[Path, typer.Argument(help="A block device, plugged in.", show_default=False, readable=False)]
@@ -68,10 +69,7 @@ def _write(rules: Path, old: str, new: str, dry_run: bool, json: bool) -> None:
     changed = trust.trusted(old) != trust.trusted(new)
     if changed and not dry_run:
         try:
-            place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            fresh = place.with_suffix(".new")
-            fresh.write_text(new, encoding="utf-8")
-            fresh.replace(place)
+            put(place, new.encode(), 0o644)
         except PermissionError as error:
             raise UserError(f"{place}: {error.strerror}", "Run it as root.", ExitCode.TARGET) from error
     if json:

@@ -7,9 +7,9 @@ from jeepney import DBusAddress, DBusErrorResponse, MatchRule, message_bus, new_
 from jeepney.io.blocking import open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
+from mountsafe.daemon.address import NAME, PATH
 from mountsafe.errors import ExitCode, UserError
 
-NAME, PATH = "org.mountsafe.Manager1", "/org/mountsafe/Manager1"
 TIMEOUT = 60.0  # seconds: polkit may ask for a password, and unmounting may take its time
 
 
@@ -53,8 +53,7 @@ def _ask(method: str, signature: str | None, body: tuple[str, ...]) -> Any:
         if error.name.startswith(NAME):
             code = ExitCode.TARGET if error.name.endswith("AccessDenied") else ExitCode.FAILURE
             raise UserError(words.removesuffix(". "), "mountsafe devices shows what there is.", code) from error
-        hint = "sudo mountsafe daemon, or systemctl start mountsafe."
-        raise UserError(f"the daemon does not run: {words}", hint, ExitCode.DEPENDENCY) from error
+        raise UserError(f"the daemon does not run: {words}", "sudo mountsafe daemon", ExitCode.DEPENDENCY) from error
     except (OSError, KeyError) as error:
         raise _no_bus(error) from error
 

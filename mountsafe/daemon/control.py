@@ -20,10 +20,10 @@ from jeepney import (
 from jeepney.io.trio import DBusRouter, open_dbus_router
 from jeepney.wrappers import unwrap_msg
 
+from mountsafe.daemon.address import NAME, PATH
 from mountsafe.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
-NAME, PATH = "org.mountsafe.Manager1", "/org/mountsafe/Manager1"
 QUEUE = 64  # calls and announcements that wait; more are dropped by the bus's client, and a caller's call times out
 _EMITTER = DBusAddress(PATH, interface=NAME)
 _POLKIT = DBusAddress(

@@ -49,7 +49,6 @@ class Keeper:
         self._wanted = trio.Event()  # somebody wants it opened
         self._wishes = wishes
         self._claim: Claim | None = None
-        self._starting: Starting | None = None
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -95,7 +94,7 @@ class Keeper:
         """Show it, if it is held back or unmounted. Raises UserError."""
         if self.decision.verdict == Verdict.REFUSE:
             raise UserError(f"{self.device.name} is refused: {self.decision.reason}", "An administrator can trust it.")
-        if self._starting is not None or self.state not in ("ask", "unmounted", "failed"):
+        if self.state not in ("ask", "unmounted", "failed"):
             raise UserError(f"{self.device.name} is {self.state} already", "mountsafe devices shows it.")
         self._wanted.set()
 
@@ -134,7 +133,7 @@ class Keeper:
     @property
     def _shown(self) -> str:
         facts = self.device.facts
-        told = (self.device.name, facts.fstype, printable(facts.label)) if facts else (self.device.name,)
+        told = (self.device.name, facts.fstype, facts.label) if facts else (self.device.name,)
         return " ".join(filter(None, told))
 
     async def _end_when_detached(self) -> None:
@@ -169,7 +168,7 @@ class Keeper:
             by_label=True,
         )
         self._become("opening")
-        self._starting = starting = Starting(self._claim.medium, target, False, options)
+        starting = Starting(self._claim.medium, target, False, options)
         try:
             record = await trio.to_thread.run_sync(starting.follow, log.info, log.warning, cancellable=True)
             self.mounts = record["mounts"]
@@ -182,7 +181,6 @@ class Keeper:
             self.mounts = []
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(starting.end)
-            self._starting = None
 
     async def _who(self) -> Person:
         """Wait until somebody is there, and his screen is not locked."""

@@ -19,7 +19,7 @@ from mountsafe.hotplug.monitor import Monitor
 from mountsafe.medium.claim import take_back
 from mountsafe.policy import files
 from mountsafe.policy.exempt import Exemption
-from mountsafe.policy.rules import Decision, Policy, Verdict
+from mountsafe.policy.rules import Decision, Policy
 from mountsafe.session import start
 from mountsafe.system import generated
 from mountsafe.system.inuse import InUse
@@ -158,12 +158,8 @@ class Service:
 
     def _judge(self, node: Device, in_use: InUse) -> Decision | None:
         """Return what is to be done with a node; None is nothing."""
-        if node.facts is None or not node.facts.size or generated.is_exempt(node, self._exempt):
-            return None
-        decision = self._policy.decide(node.facts)
-        if decision.verdict == Verdict.KERNEL:
-            return None
-        if use := in_use.why(node.name, node.number):
+        decision = generated.decision_on(node, self._policy, self._exempt)
+        if decision is not None and (use := in_use.why(node.name, node.number)):
             log.warning("%s is %s: it is left alone", node.name, use)
             return None
         return decision

@@ -94,12 +94,17 @@ def is_to_be_detached(name: str) -> bool | None:
         return None
 
 
-def _device(device: pyudev.Device) -> Device:
+def disk_of(device: pyudev.Device) -> str:
+    """Return the name of the whole disk that a block device is, or is a part of."""
     parent = device.find_parent("block") if device.device_type == "partition" else None
+    return str((parent or device).sys_name)
+
+
+def _device(device: pyudev.Device) -> Device:
     number = device.device_number
     return Device(
         name=device.sys_name,
-        disk=(parent or device).sys_name,
+        disk=disk_of(device),
         node=device.device_node or "",
         number=(os.major(number), os.minor(number)),
         properties=_properties(device),

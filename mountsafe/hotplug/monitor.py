@@ -5,6 +5,8 @@ from contextlib import suppress
 
 import pyudev
 
+from mountsafe.hotplug.devices import disk_of
+
 BUFFER = 16 << 20  # bytes: many hundred events while nobody listens
 
 
@@ -27,8 +29,7 @@ class Monitor:
         found = set()
         try:
             while (device := self._monitor.poll(timeout=0)) is not None:
-                parent = device.find_parent("block") if device.device_type == "partition" else None
-                found.add(str((parent or device).sys_name))
+                found.add(disk_of(device))
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise

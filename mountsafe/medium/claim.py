@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.medium.source import Medium
+from mountsafe.medium.source import Medium, device_size
 
-BLKROSET, BLKROGET, BLKGETSIZE64, BLKGETDISKSEQ = 0x125D, 0x125E, 0x80081272, 0x80081280  # include/uapi/linux/fs.h
+BLKROSET, BLKROGET, BLKGETDISKSEQ = 0x125D, 0x125E, 0x80081280  # include/uapi/linux/fs.h
 
 
 class Swapped(UserError):
@@ -38,7 +38,7 @@ class Claim:
             if not _get(self.fd, BLKROGET, "i"):
                 self._note.touch()
                 _set_read_only(self.fd, 1)
-            self.medium = Medium(Path(node), self.fd, _get(self.fd, BLKGETSIZE64, "Q"), block_device=True)
+            self.medium = Medium(Path(node), self.fd, device_size(self.fd), block_device=True)
         except BaseException:
             os.close(self.fd)
             raise

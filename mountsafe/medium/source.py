@@ -54,7 +54,7 @@ def open_medium(source: Path) -> Medium:
         opened = os.fstat(fd)
         if not (stat.S_ISREG(opened.st_mode) or stat.S_ISBLK(opened.st_mode)):
             raise UserError(f"{shown} changed while it was opened", "Try again.", ExitCode.SOURCE)
-        size = opened.st_size if stat.S_ISREG(opened.st_mode) else _device_size(fd)
+        size = opened.st_size if stat.S_ISREG(opened.st_mode) else device_size(fd)
         if size == 0:
             raise UserError(f"{shown} is empty", "There is nothing to open in it.", ExitCode.SOURCE)
         return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode))
@@ -63,7 +63,8 @@ def open_medium(source: Path) -> Medium:
         raise
 
 
-def _device_size(fd: int) -> int:
+def device_size(fd: int) -> int:
+    """Return the size of an open block device, in bytes."""
     return int.from_bytes(fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)), "little")
 
 

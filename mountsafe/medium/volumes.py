@@ -156,12 +156,16 @@ def folder_names(volumes: Sequence[Volume]) -> list[str]:
     names: list[str] = []
     for volume in volumes:
         prefix = "lv" if volume.kind == "mapped" else "p" if volume.kind == "partition" else "disk"
-        label = re.sub(r"[^\w.+-]+", "_", volume.label).strip("._-")[:64]
+        label = _as_name(volume.label)
         names.append(f"{prefix}{volume.number or ''}{'-' if label else ''}{label}")
     return names
 
 
 def label_name(volume: Volume) -> str:
     """Return a folder name for a file system that stands for itself: its label, or its type if it has none."""
-    label = re.sub(r"[^\w .+-]+", "_", volume.label).strip("._- ")[:64]
-    return label or volume.fstype
+    return _as_name(volume.label, " ") or volume.fstype
+
+
+def _as_name(label: str, also: str = "") -> str:
+    """Return what of a label can be a folder's name: letters, digits, a few signs, and the characters in `also`."""
+    return re.sub(rf"[^\w.+{also}-]+", "_", label).strip(f"._-{also}")[:64]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.mountinfo import mounted
 from mountsafe.text import printable
 
 # include/uapi/linux/mount.h
@@ -85,13 +86,11 @@ class FuseMount:
             return
         with suppress(OSError):
             os.statvfs(self.target)
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                fields = line.split(" ")
-                if _unescaped(fields[4]) == os.fspath(self.target):
-                    knob = Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb")
-                    with suppress(OSError):  # a container's /sys may be read-only
-                        knob.write_text(str(READ_AHEAD_KIB), encoding="ascii")
+        for each in mounted():
+            if each.point == os.fspath(self.target):
+                knob = Path("/sys/class/bdi", "{}:{}".format(*each.number), "read_ahead_kb")
+                with suppress(OSError):  # a container's /sys may be read-only
+                    knob.write_text(str(READ_AHEAD_KIB), encoding="ascii")
 
     def close_descriptor(self) -> None:
         """Close our copy: the connection then ends with the session process."""
@@ -191,19 +190,7 @@ def unmount(target: Path, lazy: bool = False) -> None:
 
 def mounts() -> dict[str, str]:
     """Return the file system type of each mount point of this mount namespace; the topmost one counts."""
-    found = {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            found[_unescaped(before.split(" ")[4])] = after.split(" ", 1)[0]
-    return found
-
-
-def _unescaped(point: str) -> str:
-    """Return a mount point as it is, from the kernel's octal escapes."""
-    for code, char in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
-        point = point.replace(code, char)
-    return point
+    return {each.point: each.fstype for each in mounted()}
 
 
 def is_mounted(target: Path) -> bool:

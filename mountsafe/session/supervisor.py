@@ -4,6 +4,7 @@ It reads no byte of the medium. `mountsafe mount` starts it and waits for its re
 last mount is gone, and answers on a control socket. If it is killed, everything below it dies with it.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from mountsafe.session.runtime import CONTROL, LOG, Runtime
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 
 log = logging.getLogger(__name__)
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MAX_NUMBERED = 1000  # media of one label that a user can have at a time
 
 
@@ -128,7 +130,7 @@ class Supervisor:
                 nursery.cancel_scope.cancel()
 
     async def _keep(self) -> None:
-        self._nursery.start_soon(self._end_on_signal)
+        await self._nursery.start(self._end_on_signal)
         async with trio.open_nursery() as mounting:
             mounting.start_soon(self._cancel_when_gone, self._nursery)
             await self._mount_all()
@@ -150,8 +152,10 @@ class Supervisor:
         await self._reporter.gone()
         self._done.set()
 
-    async def _end_on_signal(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    async def _end_on_signal(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(*ENDING) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            task_status.started()
             async for number in signals:
                 log.info("ended by signal %d", number)
                 self._done.set()
@@ -206,16 +210,17 @@ class Supervisor:
 
     def _made(self, name: str, numbered: bool = False) -> Path:
         """Make a folder in the target, with a number if its name is taken."""
-        target = self._target / name
-        for number in range(2, MAX_NUMBERED if numbered else 2):
-            with suppress(FileExistsError):
+        for number in itertools.count(1):
+            target = self._target / (name if number == 1 else f"{name}-{number}")
+            try:
                 target.mkdir(mode=0o755)
-                break
-            target = self._target / f"{name}-{number}"
-        else:
-            target.mkdir(mode=0o755)
-        self._folders.append(target)
-        return target
+            except FileExistsError:
+                if not numbered or number == MAX_NUMBERED:
+                    raise
+            else:
+                self._folders.append(target)
+                return target
+        raise AssertionError
 
     async def _serve(self, served: ServedVolume) -> None:
         await served.serve()
@@ -294,14 +299,9 @@ def created(settings: dict[str, Any]) -> list[str]:
     return [settings["target"]] if settings["created_target"] else []
 
 
-def _leave(number: int, frame: object) -> NoReturn:
-    raise SystemExit(ExitCode.INTERRUPTED)
-
-
 def main() -> NoReturn:
     """Run with one argument: the settings as JSON (see `mountsafe.session.start`)."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)  # until `run` listens itself: nothing may be left then either
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until somebody listens: none is lost, and nothing is left
     settings = json.loads(sys.argv[1])
     reporter = Reporter(socket.socket(fileno=settings["report"]))
     code = ExitCode.OK

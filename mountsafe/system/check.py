@@ -15,7 +15,7 @@ from mountsafe.hotplug.devices import Device, devices
 from mountsafe.policy import modprobe, udev
 from mountsafe.policy.exempt import Exemption
 from mountsafe.policy.risk import RiskClass
-from mountsafe.policy.rules import Policy, Verdict
+from mountsafe.policy.rules import Policy
 from mountsafe.system import generated, udisks
 from mountsafe.system.inuse import InUse
 
@@ -40,20 +40,15 @@ def findings(
     policy: Policy, exempt: Collection[Exemption], strict: Collection[RiskClass], root: Path = Path("/")
 ) -> list[Finding]:
     """Return everything that is found, the most general first."""
-    managed = [device for device in devices() if _is_to_be_managed(device, policy, exempt)]
+    managed = [device for device in devices() if generated.decision_on(device, policy, exempt)]
+    in_use = InUse()
     return [
         *_files(generated.files(policy, exempt, strict), root),
         *_later_rules(root),
         *_loaded(strict),
-        *(finding for device in managed for finding in _unmasked(device)),
+        *(finding for device in managed for finding in _unmasked(device, in_use)),
         *_offered(managed),
     ]
-
-
-def _is_to_be_managed(device: Device, policy: Policy, exempt: Collection[Exemption]) -> bool:
-    if device.facts is None or not device.facts.size or generated.is_exempt(device, exempt):
-        return False
-    return policy.decide(device.facts).verdict != Verdict.KERNEL
 
 
 def _files(wanted: dict[str, str], root: Path) -> Iterator[Finding]:
@@ -94,9 +89,9 @@ def _loaded(strict: Collection[RiskClass]) -> Iterator[Finding]:
         yield Finding("", "whoever may mount", f"the kernel has loaded {module} already", f"sudo modprobe -r {module}")
 
 
-def _unmasked(device: Device) -> Iterator[Finding]:
+def _unmasked(device: Device, in_use: InUse) -> Iterator[Finding]:
     again = "Unplug it and plug it in again."
-    use = InUse().why(device.name, device.number)
+    use = in_use.why(device.name, device.number)
     if use:
         yield Finding(device.name, "the kernel", f"it is {use}", "Unmount it; then unplug it and plug it in again.")
     elif not device.managed:
@@ -104,7 +99,7 @@ def _unmasked(device: Device) -> Iterator[Finding]:
     elif device.properties.get("ID_FS_TYPE") != udev.MASK:
         yield Finding(device.name, "udisks, desktops", "a later rule has shown its type again", again)
     elif os.geteuid() == 0 and _can_be_claimed(device):
-        yield Finding(device.name, "root, with mount(8)", "nobody claims it", "The daemon does: mountsafe.service.")
+        yield Finding(device.name, "root, with mount(8)", "nobody claims it", "sudo mountsafe daemon claims it.")
 
 
 def _can_be_claimed(device: Device) -> bool:

@@ -147,17 +147,17 @@ class Files:
             try:
                 for change in plan.changes:
                     done.append(change)
-                    _put(change.path, change.new, change.mode)
+                    put(change.path, change.new, change.mode)
             except BaseException:
                 for change in reversed(done):
                     with suppress(OSError):
-                        _put(change.path, change.old, change.old_mode)
-                _put(self._record, before, 0o600)
+                        put(change.path, change.old, change.old_mode)
+                put(self._record, before, 0o600)
                 raise
             if plan.kept:
                 self._write_record(plan.kept, plan.folders)
                 return
-            _put(self._record, None, 0)
+            put(self._record, None, 0)
             for folder in sorted(plan.folders, reverse=True):
                 with suppress(OSError):
                     self._place(folder).rmdir()
@@ -165,7 +165,7 @@ class Files:
     def _write_record(self, kept: Mapping[str, Kept], folders: tuple[str, ...]) -> None:
         files = {path: {**asdict(each), "before": _encoded(each.before)} for path, each in kept.items()}
         record = {"version": VERSION, "files": files, "folders": folders}
-        _put(self._record, json.dumps(record, indent=1).encode() + b"\n", 0o600)
+        put(self._record, json.dumps(record, indent=1).encode() + b"\n", 0o600)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -179,7 +179,7 @@ class Files:
             os.close(fd)
 
 
-def _put(path: Path, content: bytes | None, mode: int) -> None:
+def put(path: Path, content: bytes | None, mode: int) -> None:
     """Make a file be so, or not be; whoever looks sees the old or the new one."""
     if content is None:
         path.unlink(missing_ok=True)

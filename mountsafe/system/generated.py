@@ -1,16 +1,16 @@
 """What a policy makes of a machine: the generated files by their absolute paths, and what they would hit."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.hotplug.devices import Device, devices
+from mountsafe.mountinfo import mounted
 from mountsafe.policy import modprobe, polkit, udev
 from mountsafe.policy.exempt import Exemption, of_crypttab, of_fstab
 from mountsafe.policy.risk import RiskClass
-from mountsafe.policy.rules import Policy, Verdict
+from mountsafe.policy.rules import Decision, Policy, Verdict
 from mountsafe.system.inuse import InUse
 
 UDEV = "/etc/udev/rules.d"
@@ -39,40 +39,27 @@ def files(policy: Policy, exempt: Collection[Exemption], strict: Collection[Risk
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A device in use that the rules would hide."""
-
-    device: str
-    use: str
-    rule: str
-
-
-def hits(policy: Policy, exempt: Collection[Exemption]) -> list[Hit]:
-    """Return what is in use and would be managed, were it plugged in now."""
-    in_use = InUse()
-    found = []
-    for device in devices():
-        use = in_use.why(device.name, device.number)
-        if not use or device.facts is None or is_exempt(device, exempt):
-            continue
-        decision = policy.decide(device.facts)
-        if decision.verdict != Verdict.KERNEL:
-            found.append(Hit(device.name, use, decision.rule or decision.reason))
-    return found
-
-
-def is_exempt(device: Device, exempt: Collection[Exemption]) -> bool:
-    """Whether fstab or crypttab names it."""
-    return any(fnmatchcase(value, each.pattern) for each in exempt for value in device.values(each.key))
+def decision_on(device: Device, policy: Policy, exempt: Collection[Exemption]) -> Decision | None:
+    """Return what is to be done with a device; None if it is left to the system, or is no medium."""
+    if device.facts is None or not device.facts.size:
+        return None
+    if any(fnmatchcase(value, each.pattern) for each in exempt for value in device.values(each.key)):
+        return None  # fstab or crypttab names it
+    decision = policy.decide(device.facts)
+    return None if decision.verdict == Verdict.KERNEL else decision
 
 
 def require_harmless(policy: Policy, exempt: Collection[Exemption]) -> None:
     """Raise UserError (TARGET) if the rules would hit what this machine uses."""
-    found = hits(policy, exempt)
+    in_use = InUse()
+    found = [
+        f"{device.name} is {use}"
+        for device in devices()
+        if (use := in_use.why(device.name, device.number)) and decision_on(device, policy, exempt)
+    ]
     if not found:
         return
-    told = "; ".join(f"{hit.device} is {hit.use}" for hit in found)
+    told = "; ".join(found)
     hint = "Unmount it, name it in fstab, or write a rule for it whose verdict is kernel (by uuid or serial)."
     raise UserError(f"the rules would hide what this machine uses: {told}", hint, ExitCode.TARGET)
 
@@ -87,8 +74,7 @@ def require_unused(strict: Collection[RiskClass]) -> None:
 
 
 def _mounted_types() -> set[str]:
-    lines = _text(Path("/proc/self/mounts")).splitlines()
-    return {module for line in lines for module in modprobe.modules_of(line.split(" ")[2])}
+    return {module for each in mounted() for module in modprobe.modules_of(each.fstype)}
 
 
 def _fstab_types() -> set[str]:

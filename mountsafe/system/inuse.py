@@ -4,6 +4,9 @@ import os
 import stat
 from pathlib import Path
 
+from mountsafe.mountinfo import mounted
+from mountsafe.text import printable
+
 
 class InUse:
     """A snapshot of /proc and /sys. Device numbers are (major, minor)."""
@@ -23,15 +26,12 @@ class InUse:
         return self._by.get(number, f"part of {', '.join(holders)}" if holders else "")
 
     def _read_mounts(self, path: Path) -> None:
-        for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-            before, _, after = line.partition(" - ")
-            fields = before.split(" ")
-            major, minor = map(int, fields[2].split(":"))
-            words = f"mounted on {fields[4]}"
-            if major:
-                self._by.setdefault((major, minor), words)
+        for each in mounted(path):
+            words = f"mounted on {printable(os.fsencode(each.point), 500)}"
+            if each.number[0]:
+                self._by.setdefault(each.number, words)
             else:  # btrfs and others make up a number; the source is a device all the same
-                self._remember(after.split(" ")[1], words)
+                self._remember(each.source, words)
 
     def _read_swaps(self, path: Path) -> None:
         for line in path.read_text(encoding="utf-8").splitlines()[1:]:

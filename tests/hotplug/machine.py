@@ -63,6 +63,11 @@ def wait_for(condition: Callable[[], bool], what: str, instead: Callable[[], str
         time.sleep(0.05)
 
 
+def attached() -> set[str]:
+    """Return the names of the loop devices that are in use."""
+    return {path.parent.parent.name for path in Path("/sys/block").glob("loop*/loop/backing_file")}
+
+
 @dataclass
 class Machine:
     """The namespace, by a process that holds it."""
@@ -70,6 +75,7 @@ class Machine:
     holder: subprocess.Popen[bytes]
     scratch: Path
     services: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    others: frozenset[str] = field(default_factory=lambda: frozenset(attached()))
 
     def command(self, *words: str | Path) -> list[str]:
         return ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", "--", *map(str, words)]
@@ -83,6 +89,12 @@ class Machine:
 
     def mountsafe(self, *words: str | Path, user: bool = False) -> Done:
         return self.run(sys.executable, "-m", "mountsafe", *words, user=user)
+
+    def findings(self) -> list[tuple[str, str]]:
+        """Return what `policy check` finds, (device, who), but for loop devices that others had before."""
+        found = self.mountsafe("policy", "check", "--json")
+        assert found.code in (0, 1), found.err
+        return [(each["device"], each["who"]) for each in found.json() if each["device"] not in self.others]
 
     def start(self, *words: str, ready: Callable[[], bool]) -> None:
         path = self.scratch / f"{Path(words[0]).name}.log"

@@ -21,7 +21,7 @@ ROOMS = (
     WORDS,
     ("policy",),
     ("wire",),
-    ("channel", "incidents", "process"),
+    ("channel", "incidents", "mountinfo", "process"),
     ("agent", "medium", "sandbox", "appliance", "hotplug"),
     ("system",),
     ("filesystem",),

@@ -7,6 +7,7 @@ from threading import Barrier, BrokenBarrierError
 
 import pytest
 
+from mountsafe.mountinfo import Mounted, mounted
 from mountsafe.session import mounter
 from mountsafe.session.mounter import FuseMount
 
@@ -50,10 +51,7 @@ def test_many_unmount_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (r"36 35 0:52 / /mnt/a\040b\011c\134d rw shared:1 - fuse.mountsafe x ro", "/mnt/a b\tc\\d"),
     ],
 )
-def test_mount_points_are_read_as_the_kernel_writes_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, point: str
-) -> None:
+def test_mount_points_are_read_as_the_kernel_writes_them(tmp_path: Path, line: str, point: str) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(line + "\n")
-    monkeypatch.setattr("builtins.open", lambda *args, _open=open, **kwargs: _open(table, **kwargs))
-    assert mounter.mounts() == {point: "fuse.mountsafe"}
+    assert mounted(table) == [Mounted((0, 52), point, "fuse.mountsafe", "x")]

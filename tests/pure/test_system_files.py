@@ -88,7 +88,7 @@ def test_what_was_removed_by_hand_comes_back(root: Path) -> None:
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_step_that_fails_undoes_those_before_it(root: Path, failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(root)
-    real, calls = files._put, [0]
+    real, calls = files.put, [0]
 
     def put(path: Path, content: bytes | None, mode: int) -> None:
         calls[0] += 1
@@ -97,7 +97,7 @@ def test_a_step_that_fails_undoes_those_before_it(root: Path, failing: int, monk
         real(path, content, mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_put", put)
+        patch.setattr(files, "put", put)
         with pytest.raises(OSError, match="No space"):
             install(root, WANTED)
     after = snapshot(root)
@@ -113,7 +113,7 @@ def test_a_machine_that_stopped_in_the_middle_can_go_on_either_way(root: Path, m
     class PowerCut(BaseException):
         pass
 
-    real, calls = files._put, [0]
+    real, calls = files.put, [0]
 
     def put(path: Path, content: bytes | None, mode: int) -> None:
         calls[0] += 1
@@ -124,7 +124,7 @@ def test_a_machine_that_stopped_in_the_middle_can_go_on_either_way(root: Path, m
     for go_on in (lambda: install(root, WANTED), lambda: None):
         calls[0] = 0
         with monkeypatch.context() as patch:
-            patch.setattr(files, "_put", put)
+            patch.setattr(files, "put", put)
             with pytest.raises(PowerCut):
                 install(root, WANTED)
         assert (root / RULES[1:]).exists()

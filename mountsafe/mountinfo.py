@@ -1,0 +1,33 @@
+"""What is mounted in this mount namespace, as the kernel tells it (proc(5), /proc/PID/mountinfo)."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """One mount. `number`: (major, minor) of its device. Undecodable bytes of names are surrogates."""
+
+    number: tuple[int, int]
+    point: str
+    fstype: str
+    source: str
+
+
+def mounted(path: Path = Path("/proc/self/mountinfo")) -> list[Mounted]:
+    """Return all mounts, those below others first."""
+    return [_parsed(line) for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if line]
+
+
+def _parsed(line: str) -> Mounted:
+    before, _, after = line.partition(" - ")
+    _, _, number, _, point, *_ = before.split(" ")
+    fstype, source, *_ = after.split(" ")
+    major, minor = number.split(":")
+    return Mounted((int(major), int(minor)), unescaped(point), fstype, unescaped(source))
+
+
+def unescaped(field: str) -> str:
+    r"""Return a name as it is, from the octal escapes (\040 for a space) of mountinfo."""
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), field)
