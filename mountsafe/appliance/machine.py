@@ -65,7 +65,8 @@ class MachineSettings:
 class Machine:
     """A started VM. Calls are made by one task at a time; `stop` may be called by any, and more than once."""
 
-    def __init__(self, process: Child, control: socket.socket) -> None:
+    def __init__(self, process: Child, control: socket.socket, accelerator: str) -> None:
+        self.accelerator = accelerator
         self._process = process
         self._control = trio.socket.from_stdlib_socket(control)
         self._requests = trio.Lock()
@@ -79,7 +80,7 @@ class Machine:
             log(sandbox.shown(command))
         with theirs:
             process = Child(command, [theirs.fileno()], "guest", log)
-        return cls(process, ours)
+        return cls(process, ours, settings.accelerator)
 
     @property
     def pid(self) -> int:

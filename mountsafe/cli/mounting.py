@@ -119,7 +119,8 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     with screen.progress(quiet) as progress:
         build.ensure(progress)
         target, created = start.prepare_target(directory or default_target(medium))
-        starting = start.Starting(medium, target, created, options)
+        starting = start.Starting(verbose)
+        starting.order(medium, target, created, options)
         try:
             record = starting.follow(progress, screen.warn)
             if not foreground:

@@ -12,9 +12,11 @@ from mountsafe.appliance import build
 from mountsafe.cli import screen
 from mountsafe.cli.policies import Rules
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.limits import IDLE, MAX_MEDIA
+from mountsafe.limits import IDLE, MAX_MEDIA, MEDIUM_CPU_PERCENT, MEDIUM_MEMORY_MIB, MEDIUM_PROCESSES
 from mountsafe.policy import files
 from mountsafe.session.mounter import require_fuse
+
+HIDDEN = "/run/mountsafe/hidden"  # desktops show what is mounted in /run/media, /media and the user's home
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: [bold]sudo mountsafe daemon --user alice[/bold] (without systemd-logind)")(daemon)
 
 
-def daemon(
+def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     rules: Rules = files.FOLDER,
     user: Annotated[
         str | None,
@@ -35,6 +37,15 @@ def daemon(
     idle: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="End an unused virtual machine after; 0 for never.")
     ] = IDLE,
+    spare: Annotated[
+        bool, typer.Option("--spare", help="Keep a virtual machine ready for the next medium: faster, for its memory.")
+    ] = False,
+    memory: Annotated[
+        int, typer.Option(min=512, metavar="MIB", help="Memory of a medium's processes (with systemd).")
+    ] = MEDIUM_MEMORY_MIB,
+    cpu: Annotated[
+        int, typer.Option(min=10, metavar="PERCENT", help="Their processors' time; 100 is one (with systemd).")
+    ] = MEDIUM_CPU_PERCENT,
 ) -> None:
     """Claim media when they are plugged in, and show their files to the user at the seat.
 
@@ -52,10 +63,13 @@ def daemon(
     from mountsafe.daemon import person
     from mountsafe.daemon.keeper import Wishes
     from mountsafe.daemon.service import Service
+    from mountsafe.daemon.spare import Spare
+    from mountsafe.system.scope import limited
 
     try:
         found = None if user is None else person.by_name(user)
     except KeyError as error:
         raise UserError(f"there is no user {user}", "Name one of this machine.", ExitCode.USAGE) from error
     who = (lambda: person.at_seat("seat0")) if found is None else lambda: found
-    trio.run(Service(rules, Wishes(who, str(media), idle), most).run)
+    supervisors = Spare(spare, limited(memory, cpu, MEDIUM_PROCESSES))
+    trio.run(Service(rules, Wishes(who, str(media), HIDDEN, idle, supervisors), most).run)

@@ -11,17 +11,19 @@ from typing import Any
 import trio
 
 from mountsafe.daemon.person import Person, folder_of
+from mountsafe.daemon.spare import Spare
 from mountsafe.errors import MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.rules import Decision, Verdict
 from mountsafe.session.mounter import unmount
-from mountsafe.session.start import MountOptions, Starting
+from mountsafe.session.start import MountOptions
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
-CLAIM_PATIENCE = 10.0  # seconds: a predecessor of ours, or udev itself, may still have it open
+CLAIM_PATIENCE = 3.0  # seconds: a predecessor of ours, or udev itself, may still have it open
 CLAIM_INTERVAL = 0.1
+BUSY_INTERVAL = 1.0
 UNLOCK_INTERVAL = 1.0
 NOTES = Path("/run/mountsafe/claims")
 DETACH_INTERVAL = 0.5
@@ -29,11 +31,16 @@ DETACH_INTERVAL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """How media are shown. `person` is asked for whenever one is: it returns None while nobody is there."""
+    """How media are shown. `person` is asked for whenever one is: it returns None while nobody is there.
+
+    `base`: where each user has a folder of his media; `hidden`: the same for those that desktops are not to show.
+    """
 
     person: Callable[[], Person | None]
     base: str
+    hidden: str
     idle: float
+    spare: Spare
 
 
 class Keeper:
@@ -49,6 +56,7 @@ class Keeper:
         self._wanted = trio.Event()  # somebody wants it opened
         self._wishes = wishes
         self._claim: Claim | None = None
+        self._ejecting = False
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -102,6 +110,7 @@ class Keeper:
         """Unmount it and let go. Raises UserError (BUSY) if it is in use."""
         for mounted in self.mounts:
             await trio.to_thread.run_sync(unmount, Path(mounted["target"]))
+        self._ejecting = True
         await self.end()
         self._become("ejected")
 
@@ -146,29 +155,36 @@ class Keeper:
         self._scope.cancel()
 
     async def _claimed(self) -> Claim:
+        """Claim it, as soon as nobody else has it for himself."""
         end = trio.current_time() + CLAIM_PATIENCE
         while True:
             try:
                 return Claim(self.device.node, self.device.number, self.device.sequence, NOTES)
             except OSError as error:
-                if error.errno != errno.EBUSY or trio.current_time() > end:
+                if error.errno != errno.EBUSY:
                     raise
-            await trio.sleep(CLAIM_INTERVAL)
+            patient = trio.current_time() < end
+            if not patient and self.state != "busy":
+                log.warning("%s is in use by another program: it is claimed when that lets go", self._shown)
+                self._become("busy")
+            await trio.sleep(CLAIM_INTERVAL if patient else BUSY_INTERVAL)
 
     async def _show(self) -> None:
         """Open it for whoever is at the seat; return when it is unmounted. Raises UserError."""
         self.person = person = await self._who()
         assert self._claim is not None
-        target = Path(folder_of(person, self._wishes.base))
+        wished = self.decision.options
+        target = Path(folder_of(person, self._wishes.hidden if wished.hide else self._wishes.base))
         options = MountOptions(
-            owner=self.decision.options.owner,
+            owner=wished.owner,
             idle=self._wishes.idle,
             foreground=True,
             person=(person.uid, person.gid),
             by_label=True,
         )
         self._become("opening")
-        starting = Starting(self._claim.medium, target, False, options)
+        starting = self._wishes.spare.take()
+        starting.order(self._claim.medium, target, False, options)
         try:
             record = await trio.to_thread.run_sync(starting.follow, log.info, log.warning, cancellable=True)
             self.mounts = record["mounts"]
@@ -193,6 +209,8 @@ class Keeper:
 
     def _let_go(self) -> None:
         if self._claim is not None:
+            if self._ejecting:
+                self._claim.eject()
             self._claim.release()
             log.info("%s is let go", self._shown)
 

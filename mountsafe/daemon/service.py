@@ -14,7 +14,7 @@ from mountsafe.daemon import notify
 from mountsafe.daemon.control import Control, Told
 from mountsafe.daemon.keeper import NOTES, Keeper, Wishes
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.hotplug.devices import Device, devices, of_disk
+from mountsafe.hotplug.devices import Device, cut_power, devices, of_disk
 from mountsafe.hotplug.monitor import Monitor
 from mountsafe.medium.claim import take_back
 from mountsafe.policy import files
@@ -53,6 +53,7 @@ class Service:
             nursery.start_soon(self._obey_signals)
             nursery.start_soon(notify.keep_watchdog_quiet)
             nursery.start_soon(self._control.run)
+            nursery.start_soon(self._wishes.spare.run)
             await self._look_at(None)
             notify.tell("READY=1")
             log.info("watching")
@@ -126,8 +127,17 @@ class Service:
         self._named(device).open()
 
     async def eject(self, device: str) -> None:
-        """Unmount a medium, and let go of it."""
-        await self._named(device).eject()
+        """Unmount a medium, let go of it, and cut its drive's power if nothing else of the drive is in use."""
+        keeper = self._named(device)
+        await keeper.eject()
+        if self._is_idle(keeper.device.drive):
+            await trio.to_thread.run_sync(cut_power, keeper.device.drive)
+
+    def _is_idle(self, drive: str) -> bool:
+        """Whether nothing of a drive is kept or in use: a card reader has several slots, a disk several partitions."""
+        in_use = InUse()
+        kept = any(keeper.device.drive == drive and keeper.state != "ejected" for keeper in self._keepers.values())
+        return not kept and not any(in_use.why(each.name, each.number) for each in devices() if each.drive == drive)
 
     def _named(self, device: str) -> Keeper:
         """Return the keeper of a device, or of one with a mount of this path."""

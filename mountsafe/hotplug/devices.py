@@ -3,6 +3,7 @@
 Reading it needs no right, and no byte of a medium is read.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,15 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.policy.facts import Facts, facts_of_device
 from mountsafe.text import printable
 
+log = logging.getLogger(__name__)
 SECTOR = 512  # the unit of the sysfs attribute "size", whatever the device's own is
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """A block device as udev knows it. `disk`: the name of the whole disk; `facts` None: it is no medium.
+
+    `drive`: the folder in /sys of the USB device that it is behind, "" if there is none.
 
     `properties` are fit to be shown: many of them are the device's own words, or its medium's.
     """
@@ -31,6 +35,7 @@ class Device:
     links: tuple[str, ...]
     facts: Facts | None
     settled: bool = True  # udev has dealt with it
+    drive: str = ""
 
     @property
     def sequence(self) -> int:
@@ -94,6 +99,15 @@ def is_to_be_detached(name: str) -> bool | None:
         return None
 
 
+def cut_power(drive: str) -> None:
+    """Let the USB port of a drive cut its power, as udisks does: it can be pulled out, and is gone until then."""
+    if drive:
+        try:
+            Path(drive, "remove").write_text("1", encoding="ascii")
+        except OSError as error:
+            log.warning("the drive keeps its power: %s", error)
+
+
 def disk_of(device: pyudev.Device) -> str:
     """Return the name of the whole disk that a block device is, or is a part of."""
     parent = device.find_parent("block") if device.device_type == "partition" else None
@@ -111,6 +125,7 @@ def _device(device: pyudev.Device) -> Device:
         links=tuple(link.removeprefix("/dev/") for link in device.device_links),
         facts=_facts(device),
         settled=bool(device.is_initialized),
+        drive=usb.sys_path if (usb := device.find_parent("usb", "usb_device")) else "",
     )
 
 

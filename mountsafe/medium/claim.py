@@ -11,6 +11,7 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.source import Medium, device_size
 
 BLKROSET, BLKROGET, BLKGETDISKSEQ = 0x125D, 0x125E, 0x80081280  # include/uapi/linux/fs.h
+CDROMEJECT, CDROM_LOCKDOOR = 0x5309, 0x5329  # include/uapi/linux/cdrom.h; SCSI disks know the first one too
 
 
 class Swapped(UserError):
@@ -42,6 +43,12 @@ class Claim:
         except BaseException:
             os.close(self.fd)
             raise
+
+    def eject(self) -> None:
+        """Open the tray, or let the drive stop: whatever it can. Nobody else may have it open."""
+        for request in (CDROM_LOCKDOOR, CDROMEJECT):
+            with suppress(OSError):
+                fcntl.ioctl(self.fd, request, 0)
 
     def release(self) -> None:
         """Let go, and let the device be as writable as it was."""

@@ -18,17 +18,51 @@ from mountsafe.medium.source import Medium
 log = logging.getLogger(__name__)
 
 
+async def started(settings: MachineSettings, acceleration: Acceleration, nursery: trio.Nursery) -> Machine:
+    """Start a VM with KVM where that works, and without where it does not. Raises GuestGone or DeadlinePassed."""
+    *trials, last = acceleration.candidates()
+    for accelerator in trials:
+        try:
+            machine = await _boot(replace(settings, accelerator=accelerator), KVM_PROBE_DEADLINE, nursery)
+        except (GuestGone, DeadlinePassed) as error:
+            log.warning("KVM does not work here (%s): software emulation from now on", error)
+            acceleration.remember("tcg")
+        else:
+            acceleration.remember(accelerator)
+            return machine
+    return await _boot(replace(settings, accelerator=last), LAUNCH_DEADLINE, nursery)
+
+
+async def _boot(settings: MachineSettings, deadline: float, nursery: trio.Nursery) -> Machine:
+    machine = Machine.start(settings, log.info)
+    nursery.start_soon(machine.log_words)
+    since = time.monotonic()
+    try:
+        await machine.launched(deadline)
+    except BaseException:
+        await machine.stop()
+        raise
+    log.info("virtual machine started with %s in %.1f s", machine.accelerator, time.monotonic() - since)
+    return machine
+
+
 class Machines:
-    """Hands out streams to a VM that has the medium; at most one VM at a time."""
+    """Hands out streams to a VM that has the medium; at most one VM at a time. `spare`: the first, started ahead."""
 
     def __init__(
-        self, settings: MachineSettings, acceleration: Acceleration, medium: Medium, nursery: trio.Nursery
+        self,
+        settings: MachineSettings,
+        acceleration: Acceleration,
+        medium: Medium,
+        nursery: trio.Nursery,
+        spare: Machine | None = None,
     ) -> None:
         self._nursery = nursery
         self._settings = settings
         self._acceleration = acceleration
         self._medium = medium
         self._machine: Machine | None = None
+        self._spare = spare
         self._starting = trio.Lock()
         self._users: set[object] = set()
         self._deaths: deque[float] = deque(maxlen=DEATHS)
@@ -56,7 +90,6 @@ class Machines:
                 raise GuestGone(f"the virtual machine ended {DEATHS} times within {DEATHS_WINDOW:.0f} s")
             machine = await self._start()
             try:
-                await machine.attach(self._medium.fd)
                 sock = await machine.open_stream()
             except BaseException:
                 await machine.stop()
@@ -66,30 +99,22 @@ class Machines:
             return sock
 
     async def _start(self) -> Machine:
-        *trials, last = self._acceleration.candidates()
-        for accelerator in trials:
+        """Return a VM that has the medium."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
             try:
-                machine = await self._boot(accelerator, KVM_PROBE_DEADLINE)
-            except (GuestGone, DeadlinePassed) as error:
-                log.warning("KVM does not work here (%s): software emulation from now on", error)
-                self._acceleration.remember("tcg")
-            else:
-                self._acceleration.remember(accelerator)
-                return machine
-        return await self._boot(last, LAUNCH_DEADLINE)
+                return await self._attached(spare)
+            except (GuestGone, DeadlinePassed) as error:  # it may have ended while it waited
+                log.warning("%s: starting another", error)
+        return await self._attached(await started(self._settings, self._acceleration, self._nursery))
 
-    async def _boot(self, accelerator: str, deadline: float) -> Machine:
-        settings = replace(self._settings, accelerator=accelerator)
-        machine = Machine.start(settings, log.info)
-        self._nursery.start_soon(machine.log_words)
-        started = time.monotonic()
+    async def _attached(self, machine: Machine) -> Machine:
         try:
-            await machine.launched(deadline)
+            await machine.attach(self._medium.fd)
         except BaseException:
             await machine.stop()
             raise
-        log.info("virtual machine started with %s in %.1f s", accelerator, time.monotonic() - started)
-        self.accelerator = accelerator
+        self.accelerator = machine.accelerator
         return machine
 
     async def _bury(self) -> None:

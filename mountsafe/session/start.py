@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,34 +45,48 @@ class MountOptions:
 
 
 class Starting:
-    """A supervisor that is mounting. Closing it before it has mounted makes it undo everything."""
+    """A supervisor that is mounting, or waits to be told what. Closing it before it has mounted makes it undo all.
 
-    def __init__(self, medium: Medium, target: Path, created: bool, options: MountOptions) -> None:
-        uid, gid = options.person or caller()
+    `spare`: it starts a virtual machine ahead. `scope`: words before its command, as `mountsafe.system.scope` has them.
+    """
+
+    def __init__(self, verbose: bool = False, spare: bool = False, scope: Iterable[str] = ()) -> None:
         ours, theirs = channel.pair()
-        settings = {
-            "source": os.fspath(medium.path),
-            "target": os.fspath(target),
-            "created_target": created,
-            "medium": {"fd": medium.fd, "size": medium.size, "block_device": medium.block_device},
-            "report": theirs.fileno(),
-            "uid": uid,
-            "gid": gid,
-            **asdict(options),
-        }
+        settings = {"report": theirs.fileno(), "verbose": verbose, "spare": spare}
         path = os.fspath(PACKAGE.parent)
         code = f"import sys; sys.path.insert(0, {path!r}); from mountsafe.session.supervisor import main; main()"
         with theirs:
             self._process = subprocess.Popen(
-                [PYTHON, "-I", "-c", code, json.dumps(settings)],
+                [*scope, PYTHON, "-I", "-c", code, json.dumps(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=None if options.verbose else subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), medium.fd],
+                stderr=None if verbose else subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 cwd="/",
             )
         self._report = ours
+
+    def order(self, medium: Medium, target: Path, created: bool, options: MountOptions) -> None:
+        """Tell it what to mount; `follow` says what came of it. `created`: the target was made for this."""
+        uid, gid = options.person or caller()
+        wanted = {
+            "source": os.fspath(medium.path),
+            "target": os.fspath(target),
+            "created_target": created,
+            "size": medium.size,
+            "block_device": medium.block_device,
+            "uid": uid,
+            "gid": gid,
+            **asdict(options),
+        }
+        with suppress(OSError):  # it has ended: `follow` says so
+            channel.send(self._report, wanted, [medium.fd])
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
 
     def follow(self, progress: Callable[[str], None], warn: Callable[[str], None]) -> dict[str, Any]:
         """Return the record of the mount when it is there. Raises UserError when it came to nothing."""

@@ -23,14 +23,14 @@ from mountsafe import channel
 from mountsafe.appliance import build
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.client import AgentClient, GuestRefused
-from mountsafe.appliance.machine import MachineSettings
+from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.incidents import Incidents
 from mountsafe.limits import CONTROL_MESSAGE, MAX_MOUNTS
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name
 from mountsafe.session import logs
-from mountsafe.session.machines import Machines
+from mountsafe.session.machines import Machines, started
 from mountsafe.session.runtime import CONTROL, LOG, Runtime
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 
@@ -58,6 +58,15 @@ class Reporter:
     def failed(self, error: UserError) -> None:
         """Say that it came to nothing."""
         self.tell({"failed": {"message": error.message, "hint": error.hint, "code": int(error.code)}})
+
+    async def order(self) -> tuple[channel.Message, int] | None:
+        """Wait for what is to be mounted, and the descriptor of its medium; None if nobody is there any more."""
+        await trio.lowlevel.wait_readable(self._sock.fileno())
+        received = channel.receive(self._sock)
+        if received is None:
+            return None
+        message, (fd,) = received
+        return message, fd
 
     async def gone(self) -> None:
         """Return when nobody listens any more."""
@@ -94,15 +103,14 @@ def machine_settings(verbose: bool) -> Iterator[tuple[MachineSettings, Accelerat
 
 
 class Supervisor:
-    """Keeps one medium."""
+    """Keeps one medium. `order` as `mountsafe.session.start` sends it."""
 
-    def __init__(self, settings: dict[str, Any], runtime: Runtime, reporter: Reporter) -> None:
-        self._settings = settings
+    def __init__(self, order: channel.Message, medium: Medium, runtime: Runtime, reporter: Reporter) -> None:
+        self._settings = order
         self._runtime = runtime
         self._reporter = reporter
-        self._target = Path(settings["target"])
-        source = settings["medium"]
-        self._medium = Medium(Path(settings["source"]), source["fd"], source["size"], source["block_device"])
+        self._target = Path(order["target"])
+        self._medium = medium
         self._served: list[ServedVolume] = []
         self._folders: list[Path] = []
         self._boxes: list[SessionBox] = []  # started, and not in use yet
@@ -110,27 +118,26 @@ class Supervisor:
         self._nursery: trio.Nursery
         self._done = trio.Event()
 
-    async def run(self) -> None:
-        """Mount, keep, clean up."""
+    async def run(self, machine: MachineSettings, acceleration: Acceleration, spare: Machine | None) -> None:
+        """Mount, keep, clean up. `spare`: a virtual machine that runs already, if there is one."""
+        self._runtime.write(
+            {key: self._settings[key] for key in ("source", "target")}
+            | {"created": created(self._settings), "supervisor": os.getpid(), "mounts": []}
+        )
         try:
-            with machine_settings(self._settings["verbose"]) as (machine, acceleration):
-                await self._run(machine, acceleration)
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._machines = Machines(machine, acceleration, self._medium, nursery, spare)
+                try:
+                    await self._keep()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self._end_all()
+                    nursery.cancel_scope.cancel()
         finally:
             self._remove_folders()
 
-    async def _run(self, machine: MachineSettings, acceleration: Acceleration) -> None:
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._machines = Machines(machine, acceleration, self._medium, nursery)
-            try:
-                await self._keep()
-            finally:
-                with trio.CancelScope(shield=True):
-                    await self._end_all()
-                nursery.cancel_scope.cancel()
-
     async def _keep(self) -> None:
-        await self._nursery.start(self._end_on_signal)
         async with trio.open_nursery() as mounting:
             mounting.start_soon(self._cancel_when_gone, self._nursery)
             await self._mount_all()
@@ -151,15 +158,6 @@ class Supervisor:
     async def _end_when_gone(self) -> None:
         await self._reporter.gone()
         self._done.set()
-
-    async def _end_on_signal(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.open_signal_receiver(*ENDING) as signals:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-            task_status.started()
-            async for number in signals:
-                log.info("ended by signal %d", number)
-                self._done.set()
-                self._nursery.cancel_scope.cancel()
 
     async def _mount_all(self) -> None:
         self._reporter.progress("starting the virtual machine")
@@ -299,11 +297,46 @@ def created(settings: dict[str, Any]) -> list[str]:
     return [settings["target"]] if settings["created_target"] else []
 
 
+async def _end_on_signal(everything: trio.CancelScope, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.open_signal_receiver(*ENDING) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        task_status.started()
+        async for number in signals:
+            log.info("ended by signal %d", number)
+            everything.cancel()
+
+
+async def _started_ahead(machine: MachineSettings, acceleration: Acceleration, nursery: trio.Nursery) -> Machine | None:
+    try:
+        return await started(machine, acceleration, nursery)
+    except MountsafeError as error:
+        log.warning("no spare virtual machine: %s", error)
+        return None
+
+
+async def _supervise(begin: dict[str, Any], runtime: Runtime, reporter: Reporter) -> None:
+    """Start ahead what can be, wait for the order, carry it out."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_end_on_signal, nursery.cancel_scope)
+        with machine_settings(begin["verbose"]) as (machine, acceleration):
+            spare = await _started_ahead(machine, acceleration, nursery) if begin["spare"] else None
+            try:
+                order = await reporter.order()
+                if order is not None:
+                    settings, fd = order
+                    medium = Medium(Path(settings["source"]), fd, settings["size"], settings["block_device"])
+                    await Supervisor(settings, medium, runtime, reporter).run(machine, acceleration, spare)
+            finally:
+                if spare is not None:
+                    await spare.stop()
+        nursery.cancel_scope.cancel()
+
+
 def main() -> NoReturn:
-    """Run with one argument: the settings as JSON (see `mountsafe.session.start`)."""
+    """Run with one argument as JSON: the report's descriptor, `verbose` and `spare` (see `mountsafe.session.start`)."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until somebody listens: none is lost, and nothing is left
-    settings = json.loads(sys.argv[1])
-    reporter = Reporter(socket.socket(fileno=settings["report"]))
+    begin = json.loads(sys.argv[1])
+    reporter = Reporter(socket.socket(fileno=begin["report"]))
     code = ExitCode.OK
     try:
         runtime = Runtime.create()
@@ -311,12 +344,8 @@ def main() -> NoReturn:
         reporter.failed(error)
         raise SystemExit(error.code) from error
     try:
-        runtime.write(
-            {key: settings[key] for key in ("source", "target")}
-            | {"created": created(settings), "supervisor": os.getpid(), "mounts": []}
-        )
-        logs.start(settings["verbose"], runtime.path / LOG)
-        trio.run(Supervisor(settings, runtime, reporter).run)
+        logs.start(begin["verbose"], runtime.path / LOG)
+        trio.run(_supervise, begin, runtime, reporter)
     except UserError as error:
         reporter.failed(error)
         code = error.code

@@ -235,20 +235,22 @@ class Stage:
         size = os.fstat(fd).st_size
         guest = {"folder": str(tree), "runtime": str(runtime), "layout": str(saved) if layout else "", "size": size}
         guest |= {"fstype": "ext4", "start": 0, **told}
-        settings = {
+        order = {
             "source": str(medium),
             "target": str(target),
             "created_target": False,
-            "medium": {"fd": fd, "size": size, "block_device": False},
-            "report": theirs.fileno(),
+            "size": size,
+            "block_device": False,
             "uid": person.uid,
             "gid": person.gid,
             **asdict(MountOptions(**{"owner": "image", **(options or {})})),
         }
+        settings = {"report": theirs.fileno(), "verbose": order["verbose"], "spare": False}
         keeper = self.base / "program/tests/fuse/keeper.py"
         command = [PYTHON, str(keeper), json.dumps(settings), json.dumps(guest)]
         with theirs:
-            process = person.start(command, pass_fds=[theirs.fileno(), fd], cwd="/", stdin=subprocess.DEVNULL)
+            process = person.start(command, pass_fds=[theirs.fileno()], cwd="/", stdin=subprocess.DEVNULL)
+        channel.send(ours, order, [fd])
         os.close(fd)
         self._begun.append(Mounted(person, target, runtime, process))
         return self._begun[-1], ours

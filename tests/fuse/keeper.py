@@ -27,7 +27,9 @@ class FolderMachines:
     accelerator = "none"
     guest: dict[str, Any] = {}  # noqa: RUF012  # set once, for this process
 
-    def __init__(self, settings: object, acceleration: object, medium: Any, nursery: object) -> None:
+    def __init__(
+        self, settings: object, acceleration: object, medium: Any, nursery: object, spare: object = None
+    ) -> None:
         self._fd = medium.fd
         self._processes: list[subprocess.Popen[bytes]] = []
         self._held: list[socket.socket] = []

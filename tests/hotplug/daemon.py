@@ -19,22 +19,29 @@ reason = "nobody has that"
 [[rule]]
 verdict = "sandbox"
 bus = "loop"
+fstype = "romfs"
+hide = true
+
+[[rule]]
+verdict = "sandbox"
+bus = "loop"
 """
 
 
 class Daemon:
-    """A running daemon. It logs to a file."""
+    """A running daemon. It logs to a file. `options`: more of its command line."""
 
-    def __init__(self, machine: Machine, log: Path) -> None:
+    def __init__(self, machine: Machine, log: Path, *options: str) -> None:
         self.machine = machine
         self.log = log
+        self._options = options
         self._starts = 0
         self._start()
 
     def _start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.machine.command(sys.executable, "-m", "mountsafe", "daemon", "--user", USER),
+                self.machine.command(sys.executable, "-m", "mountsafe", "daemon", "--user", USER, *self._options),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -72,6 +73,31 @@ def test_what_is_refused_is_claimed_and_not_shown(daemon: Daemon, image: Image) 
         assert daemon.mounts() == []
         daemon.machine.run("mkdir", "-p", "/run/mnt").ok()
         assert "busy" in daemon.machine.run("mount", "-t", "ext4", device, "/run/mnt").err
+
+
+def test_what_desktops_are_not_to_show_is_elsewhere(daemon: Daemon, image: Image) -> None:
+    hidden = f"/run/mountsafe/hidden/nobody/{label('romfs')}"
+    with daemon.machine.loop(image("romfs")):
+        daemon.wait_for_words(f"is on {hidden}")
+        assert daemon.mounts() == []
+        assert "README.txt" in names_below(daemon.machine, hidden)
+
+
+def test_what_another_program_has_for_itself_is_claimed_afterwards(daemon: Daemon, image: Image) -> None:
+    daemon.process.send_signal(signal.SIGSTOP)
+    hold = "import os, sys; os.open(sys.argv[1], os.O_EXCL); print(flush=True); sys.stdin.read()"
+    with daemon.machine.loop(image("ext4")) as device:
+        command = daemon.machine.command(sys.executable, "-c", hold, device)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            daemon.process.send_signal(signal.SIGCONT)
+            daemon.wait_for_words("in use by another program")
+            (told,) = daemon.machine.mountsafe("devices", "--json").ok().json()
+            assert told["state"] == "busy"
+            holder.communicate()
+        daemon.wait_for_mounts(label("ext4"))
+    daemon.wait_for_mounts()
 
 
 def test_a_medium_that_is_pulled_out_while_it_is_read_is_gone_at_once(daemon: Daemon, image: Image) -> None:

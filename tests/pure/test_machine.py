@@ -36,4 +36,4 @@ def test_an_appliance_process_that_ends_while_it_is_asked(reads: bool) -> None:
         theirs.close()  # with a request that was not read, the other end is told of a reset
 
     ours, theirs = channel.pair()
-    trio.run(ask, Machine(cast("Child", Ended()), ours), theirs)
+    trio.run(ask, Machine(cast("Child", Ended()), ours, "tcg"), theirs)

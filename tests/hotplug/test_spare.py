@@ -1,0 +1,77 @@
+"""A virtual machine that waits for the next medium."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hotplug.daemon import RULES, Daemon, label
+from tests.hotplug.machine import Machine, wait_for
+
+Image = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def daemon(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    machine.write("/etc/mountsafe/policy.toml", RULES)
+    machine.mountsafe("policy", "install").ok()
+    machine.mountsafe("appliance", "build").ok()
+    made = Daemon(machine, tmp_path_factory.mktemp("daemon") / "log", "--spare")
+    yield made
+    made.stop()
+    assert machine.run("ls", "-A", "/run/mountsafe/mounts").ok().out == ""
+    machine.mountsafe("policy", "uninstall").ok()
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def emulators(pid: int) -> list[int]:
+    """The QEMU processes below a process."""
+    found = [pid] if Path(f"/proc/{pid}/comm").read_text().startswith("qemu") else []
+    return found + [each for child in children(pid) for each in emulators(child)]
+
+
+def waiting(daemon: Daemon) -> tuple[int, int]:
+    """The spare supervisor and its QEMU, once it runs and what was before is gone."""
+    pid = daemon.process.pid
+    logs = ("sh", "-c", "cat /run/mountsafe/mounts/*/log")
+
+    def ready() -> bool:
+        return len(children(pid)) == 1 and "virtual machine started" in daemon.machine.run(*logs).out
+
+    wait_for(ready, "a spare virtual machine", daemon.words)
+    return children(pid)[0], emulators(pid)[0]
+
+
+def show(daemon: Daemon, image: Path) -> int:
+    """Plug it in, see it; return the process id of its supervisor."""
+    with daemon.machine.loop(image):
+        daemon.wait_for_mounts(label("ext4"))
+        daemon.machine.run("cat", f"/run/media/nobody/{label('ext4')}/README.txt", user=True).ok()
+        (record,) = daemon.machine.mountsafe("list", "--json").ok().json()
+    daemon.wait_for_mounts()
+    return int(record["supervisor"])
+
+
+def test_the_next_medium_gets_the_one_that_waits(daemon: Daemon, image: Image) -> None:
+    first, _ = waiting(daemon)
+    assert show(daemon, image("ext4")) == first
+    second, _ = waiting(daemon)
+    assert show(daemon, image("ext4")) == second != first
+
+
+def test_a_spare_machine_that_died_is_replaced(daemon: Daemon, image: Image) -> None:
+    supervisor, emulator = waiting(daemon)
+    os.kill(emulator, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{emulator}").exists(), "its end")
+    assert show(daemon, image("ext4")) == supervisor
+
+
+def test_a_spare_supervisor_that_died_is_replaced(daemon: Daemon, image: Image) -> None:
+    supervisor, _ = waiting(daemon)
+    os.kill(supervisor, signal.SIGKILL)
+    assert show(daemon, image("ext4")) != supervisor
