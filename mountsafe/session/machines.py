@@ -12,7 +12,7 @@ import trio
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
-from mountsafe.limits import DEATHS, DEATHS_WINDOW, KVM_PROBE_DEADLINE, LAUNCH_DEADLINE
+from mountsafe.limits import DEATHS, DEATHS_WINDOW, KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
 from mountsafe.medium.source import Medium
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,9 @@ async def started(settings: MachineSettings, acceleration: Acceleration, nursery
     *trials, last = acceleration.candidates()
     for accelerator in trials:
         try:
-            machine = await _boot(replace(settings, accelerator=accelerator), KVM_PROBE_DEADLINE, nursery)
+            machine = await _boot(
+                replace(settings, accelerator=accelerator), KVM_PROBE_DEADLINE, nursery, KVM_SLOW_DEADLINE
+            )
         except (GuestGone, DeadlinePassed) as error:
             log.warning("KVM does not work here (%s): software emulation from now on", error)
             acceleration.remember("tcg")
@@ -33,12 +35,12 @@ async def started(settings: MachineSettings, acceleration: Acceleration, nursery
     return await _boot(replace(settings, accelerator=last), LAUNCH_DEADLINE, nursery)
 
 
-async def _boot(settings: MachineSettings, deadline: float, nursery: trio.Nursery) -> Machine:
+async def _boot(settings: MachineSettings, deadline: float, nursery: trio.Nursery, lively: float = 0.0) -> Machine:
     machine = Machine.start(settings, log.info)
     nursery.start_soon(machine.log_words)
     since = time.monotonic()
     try:
-        await machine.launched(deadline)
+        await machine.launched(deadline, lively)
     except BaseException:
         await machine.stop()
         raise
