@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -71,5 +72,5 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     except KeyError as error:
         raise UserError(f"there is no user {user}", "Name one of this machine.", ExitCode.USAGE) from error
     who = (lambda: person.at_seat("seat0")) if found is None else lambda: found
-    supervisors = Spare(spare, limited(memory, cpu, MEDIUM_PROCESSES))
+    supervisors = Spare(spare, partial(limited, memory, cpu, MEDIUM_PROCESSES))
     trio.run(Service(rules, Wishes(who, str(media), HIDDEN, idle, supervisors), most).run)

@@ -1,6 +1,6 @@
 """A supervisor with a virtual machine that waits for the next medium."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import trio
 
@@ -12,10 +12,10 @@ REST = 2.0  # seconds after a medium before the next spare is made: that one is 
 class Spare:
     """Gives out supervisors. `wanted`: keep one ready, at the price of a virtual machine's memory.
 
-    `scope`: words before their command, as `mountsafe.system.scope` has them.
+    `scope` returns the words before their command, as `mountsafe.system.scope` has them.
     """
 
-    def __init__(self, wanted: bool, scope: Sequence[str]) -> None:
+    def __init__(self, wanted: bool, scope: Callable[[], list[str]]) -> None:
         self._wanted = wanted
         self._scope = scope
         self._ready: Starting | None = None
@@ -27,7 +27,7 @@ class Spare:
         self._taken.set()
         if ready is not None and ready.alive:
             return ready
-        return Starting(scope=self._scope)
+        return Starting(scope=self._scope())
 
     async def run(self) -> None:
         """Keep one ready, until cancelled."""
@@ -36,7 +36,7 @@ class Spare:
         try:
             while True:
                 self._taken = trio.Event()
-                self._ready = Starting(spare=True, scope=self._scope)
+                self._ready = Starting(spare=True, scope=self._scope())
                 await self._taken.wait()
                 await trio.sleep(REST)
         finally:

@@ -1,5 +1,6 @@
 """A control group of its own for what a process starts, where systemd is the one who gives them."""
 
+import secrets
 import shutil
 from pathlib import Path
 
@@ -24,5 +25,6 @@ def limited(memory_mib: int, cpu_percent: int, processes: int) -> list[str]:
         f"TasksMax={processes}",
         "CPUWeight=50",  # half of what others get where there is not enough for all
     )
-    words = [program, "--scope", "--quiet", "--collect", f"--slice={SLICE}", "--description=a medium, by mountsafe"]
+    name = f"--unit=mountsafe-medium-{secrets.token_hex(4)}"
+    words = [program, "--scope", "--quiet", "--collect", name, f"--slice={SLICE}", "--description=mountsafe, a medium"]
     return [*words, *(f"--property={each}" for each in properties), "--"]
