@@ -17,10 +17,11 @@ from jeepney import (
     new_method_return,
     new_signal,
 )
-from jeepney.io.trio import DBusRouter, open_dbus_router
+from jeepney.io.trio import DBusRouter
 from jeepney.wrappers import unwrap_msg
 
 from mountsafe.daemon.address import NAME, PATH
+from mountsafe.daemon.bus import BusGone, connected
 from mountsafe.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
@@ -101,12 +102,10 @@ class Control:
     async def run(self) -> None:
         """Serve. Without a bus, or when it ends, media are shown all the same, and nobody can ask."""
         try:
-            async with open_dbus_router(bus="SYSTEM") as router:
+            async with connected("SYSTEM") as router:
                 await self._serve(router)
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001  # jeepney fails in many ways when the bus goes, and when it is cancelled
-            log.warning("no system bus (%s): nobody can ask", str(error) or type(error).__name__)
+        except BusGone as error:
+            log.warning("no system bus (%s): nobody can ask", error)
 
     async def _serve(self, router: DBusRouter) -> None:
         self._router = router
