@@ -74,10 +74,10 @@ def _ask(method: str, *arguments: str, timeout: float = TIMEOUT) -> Any:
             call = new_method_call(DBusAddress(PATH, NAME, NAME), method, signature, arguments)
             return unwrap_msg(connection.send_and_get_reply(call, timeout=timeout))
     except DBusErrorResponse as error:
-        words = " ".join(str(each) for each in error.data)
+        words, hint, *_ = [*map(str, error.data), "", ""]
         if error.name.startswith(NAME):
             code = ExitCode.TARGET if error.name.endswith("AccessDenied") else ExitCode.FAILURE
-            raise UserError(words.removesuffix(". "), "mountsafe devices shows what there is.", code) from error
+            raise UserError(words, hint, code) from error
         raise UserError(f"the daemon does not run: {words}", "sudo mountsafe daemon", ExitCode.DEPENDENCY) from error
     except (OSError, KeyError) as error:
         raise _no_bus(error) from error

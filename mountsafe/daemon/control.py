@@ -181,10 +181,12 @@ class Control:
             reply = await self._do(call)
         except UserError as error:
             kind = "AccessDenied" if isinstance(error, Refused) else "Failed"
-            reply = new_error(call, f"{NAME}.{kind}", "s", (f"{error.message}. {error.hint}",))
+            reply = new_error(call, f"{NAME}.{kind}", "ss", (error.message, error.hint))
         except DBusErrorResponse as error:
             log.warning("polkit or the bus did not answer: %s", error)
-            reply = new_error(call, f"{NAME}.AccessDenied", "s", ("nobody could say whether that is allowed",))
+            reply = new_error(
+                call, f"{NAME}.AccessDenied", "ss", ("nobody could say whether that is allowed", "Is polkit running?")
+            )
         await self._router.send(reply)
 
     async def _do(self, call: Message) -> Message:

@@ -3,10 +3,11 @@
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -36,16 +37,37 @@ class Wishes:
     idle: float
 
 
+class Trouble(StrEnum):
+    """What can go wrong with a medium: the kinds of incidents."""
+
+    CLAIM = "claim"  # it cannot be claimed
+    OPEN = "open"  # it cannot be opened
+    GUEST = "guest"  # its virtual machine died or broke the rules, and was ended
+    PULLED = "pulled"  # it was pulled out while it was shown
+    BUG = "bug"  # a fault of ours
+
+
+class Public(Protocol):
+    """Whoever is told what happens to media."""
+
+    def changed(self, medium: Mapping[str, str | int | list[str]]) -> None:
+        """Hear of a medium in another state."""
+
+    def incident(self, device: str, kind: str, words: str) -> None:
+        """Hear that something went wrong."""
+
+
 class Keeper:
     """Keeps one node: a whole disk, or one of its partitions where others are left to the system."""
 
-    def __init__(self, device: Device, decision: Decision, wishes: Wishes, changed: Callable[["Keeper"], None]) -> None:
+    def __init__(self, device: Device, decision: Decision, wishes: Wishes, public: Public) -> None:
         self.device = device
         self.decision = decision
         self.state = "new"
         self.mounts: list[dict[str, Any]] = []
         self.person: Person | None = None  # whom it is shown to
-        self._changed = changed
+        self.problem = ""  # what went wrong last
+        self._public = public
         self._wanted = trio.Event()  # somebody wants it opened
         self._wishes = wishes
         self._claim: Claim | None = None
@@ -62,10 +84,11 @@ class Keeper:
                     nursery.start_soon(self._end_when_detached)
                     nursery.start_soon(self._treat)
         except (UserError, OSError) as error:
-            log.warning("%s cannot be claimed: %s", self._shown, error)
+            self._suffer(Trouble.CLAIM, f"it cannot be claimed: {error}")
             self._become("failed")
         except Exception:
             log.exception("a bug in keeping %s", self._shown)  # the other media have nothing to do with it
+            self._suffer(Trouble.BUG, "a bug in mountsafe: the log shows it")
             self._become("failed")
         finally:
             self._let_go()
@@ -86,7 +109,7 @@ class Keeper:
                 state = "unmounted"
             except MountsafeError as error:
                 # The claim stays: what the guest cannot read, the host's kernel might.
-                log.warning("%s: %s", self._shown, error)
+                self._suffer(Trouble.OPEN, str(error))
                 state = "failed"
             self.person = None
 
@@ -108,7 +131,17 @@ class Keeper:
     def _become(self, state: str) -> None:
         if state != self.state:
             self.state = state
-            self._changed(self)
+            self._public.changed(self.told())
+
+    def _suffer(self, kind: Trouble, words: str) -> None:
+        log.warning("%s: %s", self._shown, words)
+        self.problem = words
+        self._public.incident(self.device.name, kind, words)
+
+    def pulled(self) -> None:
+        """Take note that it is not there any more."""
+        if self.mounts:
+            self._suffer(Trouble.PULLED, "it was pulled out while it was shown")
 
     def told(self) -> dict[str, str | list[str]]:
         """What others are told of it."""
@@ -122,6 +155,7 @@ class Keeper:
             "fstype": facts.fstype if facts else "",
             "label": facts.label if facts else "",
             "user": self.person.name if self.person else "",
+            "problem": self.problem,
             "mounts": [printable(os.fsencode(mounted["target"]), 500) for mounted in self.mounts],
         }
 
@@ -167,6 +201,7 @@ class Keeper:
             person=(person.uid, person.gid),
             by_label=True,
         )
+        self.problem = ""
         self._become("opening")
         starting = Starting(self._claim.medium, target, False, options)
         try:
@@ -175,12 +210,21 @@ class Keeper:
             for mounted in self.mounts:
                 log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
             self._become("open")
+            await self._hear(starting)
             await _ended(starting.pid)
             log.info("%s is unmounted", self._shown)
         finally:
             self.mounts = []
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(starting.end)
+
+    async def _hear(self, starting: Starting) -> None:
+        """Take note of what goes wrong, until the supervisor ends."""
+        await trio.lowlevel.wait_readable(starting.report)
+        while (words := starting.incident()) is not None:
+            self._suffer(Trouble.GUEST, f"its virtual machine was lost: {words}")
+            self._public.changed(self.told())
+            await trio.lowlevel.wait_readable(starting.report)
 
     async def _who(self) -> Person:
         """Wait until somebody is there, and his screen is not locked."""

@@ -101,6 +101,8 @@ class Service:
             if keeper.device.disk != disk:
                 continue
             if name not in wanted or not _same(keeper.device, wanted[name][0]):
+                if not any(_same(keeper.device, node) for node in nodes):
+                    keeper.pulled()
                 await keeper.end()
                 del self._keepers[name]
                 self._control.removed(name)
@@ -112,9 +114,7 @@ class Service:
         if len(self._keepers) >= self._most:
             log.warning("%s is left alone: there are %d media already", name, self._most)
             return
-        keeper = self._keepers[name] = Keeper(
-            node, decision, self._wishes, lambda keeper: self._control.changed(keeper.told())
-        )
+        keeper = self._keepers[name] = Keeper(node, decision, self._wishes, self._control)
         self._control.added(keeper.told())
         self._nursery.start_soon(keeper.run)
 

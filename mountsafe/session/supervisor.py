@@ -59,6 +59,11 @@ class Reporter:
         """Say that it came to nothing."""
         self.tell({"failed": {"message": error.message, "hint": error.hint, "code": int(error.code)}})
 
+    def incident(self, words: str) -> None:
+        """Say that something went wrong with a mount that is there. Who listens may be slow: it is then left out."""
+        with suppress(OSError):
+            self._sock.sendmsg([channel.encode({"incident": words})], [], socket.MSG_DONTWAIT)
+
     async def gone(self) -> None:
         """Return when nobody listens any more."""
         waiting = trio.socket.from_stdlib_socket(self._sock.dup())
@@ -121,7 +126,7 @@ class Supervisor:
     async def _run(self, machine: MachineSettings, acceleration: Acceleration) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._machines = Machines(machine, acceleration, self._medium, nursery)
+            self._machines = Machines(machine, acceleration, self._medium, nursery, self._reporter.incident)
             try:
                 await self._keep()
             finally:
