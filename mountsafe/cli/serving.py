@@ -1,6 +1,5 @@
 """`daemon`: the system service, in the foreground."""
 
-import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
 from mountsafe.cli.policies import Rules
+from mountsafe.daemon import journal
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, MAX_MEDIA
 from mountsafe.policy import files
@@ -44,7 +44,7 @@ def daemon(
         raise UserError("the daemon needs root's rights", "sudo mountsafe daemon", ExitCode.DEPENDENCY)
     sandbox.require()
     require_fuse()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    journal.start()
     with screen.progress(quiet=False) as progress:
         build.ensure(progress)
     import trio

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import trio
 
+from mountsafe.daemon.journal import MediumLog
 from mountsafe.daemon.person import Person, folder_of
 from mountsafe.errors import MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
@@ -68,6 +69,7 @@ class Keeper:
         self.person: Person | None = None  # whom it is shown to
         self.problem = ""  # what went wrong last
         self._public = public
+        self._log = MediumLog(log, self.told)
         self._wanted = trio.Event()  # somebody wants it opened
         self._wishes = wishes
         self._claim: Claim | None = None
@@ -79,15 +81,15 @@ class Keeper:
         try:
             with self._scope:
                 self._claim = await self._claimed()
-                log.info("%s is claimed: %s", self._shown, self.decision.reason)
+                self._log.info("%s is claimed: %s", self._shown, self.decision.reason)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_when_detached)
                     nursery.start_soon(self._treat)
         except (UserError, OSError) as error:
             self._suffer(Trouble.CLAIM, f"it cannot be claimed: {error}")
             self._become("failed")
-        except Exception:
-            log.exception("a bug in keeping %s", self._shown)  # the other media have nothing to do with it
+        except Exception:  # noqa: BLE001  # logged in full
+            self._log.exception("a bug in keeping %s", self._shown)  # the other media have nothing to do with it
             self._suffer(Trouble.BUG, "a bug in mountsafe: the log shows it")
             self._become("failed")
         finally:
@@ -134,7 +136,7 @@ class Keeper:
             self._public.changed(self.told())
 
     def _suffer(self, kind: Trouble, words: str) -> None:
-        log.warning("%s: %s", self._shown, words)
+        self._log.warning("%s: %s", self._shown, words)
         self.problem = words
         self._public.incident(self.device.name, kind, words)
 
@@ -176,7 +178,7 @@ class Keeper:
             await trio.sleep_forever()
         while not is_to_be_detached(self.device.disk):  # noqa: ASYNC110  # nothing tells of it
             await trio.sleep(DETACH_INTERVAL)
-        log.info("%s is being detached", self._shown)
+        self._log.info("%s is being detached", self._shown)
         self._scope.cancel()
 
     async def _claimed(self) -> Claim:
@@ -205,14 +207,14 @@ class Keeper:
         self._become("opening")
         starting = Starting(self._claim.medium, target, False, options)
         try:
-            record = await trio.to_thread.run_sync(starting.follow, log.info, log.warning, cancellable=True)
+            record = await trio.to_thread.run_sync(starting.follow, self._log.info, self._log.warning, cancellable=True)
             self.mounts = record["mounts"]
             for mounted in self.mounts:
-                log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
+                self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
             self._become("open")
             await self._hear(starting)
             await _ended(starting.pid)
-            log.info("%s is unmounted", self._shown)
+            self._log.info("%s is unmounted", self._shown)
         finally:
             self.mounts = []
             with trio.CancelScope(shield=True):
@@ -238,7 +240,7 @@ class Keeper:
     def _let_go(self) -> None:
         if self._claim is not None:
             self._claim.release()
-            log.info("%s is let go", self._shown)
+            self._log.info("%s is let go", self._shown)
 
 
 async def _ended(pid: int) -> None:

@@ -17,6 +17,7 @@ from mountsafe.appliance import build
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.daemon import notify
 from mountsafe.daemon.control import Control, Told
+from mountsafe.daemon.journal import about
 from mountsafe.daemon.keeper import NOTES, Keeper, Wishes
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.hotplug.devices import Device, devices, of_disk
@@ -112,7 +113,7 @@ class Service:
 
     def _keep(self, name: str, node: Device, decision: Decision) -> None:
         if len(self._keepers) >= self._most:
-            log.warning("%s is left alone: there are %d media already", name, self._most)
+            log.warning("%s is left alone: there are %d media already", name, self._most, extra=about(name))
             return
         keeper = self._keepers[name] = Keeper(node, decision, self._wishes, self._control)
         self._control.added(keeper.told())
@@ -209,7 +210,7 @@ class Service:
         """Return what is to be done with a node; None is nothing."""
         decision = generated.decision_on(node, self._policy, self._exempt)
         if decision is not None and (use := in_use.why(node.name, node.number)):
-            log.warning("%s is %s: it is left alone", node.name, use)
+            log.warning("%s is %s: it is left alone", node.name, use, extra=about(node.name))
             return None
         return decision
 

@@ -55,6 +55,7 @@ FOREIGN = {
     ),
     "jeepney": (f"{PACKAGE}.system.udisks", f"{PACKAGE}.daemon*"),
     "pyudev": (f"{PACKAGE}.hotplug*",),
+    "systemd": (f"{PACKAGE}.daemon.journal",),
     "rich": (f"{PACKAGE}.cli*",),
     "typer": (f"{PACKAGE}.cli*",),
 }
