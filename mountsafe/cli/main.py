@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mountsafe import __version__
-from mountsafe.cli import appliance, diagnose, inspecting, media, mounting, policies, screen, serving, trusting
+from mountsafe.cli import appliance, desktop, diagnose, inspecting, media, mounting, policies, screen, serving, trusting
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.text import printable
 
@@ -28,6 +28,7 @@ diagnose.register(app)
 trusting.register(app)
 serving.register(app)
 media.register(app)
+desktop.register(app)
 app.add_typer(appliance.app, name="appliance")
 app.add_typer(policies.app, name="policy")
 

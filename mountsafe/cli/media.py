@@ -1,4 +1,4 @@
-"""`devices`, `open`, `eject` and `watch`: what the daemon keeps, and what it is asked to do."""
+"""`devices`, `open`, `eject`, `watch`, `status` and `reload`: what the daemon keeps, and what it is asked to do."""
 
 import sys
 from json import dumps
@@ -22,6 +22,8 @@ def register(app: typer.Typer) -> None:
         eject
     )
     app.command(epilog="Example: [bold]mountsafe watch --json[/bold] (an object a line)")(watch)
+    app.command(epilog="Example: [bold]mountsafe status --json[/bold] (exit code 5: the daemon does not run)")(status)
+    app.command(epilog="Example: [bold]mountsafe reload[/bold] (asks for an administrator's password)")(reload)
 
 
 def devices(json: Json = False) -> None:
@@ -74,5 +76,36 @@ def watch(json: Json = False) -> None:
             screen.err.print("watching; Ctrl-C ends it")
         elif event == "removed":
             screen.say(f"{told}: removed")
+        elif event == "incident":
+            screen.say(f"{told['device']}: {told['words']}")
         else:
             screen.say(f"{told['device']} {told['fstype']} {told['label']}: {told['state']}  {_where(told)}")
+
+
+def status(json: Json = False) -> None:
+    """Say how the daemon is: its version, how many media it keeps, whether its policy can be read."""
+    from mountsafe.daemon import client
+
+    told = client.status()
+    if json:
+        screen.print_json(told)
+        return
+    screen.say(f"mountsafe {told['version']} keeps {told['media']} media of {told['most']} that it can")
+    screen.say(f"open: {told['open']}, blocked by the policy: {told['blocked']}")
+    screen.say(f"rules: {told['rules']}; virtual machines run with: {told['acceleration']}")
+    if told["policy_error"]:
+        screen.warn(f"the policy cannot be read, so everything external is refused: {told['policy_error']}")
+
+
+def reload(json: Json = False) -> None:
+    """Have the daemon read its rules anew, for what is plugged in from then on."""
+    from mountsafe.daemon import client
+
+    client.act("Reload")
+    told = client.status()
+    if json:
+        screen.print_json(told)
+    elif told["policy_error"]:
+        screen.warn(f"the policy cannot be read, so everything external is refused: {told['policy_error']}")
+    else:
+        screen.say(f"{told['rules']} rules were read")

@@ -3,9 +3,8 @@
 import difflib
 import os
 import stat
-import subprocess
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +15,11 @@ from mountsafe.cli import inspecting, screen
 from mountsafe.cli.mounting import Json, Source
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.source import open_medium
-from mountsafe.policy import files, modprobe
+from mountsafe.policy import files
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.risk import RiskClass
-from mountsafe.policy.rules import Decision, Policy
+from mountsafe.policy.rules import Decision
+from mountsafe.system import inforce
 from mountsafe.system.files import Change, Files, Plan
 
 if TYPE_CHECKING:
@@ -102,26 +102,6 @@ def _row(facts: Facts, decision: Decision) -> list[str]:
 
 
 # --- the system rules ------------------------------------------------------------------------------------------------
-def _wanted(rules: Path, root: Path, strict: Collection[RiskClass], harmless: bool) -> dict[str, str]:
-    """Return the generated files; with `harmless` only if they hide nothing that this machine uses."""
-    from mountsafe.system import generated  # loads libudev
-
-    policy = _readable(rules)
-    exempt = generated.exemptions(root)
-    if harmless:
-        generated.require_harmless(policy, exempt)
-        generated.require_unused(strict)
-    return generated.files(policy, exempt, strict)
-
-
-def _readable(rules: Path) -> Policy:
-    policy = files.load(rules)
-    if policy.broken:
-        hint = "mountsafe policy explain DEVICE says what happens until it is mended."
-        raise UserError(f"the policy cannot be read: {policy.broken}", hint, ExitCode.SOURCE)
-    return policy
-
-
 @app.command(
     epilog="Examples: [bold]mountsafe policy render[/bold], "
     "[bold]mountsafe policy render --strict critical --output ./rules[/bold]"
@@ -135,7 +115,7 @@ def render(
     json: Json = False,
 ) -> None:
     """Print the udev, polkit and modprobe files that `install` puts in place. It needs no right."""
-    wanted = _wanted(rules, HOST, strict or [], harmless=False)
+    wanted = inforce.wanted(rules, HOST, strict or [], harmless=False)
     if output is not None:
         for path, text in wanted.items():
             place = output / path.lstrip("/")
@@ -166,7 +146,7 @@ def install(  # a parameter for each option, as typer wants it
     it, nothing is installed.
     """
     made = Files(root)
-    wanted = _wanted(rules, root, _strict(made, strict), harmless=root == HOST)
+    wanted = inforce.wanted(rules, root, inforce.strict_of(made, strict), harmless=root == HOST)
     with _rights():
         _carry_out(made, made.plan_install(wanted, force), dry_run, json)
 
@@ -191,7 +171,7 @@ def _carry_out(made: Files, plan: Plan, dry_run: bool, json: bool) -> None:
     if not dry_run:
         made.carry_out(plan)
     changed = [change for change in plan.changes if change.old != change.new]
-    reloaded = bool(changed) and not dry_run and made.root == HOST and _reload_udev()
+    reloaded = bool(changed) and not dry_run and made.root == HOST and inforce.reload_udev()
     if json:
         told = [{"path": str(change.path), "change": change.verb} for change in plan.changes]
         screen.print_json({"dry_run": dry_run, "files": told, "reloaded": reloaded})
@@ -204,18 +184,14 @@ def _carry_out(made: Files, plan: Plan, dry_run: bool, json: bool) -> None:
         screen.say("nothing to do")
 
 
-def _reload_udev() -> bool:
-    with suppress(OSError):
-        return subprocess.run(["udevadm", "control", "--reload"], capture_output=True, check=False).returncode == 0
-    return False
-
-
 @app.command(epilog="Example: [bold]mountsafe policy diff[/bold] (exit code 1: there are differences)")
 def diff(rules: Rules = files.FOLDER, root: Root = HOST, strict: Strict = None, json: Json = False) -> None:
     """Show how the files in place differ from those that the policy makes now."""
     made = Files(root)
     with _rights():
-        plan = made.plan_install(_wanted(rules, root, _strict(made, strict), harmless=False), force=True)
+        plan = made.plan_install(
+            inforce.wanted(rules, root, inforce.strict_of(made, strict), harmless=False), force=True
+        )
     texts = [(change, "".join(_difference(change))) for change in plan.changes if change.old != change.new]
     if json:
         screen.print_json([{"path": str(change.path), "diff": text} for change, text in texts])
@@ -232,15 +208,6 @@ def _difference(change: Change) -> list[str]:
     return list(difflib.unified_diff(old, new, path if change.old is not None else os.devnull, path))
 
 
-def _strict(made: Files, chosen: list[RiskClass] | None) -> list[RiskClass]:
-    """Return the classes that were chosen, or those that the installed file blocks."""
-    if chosen:
-        return chosen
-    with suppress(OSError):
-        return modprobe.classes_of((made.root / "etc/modprobe.d" / modprobe.NAME).read_text(encoding="utf-8"))
-    return []
-
-
 @app.command(
     epilog="Examples: [bold]mountsafe policy check[/bold], [bold]sudo mountsafe policy check --json[/bold] "
     "(exit code 1: there are findings)"
@@ -253,7 +220,7 @@ def check(rules: Rules = files.FOLDER, strict: Strict = None, json: Json = False
     from mountsafe.system import check as live
     from mountsafe.system import generated
 
-    found = live.findings(_readable(rules), generated.exemptions(), _strict(Files(), strict))
+    found = live.findings(inforce.readable(rules), generated.exemptions(), inforce.strict_of(Files(), strict))
     if json:
         screen.print_json([asdict(finding) for finding in found])
     else:

@@ -1,6 +1,5 @@
 """`daemon`: the system service, in the foreground."""
 
-import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
 from mountsafe.cli.policies import Rules
+from mountsafe.daemon import journal
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, MAX_MEDIA, MEDIUM_CPU_PERCENT, MEDIUM_MEMORY_MIB, MEDIUM_PROCESSES
 from mountsafe.policy import files
@@ -56,7 +56,7 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         raise UserError("the daemon needs root's rights", "sudo mountsafe daemon", ExitCode.DEPENDENCY)
     sandbox.require()
     require_fuse()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    journal.start()
     with screen.progress(quiet=False) as progress:
         build.ensure(progress)
     import trio

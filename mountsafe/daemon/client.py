@@ -3,30 +3,46 @@
 from collections.abc import Iterator
 from typing import Any
 
-from jeepney import DBusAddress, DBusErrorResponse, MatchRule, message_bus, new_method_call
+from jeepney import (
+    DBusAddress,
+    DBusErrorResponse,
+    HeaderFields,
+    MatchRule,
+    Message,
+    message_bus,
+    new_method_call,
+)
 from jeepney.io.blocking import open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
 from mountsafe.daemon.address import NAME, PATH
 from mountsafe.errors import ExitCode, UserError
 
-TIMEOUT = 60.0  # seconds: polkit may ask for a password, and unmounting may take its time
+TIMEOUT = 20.0  # seconds
+ACT_TIMEOUT = 300.0  # somebody may have to look for a password, and unmounting may take its time
 
 
 def media() -> list[dict[str, Any]]:
     """Return what the daemon keeps."""
-    (found,) = _ask("ListMedia", None, ())
-    return [_plain(medium) for medium in found]
+    (found,) = _ask("ListMedia")
+    return [plain(medium) for medium in found]
 
 
-def act(method: str, device: str) -> None:
-    """Call Open or Eject."""
-    _ask(method, "s", (device,))
+def status() -> dict[str, Any]:
+    """Return what the daemon says of itself."""
+    (found,) = _ask("Status")
+    return plain(found)
+
+
+def act(method: str, *arguments: str) -> None:
+    """Call a method that does something: Open, Eject, Trust, Untrust or Reload. Raises UserError."""
+    _ask(method, *arguments, timeout=ACT_TIMEOUT)
 
 
 def news() -> Iterator[tuple[str, Any]]:
-    """Yield ("changed", medium) or ("removed", device) as it happens, for ever. Raises UserError.
+    """Yield what happens, for ever. Raises UserError.
 
+    That is ("added", medium), ("changed", medium), ("removed", device) or ("incident", {"device", "kind", "words"}).
     The first is ("watching", ""): from then on nothing is missed.
     """
     try:
@@ -37,22 +53,31 @@ def news() -> Iterator[tuple[str, Any]]:
             with connection.filter(ours, bufsize=1000) as signals:
                 yield "watching", ""
                 while True:
-                    (body,) = connection.recv_until_filtered(signals).body
-                    yield ("removed", body) if isinstance(body, str) else ("changed", _plain(body))
+                    yield told_by(connection.recv_until_filtered(signals))
     except (OSError, KeyError) as error:
         raise _no_bus(error) from error
 
 
-def _ask(method: str, signature: str | None, body: tuple[str, ...]) -> Any:
+def told_by(signal: Message) -> tuple[str, Any]:
+    """Return what a signal of the daemon tells, as `news` yields it."""
+    member: str = signal.header.fields[HeaderFields.member]
+    if member == "Incident":
+        return "incident", dict(zip(("device", "kind", "words"), signal.body, strict=True))
+    (told,) = signal.body
+    return member.removeprefix("Medium").lower(), told if isinstance(told, str) else plain(told)
+
+
+def _ask(method: str, *arguments: str, timeout: float = TIMEOUT) -> Any:
     try:
         with open_dbus_connection(bus="SYSTEM") as connection:
-            call = new_method_call(DBusAddress(PATH, NAME, NAME), method, signature, body)
-            return unwrap_msg(connection.send_and_get_reply(call, timeout=TIMEOUT))
+            signature = "s" * len(arguments) or None
+            call = new_method_call(DBusAddress(PATH, NAME, NAME), method, signature, arguments)
+            return unwrap_msg(connection.send_and_get_reply(call, timeout=timeout))
     except DBusErrorResponse as error:
-        words = " ".join(str(each) for each in error.data)
+        words, hint, *_ = [*map(str, error.data), "", ""]
         if error.name.startswith(NAME):
             code = ExitCode.TARGET if error.name.endswith("AccessDenied") else ExitCode.FAILURE
-            raise UserError(words.removesuffix(". "), "mountsafe devices shows what there is.", code) from error
+            raise UserError(words, hint, code) from error
         raise UserError(f"the daemon does not run: {words}", "sudo mountsafe daemon", ExitCode.DEPENDENCY) from error
     except (OSError, KeyError) as error:
         raise _no_bus(error) from error
@@ -62,5 +87,6 @@ def _no_bus(error: Exception) -> UserError:
     return UserError(f"the system bus cannot be reached: {error}", "Is dbus running?", ExitCode.DEPENDENCY)
 
 
-def _plain(medium: dict[str, tuple[str, Any]]) -> dict[str, Any]:
-    return {key: value for key, (_, value) in medium.items()}
+def plain(told: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dictionary of variants as one of values."""
+    return {key: value for key, (_, value) in told.items()}

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import trio
 from jeepney import (
@@ -17,10 +18,11 @@ from jeepney import (
     new_method_return,
     new_signal,
 )
-from jeepney.io.trio import DBusRouter, open_dbus_router
+from jeepney.io.trio import DBusRouter
 from jeepney.wrappers import unwrap_msg
 
 from mountsafe.daemon.address import NAME, PATH
+from mountsafe.daemon.bus import BusGone, connected
 from mountsafe.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,21 @@ INTROSPECTION = f"""\
     <method name="ListMedia"><arg type="aa{{sv}}" name="media" direction="out"/></method>
     <method name="Open"><arg type="s" name="device" direction="in"/></method>
     <method name="Eject"><arg type="s" name="device" direction="in"/></method>
+    <method name="Trust">
+      <arg type="s" name="device" direction="in"/>
+      <arg type="s" name="verdict" direction="in"/>
+    </method>
+    <method name="Untrust"><arg type="s" name="device" direction="in"/></method>
+    <method name="Reload"/>
+    <method name="Status"><arg type="a{{sv}}" name="status" direction="out"/></method>
+    <signal name="MediumAdded"><arg type="a{{sv}}" name="medium"/></signal>
     <signal name="MediumChanged"><arg type="a{{sv}}" name="medium"/></signal>
     <signal name="MediumRemoved"><arg type="s" name="device"/></signal>
+    <signal name="Incident">
+      <arg type="s" name="device"/>
+      <arg type="s" name="kind"/>
+      <arg type="s" name="words"/>
+    </signal>
   </interface>
   <interface name="org.freedesktop.DBus.Introspectable">
     <method name="Introspect"><arg type="s" name="xml" direction="out"/></method>
@@ -50,7 +65,8 @@ INTROSPECTION = f"""\
 </node>
 """
 
-Told = Mapping[str, str | list[str]]
+_TYPES: dict[type, str] = {str: "s", int: "u", list: "as"}
+Told = Mapping[str, str | int | list[str]]
 
 
 class Desk(Protocol):
@@ -58,6 +74,9 @@ class Desk(Protocol):
 
     def media(self) -> list[Told]:
         """Return what is kept."""
+
+    def status(self) -> Told:
+        """Return what the daemon says of itself."""
 
     def owner(self, device: str) -> int | None:
         """Return the uid that a medium is shown to; None if nobody is."""
@@ -67,6 +86,28 @@ class Desk(Protocol):
 
     async def eject(self, device: str) -> None:
         """Unmount a medium, and let go of it."""
+
+    async def trust(self, device: str, verdict: str) -> None:
+        """Write a rule for a device that is plugged in, and treat it so at once."""
+
+    async def untrust(self, device: str) -> None:
+        """Take the rules for a device back, and treat it as the others say."""
+
+    async def reload(self) -> None:
+        """Read the rules anew, for what is plugged in from then on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """A method that polkit is asked about: its arguments, the action, what does it.
+
+    `own` is the action instead if the medium is shown to the caller.
+    """
+
+    signature: str | None
+    action: str
+    run: Callable[..., Awaitable[None]]
+    own: str = ""
 
 
 class Refused(UserError):
@@ -82,15 +123,30 @@ class Control:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._router: DBusRouter
+        self._acts = {
+            "Open": Act("s", "org.mountsafe.open-own", desk.open),
+            "Eject": Act("s", "org.mountsafe.eject", desk.eject, own="org.mountsafe.eject-own"),
+            "Trust": Act("ss", "org.mountsafe.trust", desk.trust),
+            "Untrust": Act("s", "org.mountsafe.trust", desk.untrust),
+            "Reload": Act(None, "org.mountsafe.reload", desk.reload),
+        }
         self._news, self._to_tell = trio.open_memory_channel[Message](QUEUE)
 
+    def added(self, medium: Told) -> None:
+        """Tell everybody of a medium that is new."""
+        self._announce(new_signal(_EMITTER, "MediumAdded", "a{sv}", (_variants(medium),)))
+
     def changed(self, medium: Told) -> None:
-        """Tell everybody of a medium that is new or in another state."""
+        """Tell everybody of a medium that is in another state: it is blocked in the states "ask" and "refuse"."""
         self._announce(new_signal(_EMITTER, "MediumChanged", "a{sv}", (_variants(medium),)))
 
     def removed(self, device: str) -> None:
         """Tell everybody of a medium that is gone."""
         self._announce(new_signal(_EMITTER, "MediumRemoved", "s", (device,)))
+
+    def incident(self, device: str, kind: str, words: str) -> None:
+        """Tell everybody that something went wrong with a medium: see `keeper.Trouble` for the kinds."""
+        self._announce(new_signal(_EMITTER, "Incident", "sss", (device, kind, words)))
 
     def _announce(self, signal: Message) -> None:
         try:
@@ -101,12 +157,10 @@ class Control:
     async def run(self) -> None:
         """Serve. Without a bus, or when it ends, media are shown all the same, and nobody can ask."""
         try:
-            async with open_dbus_router(bus="SYSTEM") as router:
+            async with connected("SYSTEM") as router:
                 await self._serve(router)
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001  # jeepney fails in many ways when the bus goes, and when it is cancelled
-            log.warning("no system bus (%s): nobody can ask", str(error) or type(error).__name__)
+        except BusGone as error:
+            log.warning("no system bus (%s): nobody can ask", error)
 
     async def _serve(self, router: DBusRouter) -> None:
         self._router = router
@@ -127,10 +181,12 @@ class Control:
             reply = await self._do(call)
         except UserError as error:
             kind = "AccessDenied" if isinstance(error, Refused) else "Failed"
-            reply = new_error(call, f"{NAME}.{kind}", "s", (f"{error.message}. {error.hint}",))
+            reply = new_error(call, f"{NAME}.{kind}", "ss", (error.message, error.hint))
         except DBusErrorResponse as error:
             log.warning("polkit or the bus did not answer: %s", error)
-            reply = new_error(call, f"{NAME}.AccessDenied", "s", ("nobody could say whether that is allowed",))
+            reply = new_error(
+                call, f"{NAME}.AccessDenied", "ss", ("nobody could say whether that is allowed", "Is polkit running?")
+            )
         await self._router.send(reply)
 
     async def _do(self, call: Message) -> Message:
@@ -139,15 +195,12 @@ class Control:
         interface = fields.get(HeaderFields.interface, NAME)
         if interface == NAME and member == "ListMedia":
             return new_method_return(call, "aa{sv}", ([_variants(medium) for medium in self._desk.media()],))
-        acts: dict[str, tuple[str, Callable[[str], Awaitable[None]]]] = {
-            "Open": ("org.mountsafe.open", self._desk.open),
-            "Eject": ("org.mountsafe.eject", self._desk.eject),
-        }
-        if interface == NAME and member in acts and fields.get(HeaderFields.signature) == "s":
-            (device,) = call.body
-            action, act = acts[member]
-            await self._authorize(fields[HeaderFields.sender], action, device)
-            await act(device)
+        if interface == NAME and member == "Status":
+            return new_method_return(call, "a{sv}", (_variants(self._desk.status()),))
+        act = self._acts.get(member) if interface == NAME else None
+        if act is not None and fields.get(HeaderFields.signature) == act.signature:
+            await self._authorize(fields[HeaderFields.sender], act, call.body)
+            await act.run(*call.body)
             return new_method_return(call)
         if (interface, member) == ("org.freedesktop.DBus.Introspectable", "Introspect"):
             return new_method_return(call, "s", (INTROSPECTION,))
@@ -155,22 +208,21 @@ class Control:
             return new_method_return(call)
         return new_error(call, "org.freedesktop.DBus.Error.UnknownMethod", "s", (f"there is no {member}",))
 
-    async def _authorize(self, sender: str, action: str, device: str) -> None:
-        """Raise Refused unless polkit lets the caller do it: with less to ask where the medium is shown to him."""
+    async def _authorize(self, sender: str, act: Act, arguments: tuple[str, ...]) -> None:
+        """Raise Refused unless polkit lets the caller do it."""
         (uid,) = unwrap_msg(await self._router.send_and_get_reply(message_bus.GetConnectionUnixUser(sender)))
         if uid == 0:
             return
-        owner = self._desk.owner(device)
-        if action == "org.mountsafe.open" or owner == uid:
-            action += "-own"
+        action = act.own if act.own and self._desk.owner(arguments[0]) == uid else act.action
         subject = ("system-bus-name", {"name": ("s", sender)})
+        details = dict(zip(("device", "verdict"), arguments, strict=False))  # for polkit's rules: action.lookup()
         question = new_method_call(
-            _POLKIT, "CheckAuthorization", "(sa{sv})sa{ss}us", (subject, action, {}, _ALLOW_INTERACTION, "")
+            _POLKIT, "CheckAuthorization", "(sa{sv})sa{ss}us", (subject, action, details, _ALLOW_INTERACTION, "")
         )
         ((authorized, _, _),) = unwrap_msg(await self._router.send_and_get_reply(question))
         if not authorized:
             raise Refused(action)
 
 
-def _variants(medium: Told) -> dict[str, tuple[str, str | list[str]]]:
-    return {key: ("s" if isinstance(value, str) else "as", value) for key, value in medium.items()}
+def _variants(told: Told) -> dict[str, tuple[str, Any]]:
+    return {key: (_TYPES[type(value)], value) for key, value in told.items()}

@@ -3,13 +3,15 @@
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
+from mountsafe.daemon.journal import MediumLog
 from mountsafe.daemon.person import Person, folder_of
 from mountsafe.daemon.spare import Spare
 from mountsafe.errors import MountsafeError, UserError
@@ -17,7 +19,7 @@ from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.rules import Decision, Verdict
 from mountsafe.session.mounter import unmount
-from mountsafe.session.start import MountOptions
+from mountsafe.session.start import MountOptions, Starting
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
@@ -43,16 +45,38 @@ class Wishes:
     spare: Spare
 
 
+class Trouble(StrEnum):
+    """What can go wrong with a medium: the kinds of incidents."""
+
+    CLAIM = "claim"  # it cannot be claimed
+    OPEN = "open"  # it cannot be opened
+    GUEST = "guest"  # its virtual machine died or broke the rules, and was ended
+    PULLED = "pulled"  # it was pulled out while it was shown
+    BUG = "bug"  # a fault of ours
+
+
+class Public(Protocol):
+    """Whoever is told what happens to media."""
+
+    def changed(self, medium: Mapping[str, str | int | list[str]]) -> None:
+        """Hear of a medium in another state."""
+
+    def incident(self, device: str, kind: str, words: str) -> None:
+        """Hear that something went wrong."""
+
+
 class Keeper:
     """Keeps one node: a whole disk, or one of its partitions where others are left to the system."""
 
-    def __init__(self, device: Device, decision: Decision, wishes: Wishes, changed: Callable[["Keeper"], None]) -> None:
+    def __init__(self, device: Device, decision: Decision, wishes: Wishes, public: Public) -> None:
         self.device = device
         self.decision = decision
         self.state = "new"
         self.mounts: list[dict[str, Any]] = []
         self.person: Person | None = None  # whom it is shown to
-        self._changed = changed
+        self.problem = ""  # what went wrong last
+        self._public = public
+        self._log = MediumLog(log, self.told)
         self._wanted = trio.Event()  # somebody wants it opened
         self._wishes = wishes
         self._claim: Claim | None = None
@@ -65,15 +89,16 @@ class Keeper:
         try:
             with self._scope:
                 self._claim = await self._claimed()
-                log.info("%s is claimed: %s", self._shown, self.decision.reason)
+                self._log.info("%s is claimed: %s", self._shown, self.decision.reason)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_when_detached)
                     nursery.start_soon(self._treat)
         except (UserError, OSError) as error:
-            log.warning("%s cannot be claimed: %s", self._shown, error)
+            self._suffer(Trouble.CLAIM, f"it cannot be claimed: {error}")
             self._become("failed")
-        except Exception:
-            log.exception("a bug in keeping %s", self._shown)  # the other media have nothing to do with it
+        except Exception:  # noqa: BLE001  # logged in full
+            self._log.exception("a bug in keeping %s", self._shown)  # the other media have nothing to do with it
+            self._suffer(Trouble.BUG, "a bug in mountsafe: the log shows it")
             self._become("failed")
         finally:
             self._let_go()
@@ -94,7 +119,7 @@ class Keeper:
                 state = "unmounted"
             except MountsafeError as error:
                 # The claim stays: what the guest cannot read, the host's kernel might.
-                log.warning("%s: %s", self._shown, error)
+                self._suffer(Trouble.OPEN, str(error))
                 state = "failed"
             self.person = None
 
@@ -117,7 +142,17 @@ class Keeper:
     def _become(self, state: str) -> None:
         if state != self.state:
             self.state = state
-            self._changed(self)
+            self._public.changed(self.told())
+
+    def _suffer(self, kind: Trouble, words: str) -> None:
+        self._log.warning("%s: %s", self._shown, words)
+        self.problem = words
+        self._public.incident(self.device.name, kind, words)
+
+    def pulled(self) -> None:
+        """Take note that it is not there any more."""
+        if self.mounts:
+            self._suffer(Trouble.PULLED, "it was pulled out while it was shown")
 
     def told(self) -> dict[str, str | list[str]]:
         """What others are told of it."""
@@ -131,6 +166,7 @@ class Keeper:
             "fstype": facts.fstype if facts else "",
             "label": facts.label if facts else "",
             "user": self.person.name if self.person else "",
+            "problem": self.problem,
             "mounts": [printable(os.fsencode(mounted["target"]), 500) for mounted in self.mounts],
         }
 
@@ -151,7 +187,7 @@ class Keeper:
             await trio.sleep_forever()
         while not is_to_be_detached(self.device.disk):  # noqa: ASYNC110  # nothing tells of it
             await trio.sleep(DETACH_INTERVAL)
-        log.info("%s is being detached", self._shown)
+        self._log.info("%s is being detached", self._shown)
         self._scope.cancel()
 
     async def _claimed(self) -> Claim:
@@ -165,7 +201,7 @@ class Keeper:
                     raise
             patient = trio.current_time() < end
             if not patient and self.state != "busy":
-                log.warning("%s is in use by another program: it is claimed when that lets go", self._shown)
+                self._log.warning("%s is in use by another program: it is claimed when that lets go", self._shown)
                 self._become("busy")
             await trio.sleep(CLAIM_INTERVAL if patient else BUSY_INTERVAL)
 
@@ -182,21 +218,31 @@ class Keeper:
             person=(person.uid, person.gid),
             by_label=True,
         )
+        self.problem = ""
         self._become("opening")
         starting = self._wishes.spare.take()
         starting.order(self._claim.medium, target, False, options)
         try:
-            record = await trio.to_thread.run_sync(starting.follow, log.info, log.warning, cancellable=True)
+            record = await trio.to_thread.run_sync(starting.follow, self._log.info, self._log.warning, cancellable=True)
             self.mounts = record["mounts"]
             for mounted in self.mounts:
-                log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
+                self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
             self._become("open")
+            await self._hear(starting)
             await _ended(starting.pid)
-            log.info("%s is unmounted", self._shown)
+            self._log.info("%s is unmounted", self._shown)
         finally:
             self.mounts = []
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(starting.end)
+
+    async def _hear(self, starting: Starting) -> None:
+        """Take note of what goes wrong, until the supervisor ends."""
+        await trio.lowlevel.wait_readable(starting.report)
+        while (words := starting.incident()) is not None:
+            self._suffer(Trouble.GUEST, f"its virtual machine was lost: {words}")
+            self._public.changed(self.told())
+            await trio.lowlevel.wait_readable(starting.report)
 
     async def _who(self) -> Person:
         """Wait until somebody is there, and his screen is not locked."""
@@ -212,7 +258,7 @@ class Keeper:
             if self._ejecting:
                 self._claim.eject()
             self._claim.release()
-            log.info("%s is let go", self._shown)
+            self._log.info("%s is let go", self._shown)
 
 
 async def _ended(pid: int) -> None:

@@ -6,22 +6,29 @@ nothing, and what was plugged in before it started is treated like everything el
 
 import logging
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import trio
 
+from mountsafe import __version__
+from mountsafe.appliance import build
+from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.daemon import notify
 from mountsafe.daemon.control import Control, Told
+from mountsafe.daemon.journal import about
 from mountsafe.daemon.keeper import NOTES, Keeper, Wishes
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.hotplug.devices import Device, cut_power, devices, of_disk
 from mountsafe.hotplug.monitor import Monitor
 from mountsafe.medium.claim import take_back
-from mountsafe.policy import files
+from mountsafe.policy import files, trust
 from mountsafe.policy.exempt import Exemption
-from mountsafe.policy.rules import Decision, Policy
+from mountsafe.policy.facts import Facts
+from mountsafe.policy.rules import Decision, Policy, Verdict
 from mountsafe.session import start
-from mountsafe.system import generated
+from mountsafe.system import generated, inforce, trusting
 from mountsafe.system.inuse import InUse
 from mountsafe.text import printable
 
@@ -39,6 +46,7 @@ class Service:
         self._control = Control(self)
         self._policy: Policy
         self._exempt: list[Exemption]
+        self._looking = trio.Lock()  # one at a time compares what is there with what is kept
         self._nursery: trio.Nursery
 
     async def run(self) -> None:
@@ -71,8 +79,7 @@ class Service:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 if number == signal.SIGHUP:
-                    self._load()
-                    log.info("the rules were read anew")
+                    await self.reload()
                     continue
                 notify.tell("STOPPING=1")
                 async with trio.open_nursery() as ending:
@@ -84,7 +91,7 @@ class Service:
         """Make what we keep agree with what is there; None is all disks."""
         if disks is None:
             disks = {device.disk for device in devices()} | {keeper.device.disk for keeper in self._keepers.values()}
-        async with trio.open_nursery() as looking:
+        async with self._looking, trio.open_nursery() as looking:
             for disk in sorted(disks):
                 nodes = of_disk(disk)
                 if all(node.settled for node in nodes):  # else another event will come
@@ -96,6 +103,8 @@ class Service:
             if keeper.device.disk != disk:
                 continue
             if name not in wanted or not _same(keeper.device, wanted[name][0]):
+                if not any(_same(keeper.device, node) for node in nodes):
+                    keeper.pulled()
                 await keeper.end()
                 del self._keepers[name]
                 self._control.removed(name)
@@ -105,11 +114,10 @@ class Service:
 
     def _keep(self, name: str, node: Device, decision: Decision) -> None:
         if len(self._keepers) >= self._most:
-            log.warning("%s is left alone: there are %d media already", name, self._most)
+            log.warning("%s is left alone: there are %d media already", name, self._most, extra=about(name))
             return
-        keeper = self._keepers[name] = Keeper(
-            node, decision, self._wishes, lambda keeper: self._control.changed(keeper.told())
-        )
+        keeper = self._keepers[name] = Keeper(node, decision, self._wishes, self._control)
+        self._control.added(keeper.told())
         self._nursery.start_soon(keeper.run)
 
     # --- what others ask (control.Desk) ------------------------------------------------------------------------------
@@ -138,6 +146,48 @@ class Service:
         in_use = InUse()
         kept = any(keeper.device.drive == drive and keeper.state != "ejected" for keeper in self._keepers.values())
         return not kept and not any(in_use.why(each.name, each.number) for each in devices() if each.drive == drive)
+
+    async def trust(self, device: str, verdict: str) -> None:
+        """Write a rule for a device that is plugged in, and treat it so at once."""
+        if verdict not in trust.VERDICTS:
+            raise UserError(f"trust is never {printable(verdict)}", f"One of: {', '.join(trust.VERDICTS)}.")
+        await self._change_trust(device, partial(trusting.to_trust, verdict=Verdict(verdict)))
+
+    async def untrust(self, device: str) -> None:
+        """Take the rules for a device back, and treat it as the others say."""
+        await self._change_trust(device, trusting.to_untrust)
+
+    async def _change_trust(self, device: str, change: Callable[[Path, Facts], trusting.Change]) -> None:
+        nodes, facts = _plugged_in(device)
+        await trio.to_thread.run_sync(trusting.put_in_force, self._rules, partial(change, self._rules, facts))
+        await self.reload()
+        async with self._looking:
+            for node in nodes:
+                if keeper := self._keepers.pop(node.name, None):
+                    await keeper.end()
+                    self._control.removed(node.name)
+        await self._look_at({nodes[0].disk})
+        await trio.to_thread.run_sync(inforce.look_again, [node.name for node in nodes])
+
+    async def reload(self) -> None:
+        """Read the rules anew, for what is plugged in from then on."""
+        self._load()
+        log.info("the rules were read anew")
+
+    def status(self) -> Told:
+        """Return what the daemon says of itself."""
+        states = [keeper.state for keeper in self._keepers.values()]
+        acceleration = Acceleration(build.location().parent / "kvm.json")
+        return {
+            "version": __version__,
+            "media": len(states),
+            "most": self._most,
+            "open": states.count("open"),
+            "blocked": sum(state in (Verdict.ASK, Verdict.REFUSE) for state in states),
+            "rules": len(self._policy.rules),
+            "policy_error": self._policy.broken,
+            "acceleration": "tcg" if acceleration.usable() else acceleration.remembered() or "not tried yet",
+        }
 
     def _named(self, device: str) -> Keeper:
         """Return the keeper of a device, or of one with a mount of this path."""
@@ -170,9 +220,19 @@ class Service:
         """Return what is to be done with a node; None is nothing."""
         decision = generated.decision_on(node, self._policy, self._exempt)
         if decision is not None and (use := in_use.why(node.name, node.number)):
-            log.warning("%s is %s: it is left alone", node.name, use)
+            log.warning("%s is %s: it is left alone", node.name, use, extra=about(node.name))
             return None
         return decision
+
+
+def _plugged_in(device: str) -> tuple[list[Device], Facts]:
+    """Return the disk that a device is, or is a part of, with its parts; and its facts. Raises UserError (SOURCE)."""
+    name = device.removeprefix("/dev/")
+    disk = next((each.disk for each in devices() if each.name == name), "")
+    nodes = of_disk(disk) if disk else []
+    if not nodes or nodes[0].facts is None:
+        raise UserError(f"{printable(name)} is no medium that is plugged in", "lsblk shows them.", ExitCode.SOURCE)
+    return nodes, nodes[0].facts
 
 
 def _alike(one: Decision, other: Decision) -> bool:

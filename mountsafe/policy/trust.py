@@ -1,4 +1,7 @@
-"""Rules for devices that somebody trusts: a file of rules that is only ever written by `trust` and `untrust`. Pure."""
+"""Rules for devices that somebody trusts: a file of rules that is only ever written by `trust` and `untrust`. Pure.
+
+Trust is one of two: the device is left to the system, or a virtual machine opens it without asking.
+"""
 
 import json
 import re
@@ -8,12 +11,13 @@ from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Verdict
 
 NAME = "policy.d/50-trusted.toml"
+VERDICTS = (Verdict.KERNEL, Verdict.SANDBOX)
 WARNING = (
     "A device is known by what it says of itself. Whoever can copy its vendor, model and serial number can make "
     "another one that is trusted as well, and the host's kernel will parse what is on it."
 )
 _HEAD = f"""\
-# Devices that are left to the system. Written by `mountsafe trust` and `mountsafe untrust`.
+# Devices that somebody trusts. Written by `mountsafe trust` and `mountsafe untrust`.
 # {WARNING}
 """
 _KEYS = ("bus", "vendor", "model", "serial")
@@ -31,28 +35,35 @@ def _pattern(value: str) -> str:
 
 
 def trusted(text: str) -> list[dict[str, str]]:
-    """Return the conditions of each rule in the file. Raises ValueError if it is no such file."""
-    return [{key: str(rule[key]) for key in _KEYS if key in rule} for rule in tomllib.loads(text).get("rule", [])]
+    """Return the verdict and the conditions of each rule in the file. Raises ValueError if it is no such file."""
+    return [
+        {"verdict": str(rule.get("verdict", "")), **{key: str(rule[key]) for key in _KEYS if key in rule}}
+        for rule in tomllib.loads(text).get("rule", [])
+    ]
 
 
-def with_rule(text: str, facts: Facts) -> str:
-    """Return the file with a rule for this device."""
-    wanted = conditions(facts)
+def with_rule(text: str, facts: Facts, verdict: Verdict = Verdict.KERNEL) -> str:
+    """Return the file with one rule for this device."""
+    rule = {"verdict": str(verdict), **conditions(facts)}
     rules = trusted(text)
-    return _render(rules if wanted in rules else [*rules, wanted])
+    return _render(rules if rule in rules else [*_others(rules, facts), rule])
 
 
 def without_rule(text: str, facts: Facts) -> str:
     """Return the file without any for this device."""
+    return _render(_others(trusted(text), facts))
+
+
+def _others(rules: list[dict[str, str]], facts: Facts) -> list[dict[str, str]]:
     wanted = conditions(facts)
-    return _render([rule for rule in trusted(text) if rule != wanted])
+    return [rule for rule in rules if {key: rule[key] for key in _KEYS if key in rule} != wanted]
 
 
 def _render(rules: list[dict[str, str]]) -> str:
     parts = [_HEAD]
     for rule in rules:
         name = " ".join(rule[key] for key in ("vendor", "model", "serial") if key in rule)
-        lines = ["[[rule]]", f"name = {_quoted(f'trusted: {name}')}", f'verdict = "{Verdict.KERNEL}"']
+        lines = ["[[rule]]", f"name = {_quoted(f'trusted: {name}')}", f"verdict = {_quoted(rule['verdict'])}"]
         lines += [f"{key} = {_quoted(rule[key])}" for key in _KEYS if key in rule]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)

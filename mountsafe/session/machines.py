@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 import trio
@@ -49,7 +50,10 @@ async def _boot(settings: MachineSettings, deadline: float, nursery: trio.Nurser
 
 
 class Machines:
-    """Hands out streams to a VM that has the medium; at most one VM at a time. `spare`: the first, started ahead."""
+    """Hands out streams to a VM that has the medium; at most one VM at a time.
+
+    `spare`: the first one, started ahead. `died` hears why one was lost.
+    """
 
     def __init__(
         self,
@@ -58,11 +62,13 @@ class Machines:
         medium: Medium,
         nursery: trio.Nursery,
         spare: Machine | None = None,
+        died: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._nursery = nursery
         self._settings = settings
         self._acceleration = acceleration
         self._medium = medium
+        self._died = died
         self._machine: Machine | None = None
         self._spare = spare
         self._starting = trio.Lock()
@@ -86,8 +92,7 @@ class Machines:
                 try:
                     return await self._machine.open_stream()
                 except MountsafeError as error:
-                    log.warning("%s", error)
-                    await self._bury()
+                    await self._bury(str(error))
             if len(self._deaths) == DEATHS and time.monotonic() - self._deaths[0] < DEATHS_WINDOW:
                 raise GuestGone(f"the virtual machine ended {DEATHS} times within {DEATHS_WINDOW:.0f} s")
             machine = await self._start()
@@ -119,10 +124,12 @@ class Machines:
         self.accelerator = machine.accelerator
         return machine
 
-    async def _bury(self) -> None:
+    async def _bury(self, why: str) -> None:
+        log.warning("the virtual machine is lost: %s", why)
         machine, self._machine = self._machine, None
         if machine is not None:
             self._deaths.append(time.monotonic())
+            self._died(why)
             await machine.stop()
 
     async def release(self, user: object) -> None:
@@ -137,17 +144,15 @@ class Machines:
 
     async def end_misbehaving(self, why: str) -> None:
         """End the VM because the guest broke a rule or a deadline."""
-        log.warning("ending the virtual machine: %s", why)
         async with self._starting:
-            await self._bury()
+            await self._bury(why)
 
     async def _watch(self, machine: Machine) -> None:
         """Notice when the VM dies, so that its box is cleaned up at once."""
         code = await machine.wait()
         async with self._starting:
             if self._machine is machine:
-                log.warning("the virtual machine ended (%d)", code)
-                await self._bury()
+                await self._bury(f"it ended ({code})")
 
     async def close(self) -> None:
         """End the VM for good."""

@@ -107,6 +107,18 @@ class Starting:
                 self._process.wait()
                 raise _as_error(message["failed"])
 
+    @property
+    def report(self) -> int:
+        """A descriptor, readable when the supervisor has something to say after the mount is there, or has ended."""
+        return self._report.fileno()
+
+    def incident(self) -> str | None:
+        """Return what went wrong with the mount; None if the supervisor has ended. Blocks until it can be read."""
+        with suppress(OSError, ProtocolFault):
+            if received := channel.receive(self._report):
+                return printable(str(received[0].get("incident", "")), 500)
+        return None
+
     def abandon(self) -> None:
         """Close the report: before the mount is there, this ends everything; wait for that."""
         self._report.close()

@@ -68,6 +68,11 @@ class Reporter:
         message, (fd,) = received
         return message, fd
 
+    def incident(self, words: str) -> None:
+        """Say that something went wrong with a mount that is there. Who listens may be slow: it is then left out."""
+        with suppress(OSError):
+            self._sock.sendmsg([channel.encode({"incident": words})], [], socket.MSG_DONTWAIT)
+
     async def gone(self) -> None:
         """Return when nobody listens any more."""
         waiting = trio.socket.from_stdlib_socket(self._sock.dup())
@@ -127,7 +132,7 @@ class Supervisor:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._machines = Machines(machine, acceleration, self._medium, nursery, spare)
+                self._machines = Machines(machine, acceleration, self._medium, nursery, spare, self._reporter.incident)
                 try:
                     await self._keep()
                 finally:

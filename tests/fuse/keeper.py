@@ -27,8 +27,8 @@ class FolderMachines:
     accelerator = "none"
     guest: dict[str, Any] = {}  # noqa: RUF012  # set once, for this process
 
-    def __init__(
-        self, settings: object, acceleration: object, medium: Any, nursery: object, spare: object = None
+    def __init__(  # the same parameters
+        self, settings: object, acceleration: object, medium: Any, nursery: object, spare: object, died: object
     ) -> None:
         self._fd = medium.fd
         self._processes: list[subprocess.Popen[bytes]] = []

@@ -36,7 +36,7 @@ def test_a_medium_appears_and_nobody_else_mounts_it(daemon: Daemon, image: Image
         assert "already mounted or mount point busy" in refused.err
         assert machine.findings() == []
     daemon.wait_for_mounts()
-    assert names_below(machine, MEDIA, user=False) == []
+    wait_for(lambda: names_below(machine, MEDIA, user=False) == [], "its folder's end")
 
 
 def test_who_is_at_the_seat_can_unmount_it_himself(daemon: Daemon, image: Image) -> None:

@@ -26,7 +26,9 @@ ROOMS = (
     ("system",),
     ("filesystem",),
     ("session",),
-    ("daemon", "cli"),
+    ("daemon",),
+    ("desktop",),
+    ("cli",),
     ("__main__",),
 )
 
@@ -51,10 +53,12 @@ FOREIGN = {
         f"{PACKAGE}.filesystem*",
         f"{PACKAGE}.session*",
         f"{PACKAGE}.daemon*",
+        f"{PACKAGE}.desktop*",
         f"{PACKAGE}.cli*",
     ),
-    "jeepney": (f"{PACKAGE}.system.udisks", f"{PACKAGE}.daemon*"),
+    "jeepney": (f"{PACKAGE}.system.udisks", f"{PACKAGE}.daemon*", f"{PACKAGE}.desktop*"),
     "pyudev": (f"{PACKAGE}.hotplug*",),
+    "systemd": (f"{PACKAGE}.daemon.journal",),
     "rich": (f"{PACKAGE}.cli*",),
     "typer": (f"{PACKAGE}.cli*",),
 }

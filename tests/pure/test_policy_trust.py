@@ -48,3 +48,14 @@ def test_whatever_a_device_says_the_file_can_be_read_and_holds_for_it(serial: st
 def test_what_is_no_such_file_is_refused() -> None:
     with pytest.raises(ValueError, match="Expected"):
         trust.trusted("[[rule")
+
+
+def test_trust_in_a_virtual_machine_takes_the_place_of_other_trust() -> None:
+    refused = Policy.parse(
+        [(trust.NAME, trust.with_rule("", STICK, Verdict.SANDBOX)), ("p", '[[rule]]\nverdict="refuse"')]
+    )
+    assert refused.decide(STICK).verdict == Verdict.SANDBOX
+    assert refused.decide(replace(STICK, serial="99")).verdict == Verdict.REFUSE
+    text = trust.with_rule(trust.with_rule("", STICK), STICK, Verdict.SANDBOX)
+    assert [rule["verdict"] for rule in trust.trusted(text)] == ["sandbox"]
+    assert trust.trusted(trust.without_rule(text, STICK)) == []

@@ -1,0 +1,30 @@
+"""`agent`: what happens to a user's media, on his desktop."""
+
+import logging
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(epilog="Example: [bold]systemctl --user enable --now mountsafe-agent[/bold] (starts it at each login)")(
+        agent
+    )
+
+
+def agent(
+    any_seat: Annotated[
+        bool, typer.Option("--any-seat", help="Tell of blocked media wherever this user sits (without systemd-logind).")
+    ] = False,
+) -> None:
+    """Show desktop notifications about media, with buttons, until the session ends.
+
+    A user hears of the media that are shown to him, and of those that are blocked while he is at the seat.
+    """
+    import trio
+
+    from mountsafe.desktop.agent import Agent
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    trio.run(Agent(any_seat).run)

@@ -1,0 +1,196 @@
+"""The agent: compares what the daemon keeps with what is shown, after every signal, and makes the two agree.
+
+A signal only says that it is time to look: who sent it does not matter, and one that is lost costs nothing.
+"""
+
+import logging
+import os
+import pwd
+import signal
+import subprocess
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+from jeepney import HeaderFields, MatchRule, Message, message_bus
+from jeepney.io.trio import DBusRouter
+
+from mountsafe.daemon import address, client, person
+from mountsafe.daemon.bus import BusGone, connected
+from mountsafe.desktop import notifications
+from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure, is_blocked, notice_of
+from mountsafe.desktop.notifications import NOBODY, Notifications
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.system.scope import apart
+
+log = logging.getLogger(__name__)
+QUEUE = 1000  # signals that wait
+SEAT = "seat0"
+_SEAT = f"/org/freedesktop/login1/seat/{SEAT}"  # it tells when another user sits down
+_BUS = "org.freedesktop.DBus"
+
+
+@dataclass(slots=True)
+class Shown:
+    """What is shown of a medium: by which number, NOBODY once the user has closed it."""
+
+    notice: Notice
+    number: int
+
+
+class Agent:
+    """Serves the user who runs it. `any_seat`: he hears of blocked media wherever he sits."""
+
+    def __init__(self, any_seat: bool) -> None:
+        self._name = pwd.getpwuid(os.getuid()).pw_name
+        self._any_seat = any_seat
+        self._media: dict[str, Medium] = {}
+        self._shown: dict[str, Shown] = {}
+        self._to_open: set[str] = set()  # their folders, as soon as they are there
+        self._wake, self._woken = trio.open_memory_channel[None](1)
+        self._desktop: Notifications
+        self._nursery: trio.Nursery
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, SIGINT, or the end of one of the two buses. Raises UserError."""
+        reached = False
+        try:
+            async with connected("SESSION") as session, connected("SYSTEM") as system:
+                reached = True
+                await self._serve(session, system)
+        except BusGone as error:
+            if not reached:
+                hint = "It is for a user's session: dbus-run-session makes one."
+                raise UserError(f"a bus cannot be reached: {error}", hint, ExitCode.DEPENDENCY) from error
+            log.info("the session is over: %s", error)
+
+    async def _serve(self, session: DBusRouter, system: DBusRouter) -> None:
+        self._desktop = Notifications(session)
+        async with (
+            trio.open_nursery() as self._nursery,
+            session.filter(MatchRule(type="signal"), bufsize=QUEUE) as of_session,
+            system.filter(MatchRule(type="signal"), bufsize=QUEUE) as of_system,
+        ):
+            await _subscribe(session, _owner_of(notifications.NAME), MatchRule(interface=notifications.NAME))
+            await _subscribe(system, _owner_of(address.NAME), MatchRule(sender=address.NAME), MatchRule(path=_SEAT))
+            self._nursery.start_soon(self._obey_signals)
+            self._nursery.start_soon(self._hear_desktop, of_session)
+            self._nursery.start_soon(self._hear_daemon, of_system)
+            self._look()
+            async for _ in self._woken:
+                await self._agree()
+
+    def _look(self) -> None:
+        """Have it compared, soon."""
+        try:
+            self._wake.send_nowait(None)
+        except trio.WouldBlock:
+            return  # it will be
+
+    async def _obey_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                for shown in list(self._shown.values()):
+                    await self._desktop.close(shown.number)
+                self._nursery.cancel_scope.cancel()
+
+    async def _hear_daemon(self, signals: "trio.MemoryReceiveChannel[Message]") -> None:
+        async for _ in signals:
+            self._look()
+
+    async def _hear_desktop(self, signals: "trio.MemoryReceiveChannel[Message]") -> None:
+        async for heard in signals:
+            match heard.header.fields[HeaderFields.member], heard.body:
+                case "NameOwnerChanged", _:  # a new server knows nothing of what another one showed
+                    self._shown.clear()
+                    self._look()
+                case "NotificationClosed", (number, _):
+                    for shown in self._shown.values():
+                        if shown.number == number:
+                            shown.number = NOBODY
+                case "ActionInvoked", (number, action):
+                    for device, shown in self._shown.items():
+                        medium = self._media.get(device)
+                        if medium and shown.number == number and action in shown.notice.actions:
+                            self._nursery.start_soon(self._act, medium, shown.notice, Action(action))
+
+    # --- what is shown -----------------------------------------------------------------------------------------------
+    async def _agree(self) -> None:
+        """Make what is shown agree with what the daemon keeps."""
+        self._media = {medium["device"]: medium for medium in await self._kept()}
+        wanted = {device: notice for device, medium in self._media.items() if (notice := notice_of(medium))}
+        for device in [device for device in self._shown if device not in wanted]:
+            await self._desktop.close(self._shown.pop(device).number)
+        for device, notice in wanted.items():
+            if device not in self._shown or self._shown[device].notice != notice:
+                await self._show(device, notice, notice)
+            if device in self._to_open and self._media[device]["state"] == "open":
+                self._to_open.discard(device)
+                self._open_folders(self._media[device])
+        self._to_open &= set(self._media)
+
+    async def _kept(self) -> list[Medium]:
+        """Return the media that concern this user."""
+        try:
+            media = await trio.to_thread.run_sync(client.media)
+        except UserError as error:
+            log.info("%s", error)  # it may come later
+            return []
+        at_seat = self._any_seat
+        if not at_seat and any(map(is_blocked, media)):
+            found = await trio.to_thread.run_sync(person.at_seat, SEAT)
+            at_seat = found is not None and found.name == self._name
+        return [each for each in media if each["user"] == self._name or (not each["user"] and at_seat)]
+
+    async def _show(self, device: str, notice: Notice, words: Notice) -> None:
+        """Show words about a medium, which `notice` is to be said of, in place of what is shown of it."""
+        before = self._shown.get(device)
+        number = await self._desktop.show(words, before.number if before else NOBODY)
+        if number != NOBODY:
+            self._shown[device] = Shown(notice, number)
+
+    # --- what the user does ------------------------------------------------------------------------------------------
+    async def _act(self, medium: Medium, notice: Notice, action: Action) -> None:
+        device = medium["device"]
+        try:
+            match action:
+                case Action.OPEN | Action.DEFAULT if medium["state"] == "open":
+                    self._open_folders(medium)
+                case Action.OPEN:
+                    self._to_open.add(device)
+                    await trio.to_thread.run_sync(client.act, "Open", device)
+                case Action.EJECT:
+                    await trio.to_thread.run_sync(client.act, "Eject", device)
+                case Action.TRUST:
+                    await trio.to_thread.run_sync(client.act, "Trust", device, "sandbox")
+                case Action.DETAILS:
+                    await self._show(device, notice, detailed(notice, medium))
+        except UserError as error:
+            self._to_open.discard(device)
+            words = f"{error.message}. {error.hint}"
+            await self._show(device, notice, failure(notice, action, words))
+
+    def _open_folders(self, medium: Medium) -> None:
+        for folder in medium["mounts"]:
+            self._nursery.start_soon(_open_folder, folder)
+
+
+async def _open_folder(folder: str) -> None:
+    command = partial(subprocess.run, [*apart(), "xdg-open", folder], stdin=subprocess.DEVNULL, check=False)
+    try:
+        # It may last as long as the program that shows the folder, which outlives us.
+        await trio.to_thread.run_sync(partial(command, start_new_session=True), cancellable=True)
+    except OSError as error:
+        log.warning("cannot open %s: %s", folder, error)
+
+
+def _owner_of(name: str) -> MatchRule:
+    """Match the news that a name has another owner."""
+    rule = MatchRule(sender=_BUS, interface=_BUS, member="NameOwnerChanged")
+    rule.add_arg_condition(0, name)
+    return rule
+
+
+async def _subscribe(router: DBusRouter, *rules: MatchRule) -> None:
+    for rule in rules:
+        await router.send_and_get_reply(message_bus.AddMatch(rule))

@@ -1,0 +1,116 @@
+"""What a desktop says of a medium. Pure: what the daemon tells in, words and buttons out.
+
+No button leaves a device to the host's kernel: `Trust` means that a virtual machine opens it without asking. The other
+kind of trust is for the command line, which says what it costs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from mountsafe.policy.risk import risk_of
+from mountsafe.text import printable
+
+Medium = Mapping[str, Any]  # as `mountsafe.daemon.client.media` returns it
+TEXT = 300  # characters of anything that others say
+
+
+class Action(StrEnum):
+    """A button. "default" is what a click on the notification itself does."""
+
+    DEFAULT = "default"
+    OPEN = "open"
+    EJECT = "eject"
+    TRUST = "trust"
+    DETAILS = "details"
+
+
+LABELS = {
+    Action.DEFAULT: "Open",
+    Action.OPEN: "Open",
+    Action.EJECT: "Eject",
+    Action.TRUST: "Trust",
+    Action.DETAILS: "Details",
+}
+
+
+_OPEN = (Action.DEFAULT, Action.OPEN, Action.EJECT, Action.DETAILS)
+_ASK = (Action.OPEN, Action.TRUST, Action.DETAILS)
+_REFUSE = (Action.TRUST, Action.DETAILS)
+_FAILED = (Action.OPEN, Action.DETAILS)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A notification. `lasts`: it stays until it is answered or its reason is gone. The body is plain text."""
+
+    summary: str
+    body: str
+    actions: tuple[Action, ...] = ()
+    icon: str = "drive-removable-media"
+    category: str = "device"
+    lasts: bool = False
+
+
+def notice_of(medium: Medium) -> Notice | None:
+    """Return what is to be said of a medium in its state; None is nothing."""
+    name, why, problem = name_of(medium), _because(medium), _text(medium, "problem")
+    match medium["state"]:
+        case "opening":
+            return Notice(f"{name} is being opened", "A virtual machine looks at it first.")
+        case "open":
+            body = "\n".join(filter(None, (f"{_text(medium, 'fstype')}, read-only, in a virtual machine", problem)))
+            return Notice(f"{name} is open", body, _OPEN, category="device.added")
+        case "ask":
+            return Notice(f"Open {name}?", f"The policy asks because {why}", _ASK, "dialog-question", lasts=True)
+        case "refuse":
+            return Notice(f"{name} is blocked", f"blocked because {why}", _REFUSE, "dialog-warning", lasts=True)
+        case "failed":
+            return Notice(f"{name} could not be opened", problem, _FAILED, "dialog-error", "device.error")
+        case "ejected":
+            return Notice(f"{name} can be pulled out", "", category="device.removed")
+    return None
+
+
+def is_blocked(medium: Medium) -> bool:
+    """Whether it is shown to nobody, so that who is at the seat is told."""
+    return medium["state"] in ("ask", "refuse", "failed")
+
+
+def details_of(medium: Medium) -> str:
+    """Return all that is known of a medium, a line each."""
+    fstype = _text(medium, "fstype")
+    lines = (
+        ("Device", _text(medium, "device")),
+        ("Type", f"{fstype or 'unknown'}: {risk_of(fstype).reason}"),
+        ("Label", _text(medium, "label")),
+        ("Verdict", f"{_text(medium, 'verdict')}, by {_text(medium, 'rule') or 'no rule'}: {_text(medium, 'reason')}"),
+        ("Shown on", ", ".join(printable(mount, TEXT) for mount in medium["mounts"])),
+        ("Problem", _text(medium, "problem")),
+    )
+    return "\n".join(f"{what}: {value}" for what, value in lines if value)
+
+
+def detailed(notice: Notice, medium: Medium) -> Notice:
+    """Return a notice with all that is known in place of its words."""
+    actions = tuple(action for action in notice.actions if action != Action.DETAILS)
+    return replace(notice, body=details_of(medium), actions=actions)
+
+
+def failure(notice: Notice, action: Action, words: str) -> Notice:
+    """Return a notice that says why a button did nothing."""
+    return replace(notice, summary=f"{LABELS[action]} failed", body=words, icon="dialog-error")
+
+
+def name_of(medium: Medium) -> str:
+    """Return what people know a medium by: its label, its type, or where it is plugged in."""
+    return _text(medium, "label") or _text(medium, "fstype") or _text(medium, "device")
+
+
+def _because(medium: Medium) -> str:
+    return f"{_text(medium, 'fstype') or 'unknown type'}: {_text(medium, 'reason')}"
+
+
+def _text(medium: Medium, key: str) -> str:
+    return printable(str(medium[key]), TEXT)

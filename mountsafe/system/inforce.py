@@ -1,0 +1,68 @@
+"""The system rules of a policy, put in force: what `policy install` does, and what changed trust repeats."""
+
+import subprocess
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.policy import files, modprobe
+from mountsafe.policy.risk import RiskClass
+from mountsafe.policy.rules import Policy
+from mountsafe.system.files import Files
+
+HOST = Path("/")
+
+
+def wanted(rules: Path, root: Path, strict: Collection[RiskClass], harmless: bool) -> dict[str, str]:
+    """Return the generated files; with `harmless` only if they hide nothing that this machine uses."""
+    from mountsafe.system import generated  # loads libudev, which few verbs need
+
+    policy = readable(rules)
+    exempt = generated.exemptions(root)
+    if harmless:
+        generated.require_harmless(policy, exempt)
+        generated.require_unused(strict)
+    return generated.files(policy, exempt, strict)
+
+
+def readable(rules: Path) -> Policy:
+    """Return the policy. Raises UserError if it is broken."""
+    policy = files.load(rules)
+    if policy.broken:
+        hint = "mountsafe policy explain DEVICE says what happens until it is mended."
+        raise UserError(f"the policy cannot be read: {policy.broken}", hint, ExitCode.SOURCE)
+    return policy
+
+
+def strict_of(made: Files, chosen: list[RiskClass] | None = None) -> list[RiskClass]:
+    """Return the classes that were chosen, or those that the installed file blocks."""
+    if chosen:
+        return chosen
+    with suppress(OSError):
+        return modprobe.classes_of((made.root / "etc/modprobe.d" / modprobe.NAME).read_text(encoding="utf-8"))
+    return []
+
+
+def reload_udev() -> bool:
+    """Have udev read its rules anew; return whether it did."""
+    return _udevadm("control", "--reload")
+
+
+def renew(rules: Path) -> None:
+    """Make the rules anew where they are installed. Raises UserError if they would hide what this machine uses."""
+    made = Files()
+    if made.installed():
+        made.carry_out(made.plan_install(wanted(rules, HOST, strict_of(made), harmless=True)))
+        reload_udev()
+
+
+def look_again(names: Collection[str]) -> None:
+    """Have udev's rules run again for block devices."""
+    _udevadm("trigger", "--action=change", *(f"/sys/class/block/{name}" for name in names))
+
+
+def _udevadm(*words: str) -> bool:
+    with suppress(OSError):
+        return subprocess.run(["udevadm", *words], capture_output=True, check=False).returncode == 0
+    return False

@@ -1,0 +1,69 @@
+"""The daemon's end of a real bus, cancelled at any moment: a stop is no fault of the bus, and no fault of ours."""
+
+import logging
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import trio
+import trio.lowlevel
+
+from mountsafe.daemon.control import Control
+from tests.hotplug.machine import wait_for
+
+CONFIGURATION = """
+<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>session</type> <listen>unix:path={path}</listen> <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow send_destination="*" eavesdrop="true"/> <allow eavesdrop="true"/> <allow own="*"/>
+  </policy>
+</busconfig>
+"""
+
+
+@pytest.fixture
+def bus(
+    tmp_path: Path, program: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[subprocess.Popen[bytes]]:
+    place, configuration = tmp_path / "bus", tmp_path / "bus.conf"
+    configuration.write_text(CONFIGURATION.format(path=place))
+    daemon = subprocess.Popen([program("dbus-daemon"), f"--config-file={configuration}", "--nofork"])
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={place}")
+    try:
+        wait_for(lambda: os.path.exists(place), "the bus")
+        yield daemon
+    finally:
+        daemon.terminate()
+        daemon.wait(timeout=20)
+
+
+# jeepney leaves its socket to the garbage collector if it is cancelled while it connects.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("bus")
+def test_a_stop_at_any_moment_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    async def stop_after(steps: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Control(Mock()).run)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+    for steps in range(120):
+        trio.run(stop_after, steps)
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_bus_that_goes_is_said(bus: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture) -> None:
+    async def outlive() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Control(Mock()).run)
+            await trio.sleep(0.5)
+            bus.terminate()
+
+    trio.run(outlive)
+    assert "nobody can ask" in caplog.text

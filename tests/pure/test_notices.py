@@ -1,0 +1,75 @@
+"""What a desktop says of a medium: in every state, whatever the medium calls itself."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mountsafe.desktop.notices import LABELS, Action, detailed, details_of, is_blocked, notice_of
+from mountsafe.text import printable
+
+STICK: dict[str, Any] = {
+    "device": "sdb",
+    "state": "open",
+    "verdict": "sandbox",
+    "rule": "",
+    "reason": "odd fixes: its driver has no regular maintainer",
+    "fstype": "jfs",
+    "label": "PHOTOS",
+    "user": "alice",
+    "problem": "",
+    "mounts": ["/run/media/alice/PHOTOS"],
+}
+
+
+def test_a_blocked_medium_says_why() -> None:
+    notice = notice_of({**STICK, "state": "refuse"})
+    assert notice is not None
+    assert notice.body == "blocked because jfs: odd fixes: its driver has no regular maintainer"
+    assert notice.lasts
+
+
+@pytest.mark.parametrize(
+    ("state", "buttons"),
+    [
+        ("opening", set()),
+        ("open", {Action.DEFAULT, Action.OPEN, Action.EJECT, Action.DETAILS}),
+        ("ask", {Action.OPEN, Action.TRUST, Action.DETAILS}),
+        ("refuse", {Action.TRUST, Action.DETAILS}),
+        ("failed", {Action.OPEN, Action.DETAILS}),
+        ("ejected", set()),
+    ],
+)
+def test_buttons_are_those_that_can_do_something(state: str, buttons: set[Action]) -> None:
+    notice = notice_of({**STICK, "state": state})
+    assert notice is not None
+    assert set(notice.actions) == buttons
+    assert is_blocked({**STICK, "state": state}) == (state in ("ask", "refuse", "failed"))
+
+
+@pytest.mark.parametrize("state", ["new", "unmounted", "waiting for a user", "what a later daemon says"])
+def test_nothing_is_said_of_other_states(state: str) -> None:
+    assert notice_of({**STICK, "state": state}) is None
+
+
+def test_details_tell_all_and_need_no_button_for_more() -> None:
+    notice = notice_of(STICK)
+    assert notice is not None
+    shown = detailed(notice, STICK)
+    assert Action.DETAILS not in shown.actions
+    for words in ("sdb", "jfs: odd fixes", "PHOTOS", "sandbox, by no rule", "/run/media/alice"):
+        assert words in shown.body
+
+
+@given(st.text(), st.text(), st.sampled_from(["open", "ask", "refuse", "failed", "opening", "ejected"]))
+def test_no_word_of_a_medium_comes_out_raw(label: str, problem: str, state: str) -> None:
+    medium = {**STICK, "label": label, "fstype": label, "problem": problem, "state": state}
+    notice = notice_of(medium)
+    assert notice is not None
+    for text in (notice.summary, notice.body, details_of(medium)):
+        assert all(line == printable(line, len(line)) for line in text.split("\n"))
+
+
+def test_every_button_has_a_name() -> None:
+    assert set(LABELS) == set(Action)
