@@ -155,7 +155,7 @@ def test_the_status_is_told_to_anyone(daemon: Daemon, image: Image) -> None:
             "media": 2,
             "open": 1,
             "blocked": 1,
-            "rules": 2,
+            "rules": 3,
             "policy_error": "",
         }
         assert told["acceleration"] in ("kvm", "tcg")
@@ -239,7 +239,7 @@ def test_entries_in_the_journal_have_fields(daemon: Daemon, image: Image, progra
             names = {each["MOUNTSAFE_DEVICE"] for each in entries("MOUNTSAFE_VERDICT=refuse")}
             assert names == {other.removeprefix("/dev/")}
             (told, *_) = entries(f"MOUNTSAFE_DEVICE={one.removeprefix('/dev/')}", "MOUNTSAFE_STATE=opening")
-            assert told["MOUNTSAFE_RULE"].endswith("rule 2")
+            assert told["MOUNTSAFE_RULE"].endswith("rule 3")
             place = f"{MEDIA}/{label('vfat')}"
             wait_for(lambda: place in str([each["MESSAGE"] for each in entries("MOUNTSAFE_VERDICT=sandbox")]), place)
     finally:

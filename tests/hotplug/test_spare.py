@@ -35,13 +35,16 @@ def emulators(pid: int) -> list[int]:
     return found + [each for child in children(pid) for each in emulators(child)]
 
 
+# The record of one that waits is empty.
+WAITS = "cd /run/mountsafe/mounts && for each in *; do [ -s $each/mount.json ] || cat $each/log; done"
+
+
 def waiting(daemon: Daemon) -> tuple[int, int]:
     """The spare supervisor and its QEMU, once it runs and what was before is gone."""
     pid = daemon.process.pid
-    logs = ("sh", "-c", "cat /run/mountsafe/mounts/*/log")
 
     def ready() -> bool:
-        return len(children(pid)) == 1 and "virtual machine started" in daemon.machine.run(*logs).out
+        return len(children(pid)) == 1 and "virtual machine started" in daemon.machine.run("sh", "-c", WAITS).out
 
     wait_for(ready, "a spare virtual machine", daemon.words)
     return children(pid)[0], emulators(pid)[0]
