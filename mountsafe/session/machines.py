@@ -12,7 +12,7 @@ import trio
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
-from mountsafe.limits import DEATHS, DEATHS_WINDOW, KVM_PROBE_DEADLINE, LAUNCH_DEADLINE
+from mountsafe.limits import DEATHS, DEATHS_WINDOW, KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
 from mountsafe.medium.source import Medium
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Machines:
         *trials, last = self._acceleration.candidates()
         for accelerator in trials:
             try:
-                machine = await self._boot(accelerator, KVM_PROBE_DEADLINE)
+                machine = await self._boot(accelerator, KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE)
             except (GuestGone, DeadlinePassed) as error:
                 log.warning("KVM does not work here (%s): software emulation from now on", error)
                 self._acceleration.remember("tcg")
@@ -78,13 +78,13 @@ class Machines:
                 return machine
         return await self._boot(last, LAUNCH_DEADLINE)
 
-    async def _boot(self, accelerator: str, deadline: float) -> Machine:
+    async def _boot(self, accelerator: str, deadline: float, lively: float = 0.0) -> Machine:
         settings = replace(self._settings, accelerator=accelerator)
         machine = Machine.start(settings, log.info)
         self._nursery.start_soon(machine.log_words)
         started = time.monotonic()
         try:
-            await machine.launched(deadline)
+            await machine.launched(deadline, lively)
         except BaseException:
             await machine.stop()
             raise

@@ -9,7 +9,7 @@ import trio.testing
 
 from mountsafe import channel
 from mountsafe.appliance.machine import Machine
-from mountsafe.errors import GuestGone
+from mountsafe.errors import DeadlinePassed, GuestGone
 from mountsafe.process import Child
 
 
@@ -17,6 +17,12 @@ class Ended:
     """A process that is gone and said nothing."""
 
     last_line = ""
+
+
+class Talking:
+    """A process whose guest says something while it boots."""
+
+    last_line = "starting up"
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["after it read the request", "before it read the request"])
@@ -37,3 +43,30 @@ def test_an_appliance_process_that_ends_while_it_is_asked(reads: bool) -> None:
 
     ours, theirs = channel.pair()
     trio.run(ask, Machine(cast("Child", Ended()), ours), theirs)
+
+
+@pytest.mark.parametrize(
+    ("process", "seconds", "starts"),
+    [(Talking(), 50, True), (Talking(), 70, False), (Ended(), 50, False), (Ended(), 10, True)],
+    ids=["slow", "too slow", "silent", "quick"],
+)
+def test_a_guest_that_says_something_is_given_more_time(process: object, seconds: float, starts: bool) -> None:
+    async def launch(machine: Machine, theirs: socket.socket) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(say_it_runs, theirs)
+            if starts:
+                await machine.launched(20.0, 40.0)
+            else:
+                with pytest.raises(DeadlinePassed):
+                    await machine.launched(20.0, 40.0)
+            nursery.cancel_scope.cancel()
+        machine._control.close()
+        theirs.close()
+
+    async def say_it_runs(theirs: socket.socket) -> None:
+        await trio.sleep(seconds)
+        channel.send(theirs, {"event": "launched"})
+
+    ours, theirs = channel.pair()
+    clock = trio.testing.MockClock(autojump_threshold=0.01)
+    trio.run(launch, Machine(cast("Child", process), ours), theirs, clock=clock)
