@@ -1,0 +1,217 @@
+"""The base system: a Debian 12 on a disk image, with all that mountsafe needs but without mountsafe.
+
+    python3 tests/machine/base.py PACKAGE...      # root; prints a line for each step and the folder last
+
+It is built from this host's package sources, and kept in /var/cache/mountsafe-machine until what it is made of changes.
+Nothing of this host's configuration gets into it: packages are downloaded outside. /etc/pip.conf in it names a folder
+of wheels in it, so `./dev install` works there without a network.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent.parent
+CACHE = Path(os.environ.get("MOUNTSAFE_MACHINE_CACHE", "/var/cache/mountsafe-machine"))
+SUITE = "bookworm"
+SIZE = "10G"  # sparse
+USER = "alice"
+PORT = "org.mountsafe.test"
+PORTS = Path("/dev/virtio-ports")
+AGENT = "/usr/local/lib/agent.py"
+WHEELS = "/usr/local/share/wheels"
+STEP_DEADLINE = 1800.0
+
+# A seat with a user on it, and who mounts what he plugs in.
+PACKAGES = ("systemd-sysv", "udev", "dbus", "polkitd", "libpam-systemd", "udisks2", "kmod", "linux-image-amd64")
+
+FILES = {
+    "etc/hostname": "machine\n",
+    "etc/fstab": "/dev/vda / ext4 noatime 0 0\n",
+    "etc/pip.conf": f"[global]\nno-index = true\nfind-links = {WHEELS}\n",
+    "etc/systemd/system/getty@tty1.service.d/autologin.conf": (
+        f"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin {USER} --noclear %I linux\n"
+    ),
+    "etc/systemd/system/test-agent.service": (
+        "[Unit]\n[Service]\n"
+        f"ExecStart=/usr/bin/python3 {AGENT} {PORTS}/{PORT}.root\n"
+        "Restart=always\n[Install]\nWantedBy=multi-user.target\n"
+    ),
+    "etc/udev/rules.d/99-test-agent.rules": (
+        f'SUBSYSTEM=="virtio-ports", ATTR{{name}}=="{PORT}.{USER}", OWNER="{USER}", TAG+="systemd"\n'
+        f'SUBSYSTEM=="virtio-ports", ATTR{{name}}=="{PORT}.root", TAG+="systemd", '
+        'ENV{SYSTEMD_WANTS}+="test-agent.service"\n'
+    ),
+    # What runs from here is in the user's session, as what he starts himself.
+    f"home/{USER}/.profile": f"exec /usr/bin/python3 {AGENT} {PORTS}/{PORT}.{USER}\n",
+    AGENT[1:]: (HERE / "agent.py").read_text(),
+    # A third of the time to boot is unpacking the modules of all the world's hardware.
+    "etc/initramfs-tools/conf.d/small": "MODULES=list\nCOMPRESS=lz4\n",
+    "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\next4\n",
+    "etc/dpkg/dpkg.cfg.d/fast": (
+        "force-unsafe-io\npath-exclude=/usr/share/doc/*\npath-exclude=/usr/share/man/*\n"
+        "path-exclude=/usr/share/locale/*\n"
+    ),
+}
+# Units that would only cost time.
+MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_reap.service", "fstrim.timer")
+
+
+class BaseFailedError(Exception):
+    """The base system cannot be built; the text says which step, and what its command printed."""
+
+
+@contextmanager
+def step(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Tell how long something took."""
+    started = time.monotonic()
+    yield
+    say(f"  {what:<58}{time.monotonic() - started:4.0f} s")
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        [*map(str, command)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=STEP_DEADLINE,
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", **(env or {})},
+        check=False,
+    )
+    if done.returncode:
+        raise BaseFailedError(f"{' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout[-4000:]}")
+    return done.stdout
+
+
+def inside(root: Path, *command: str) -> None:
+    """Run a command in the new system. Its mounts are those of a namespace that ends with it."""
+    mounts = "".join(
+        f'mkdir -p "$0{path}" && mount --rbind {path} "$0{path}" && '
+        for path in ("/dev", "/sys", "/etc/apt", "/var/lib/apt/lists")
+    )
+    script = f'{mounts} mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
+    namespaces = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private")
+    run(*namespaces, "sh", "-c", script, root, *command, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+
+
+def requirements() -> list[str]:
+    """What pip installs for `./dev install`."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    return sorted([*project["build-system"]["requires"], *project["project"]["dependencies"]])
+
+
+def mirror() -> str:
+    """Return where this host has its Debian from."""
+    told = run("apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)", "Created-By: Packages")
+    for line in told.splitlines():
+        site, codename, component = [*line.split(), "", "", ""][:3]
+        if (codename, component) == (SUITE, "main"):
+            return site
+    raise BaseFailedError(f"none of apt's sources is a Debian {SUITE}")
+
+
+def key(packages: Sequence[str]) -> str:
+    """Name what the base system is made of."""
+    made_of = [Path(__file__).read_text(), FILES[AGENT[1:]], sorted(packages), requirements()]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+
+
+def ensure(packages: Sequence[str], say: Callable[[str], None]) -> Path:
+    """Return the folder with disk.img, vmlinuz and initrd.img, built if need be. Raises BaseFailedError."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    made = CACHE / key(packages)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():
+            say(f"  the base system is in {made}")
+            return made
+        for old in CACHE.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old)
+        with tempfile.TemporaryDirectory(prefix="building-", dir=CACHE) as folder:
+            _build(Path(folder), packages, say)
+            os.rename(Path(folder) / "made", made)
+    return made
+
+
+def _build(folder: Path, packages: Sequence[str], say: Callable[[str], None]) -> None:
+    root, made = folder / "root", folder / "made"
+    root.mkdir()
+    made.mkdir()
+    unshared = ("unshare", "--mount", "--propagation=private")
+    with step("apt-get update", say):
+        run("apt-get", "update")
+    with step("debootstrap", say):
+        run(*unshared, "debootstrap", "--variant=minbase", SUITE, root, mirror())
+    _write_files(root)
+    wanted = sorted({*PACKAGES, *packages})
+    with step("packages, downloaded", say):
+        _download(root, wanted)
+    with step("packages, installed", say):
+        # The user's home is there already, so it is given to him.
+        inside(root, "useradd", "--shell", "/bin/bash", USER)
+        inside(root, "chown", "-R", f"{USER}:{USER}", f"/home/{USER}")
+        options = ("--yes", "--quiet", "--no-install-recommends", "--no-download", "-o", "Dpkg::Use-Pty=0")
+        inside(root, "apt-get", "install", *options, "-o", "Dpkg::Options::=--force-confold", *wanted)
+        inside(root, "systemctl", "enable", "test-agent.service")
+        inside(root, "systemctl", "mask", *MASKED)
+    with step("wheels, downloaded", say):
+        pip = ("-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--only-binary=:all:")
+        run(sys.executable, *pip, f"--dest={root}{WHEELS}", *requirements())
+    with step("disk image", say):
+        _make_disk(root, made)
+
+
+def _write_files(root: Path) -> None:
+    for name, text in FILES.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (root / "var/log/journal").mkdir(parents=True)  # the journal outlives a reboot
+
+
+def _download(root: Path, packages: Sequence[str]) -> None:
+    archives = root / "var/cache/apt/archives"
+    run(
+        *("apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "--download-only"),
+        *("-o", f"Dir::State::status={root}/var/lib/dpkg/status", "-o", f"Dir::Cache::archives={archives}"),
+        *("-o", f"Dir::State::extended_states={root}/var/lib/apt/extended_states"),
+        *packages,
+    )
+
+
+def _make_disk(root: Path, made: Path) -> None:
+    for name in ("vmlinuz", "initrd.img"):
+        shutil.copy(root / os.readlink(root / name), made / name)
+    for debris in root.glob("var/cache/apt/archives/*.deb"):
+        debris.unlink()
+    for folder in (root / "etc/apt", root / "var/lib/apt/lists"):
+        shutil.rmtree(folder)  # of debootstrap: which mirror this host uses
+        folder.mkdir()
+    (root / "etc/machine-id").write_text("")
+    run("mkfs.ext4", "-q", "-L", "machine", "-d", root, made / "disk.img", SIZE)
+
+
+if __name__ == "__main__":
+
+    def _say(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    try:
+        ensure(sys.argv[1:], _say)
+    except BaseFailedError as error:
+        sys.exit(f"{error}")

@@ -1,0 +1,68 @@
+"""The machine: one for all the tests of a module, with mountsafe installed in it."""
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from images import images
+from tests.conftest import missing
+from tests.machine import base
+from tests.machine.emulated import QEMU, Machine
+
+
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Tell the person something at once, whatever pytest captures."""
+    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
+    assert reporter is not None
+
+    def written(line: str) -> None:
+        reporter.ensure_newline()
+        reporter.write_line(line)
+        reporter.flush()
+
+    return written
+
+
+@pytest.fixture(scope="module")
+def machine(
+    program: Callable[[str], str], say: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    packages = os.environ.get("MACHINE_PACKAGES", "").split()
+    if not packages:
+        missing("MACHINE_PACKAGES (./dev machine-test sets it)")
+    if os.geteuid() != 0:
+        missing("root")
+    for name in (QEMU, "debootstrap", "mkfs.ext4"):
+        program(name)
+    made = Machine(base.ensure(packages, say), tmp_path_factory.mktemp("machine"), say)
+    try:
+        with made.step("boot"):
+            made.wait_for_boot()
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the machine has to say to each failure."""
+    report = yield
+    running = getattr(item, "funcargs", {}).get("machine")
+    if report.failed and isinstance(running, Machine):
+        report.sections.append(("the machine", running.report()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that returns the path of an unpacked image."""
+    folder = tmp_path_factory.mktemp("images")
+
+    def unpacked(name: str) -> Path:
+        path = folder / f"{name}.img"
+        return path if path.exists() else images.unpack(name, folder)
+
+    return unpacked

@@ -1,0 +1,242 @@
+"""A whole Debian 12 with systemd, udisks and a user at the seat: mountsafe comes, sticks come and go, it goes.
+
+The tests are one story and run in this order, on one machine; each plugs its own stick and pulls it. What the kernel
+would say of a mount is seen at the end, when mountsafe is gone.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from images import images
+from tests.machine.base import REPOSITORY, USER
+from tests.machine.emulated import CHECKOUT, Machine
+
+Image = Callable[[str], Path]
+MEDIA = f"/run/media/{USER}"
+INSTALL_DEADLINE = 900.0
+SHOWN_DEADLINE = 180.0
+STICK = "/dev/sda"  # the machine's own disk is vda
+
+# Prints what a user sees below a folder: [path, kind, size, hash], names as Latin-1, which keeps every byte.
+WALK = """
+import hashlib, json, os, sys
+top, found = os.fsencode(sys.argv[1]), []
+for folder, folders, files in os.walk(top):
+    for name in folders + files:
+        path = os.path.join(folder, name)
+        shown = os.path.relpath(path, top).decode("latin-1")
+        if os.path.islink(path):
+            found.append([shown, "link", None, None])
+        elif os.path.isdir(path):
+            found.append([shown, "folder", None, None])
+        elif os.path.isfile(path):
+            data = open(path, "rb").read()
+            found.append([shown, "file", len(data), hashlib.sha256(data).hexdigest()])
+print(json.dumps(found))
+"""
+# What a kernel says when it mounts, or fails to mount, what is on a stick.
+KERNEL_WORDS = re.compile(r"(EXT4-fs|FAT-fs|exFAT-fs|hfsplus|hfs:|NTFS|ntfs3).*")
+PARSERS = ("hfsplus", "hfs", "vfat", "fat", "exfat", "ntfs3", "fuseblk")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed(machine: Machine) -> None:
+    """`./dev install`, as the README tells the user."""
+    machine.copy_checkout()
+    with machine.step("./dev install"):
+        done = machine.run("bash", "-c", f"cd {CHECKOUT} && ./dev install", seconds=INSTALL_DEADLINE).ok()
+    for line in done.out.splitlines():
+        if line.endswith(" s"):
+            machine.say(f"  {line}")
+    if not (REPOSITORY / "systemd").exists():  # until there is one
+        unit = (
+            "[Service]\nType=notify\nExecStart=/usr/local/bin/mountsafe daemon\n[Install]\nWantedBy=multi-user.target\n"
+        )
+        machine.run("tee", "/etc/systemd/system/mountsafe.service", data=unit.encode()).ok()
+        machine.sh("mountsafe policy install; systemctl enable --now mountsafe")
+
+
+@contextmanager
+def plugged(machine: Machine, image: Path) -> Iterator[None]:
+    machine.plug("stick", image)
+    try:
+        yield
+    finally:
+        machine.pull("stick")
+        machine.wait_for(lambda: machine.run("test", "-e", STICK).code != 0, "the stick's end")
+        machine.wait_for(lambda: mounts(machine) == [], "the end of its mounts")
+
+
+def mounts(machine: Machine) -> list[str]:
+    """Where mountsafe shows something."""
+    return sorted(machine.run("findmnt", "-rn", "-o", "TARGET", "-t", "fuse.mountsafe").out.split())
+
+
+def states(machine: Machine) -> list[str]:
+    """What the daemon says of the media that it keeps."""
+    return [each["state"] for each in machine.run("mountsafe", "devices", "--json").ok().json()]
+
+
+def shown(machine: Machine, *labels: str) -> float:
+    """Return how long it took until the user could read a README in each of these."""
+    files = [f"{MEDIA}/{label}/README.txt" for label in labels]
+    what = f"what is in {', '.join(labels)}"
+    return machine.wait_for(lambda: machine.run("cat", *files, user=True).code == 0, what, SHOWN_DEADLINE)
+
+
+def seen(machine: Machine, folder: str) -> dict[bytes, tuple[object, ...]]:
+    """What the user sees below a folder."""
+    told = json.loads(machine.run("python3", "-c", WALK, folder, user=True).ok().out)
+    return {path.encode("latin-1"): tuple(rest) for path, *rest in told}
+
+
+def expected(entries: list[images.Entry]) -> dict[bytes, tuple[object, ...]]:
+    """What was put there, of the kinds that any user can look at."""
+    kinds = {"file", "folder", "link"}
+    return {
+        entry.path: (entry.kind, *((entry.size, entry.sha256) if entry.kind == "file" else (None, None)))
+        for entry in entries
+        if entry.kind in kinds
+    }
+
+
+def journal(machine: Machine) -> str:
+    """What the service has said since the last boot."""
+    return machine.run("journalctl", "--boot", "--unit=mountsafe", "--no-pager", "--output=cat").ok().out
+
+
+def kernel_mounts(machine: Machine) -> list[str]:
+    """The traces of any mount of a stick by this kernel since it booted."""
+    words = machine.run("journalctl", "--boot", "--dmesg", "--no-pager", "--output=cat").ok().out
+    found = [line for line in words.splitlines() if KERNEL_WORDS.match(line) and "(vda)" not in line]
+    found += [name for name in machine.sh("ls /proc/fs/ext4").split() if name != "vda"]
+    loaded = {line.split()[0] for line in machine.sh("cat /proc/modules").splitlines()}
+    found += sorted(loaded.intersection(PARSERS))
+    # Of all processes: one may have a namespace of its own.
+    found += machine.sh("cat /proc/[0-9]*/mountinfo 2>/dev/null | grep -E ' - [^ ]+ /dev/sd' || true").splitlines()
+    return found
+
+
+def test_systemd_has_started_the_service(machine: Machine) -> None:
+    machine.wait_for(lambda: "watching" in journal(machine), "the service")
+    assert machine.run("systemctl", "is-active", "mountsafe").out.strip() == "active"
+    assert machine.run("systemctl", "is-enabled", "mountsafe").out.strip() == "enabled"
+    assert machine.run("mountsafe", "policy", "check").ok().out.startswith("no findings")
+
+
+def test_a_stick_is_shown_and_ejected(machine: Machine, image: Image) -> None:
+    with plugged(machine, image("hfsplus")):
+        machine.tell("plugged in until it can be read, hfsplus", shown(machine, "HFSPLUS"))
+        assert mounts(machine) == [f"{MEDIA}/HFSPLUS"]
+        with machine.step("321 files read"):
+            found = seen(machine, f"{MEDIA}/HFSPLUS")
+        assert found == expected(images.expected("hfsplus"))
+        assert kernel_mounts(machine) == []
+        with machine.step("mountsafe eject"):
+            machine.run("mountsafe", "eject", f"{MEDIA}/HFSPLUS", user=True).ok()
+        assert mounts(machine) == []
+
+
+def test_the_virtual_machine_runs_on_kvm(machine: Machine) -> None:
+    findings = {each["what"]: each for each in machine.run("mountsafe", "doctor", "--json").ok().json()}
+    assert {each["what"]: each for each in findings.values() if each["state"] != "ok"} == {}
+    assert findings["KVM"]["detail"] == "works"
+
+
+def test_a_disk_with_partitions_shows_each_and_nobody_else_mounts_it(machine: Machine, image: Image) -> None:
+    with plugged(machine, image("disk-gpt")):
+        machine.tell("plugged in until it can be read, three partitions", shown(machine, "ESP", "DATA", "SHARED"))
+        for volume in images.volumes("disk-gpt"):
+            if volume.entries:
+                assert seen(machine, f"{MEDIA}/{volume.label.decode()}") == expected(volume.entries)
+        for device in (f"{STICK}1", f"{STICK}2"):
+            for user in (True, False):
+                refused = machine.run("udisksctl", "mount", "--no-user-interaction", "-b", device, user=user)
+                assert "is not a mountable filesystem" in refused.err
+            assert "busy" in machine.run("mount", "-o", "ro", device, "/mnt").err
+        assert machine.run("mountsafe", "policy", "check").ok().out.startswith("no findings")
+        assert kernel_mounts(machine) == []
+
+
+def test_hostile_names_reach_no_log(machine: Machine, image: Image) -> None:
+    with plugged(machine, image("hostile-names")):
+        machine.wait_for(lambda: len(mounts(machine)) == 1, "the hostile stick", SHOWN_DEADLINE)
+        (folder,) = machine.run("ls", MEDIA, user=True).ok().out.splitlines()
+        assert seen(machine, f"{MEDIA}/{folder}") == expected(images.expected("hostile-names"))
+        said = machine.run("journalctl", "--boot", "--unit=mountsafe", "--output=json").ok().out
+        # The journal stores what is not plain text as a list of bytes.
+        messages = [json.loads(line)["MESSAGE"] for line in said.splitlines()]
+        assert all(isinstance(message, str) for message in messages)
+
+
+def test_a_broken_file_system_is_refused_by_the_guest_and_kept_from_the_host(
+    machine: Machine, image: Image, tmp_path: Path
+) -> None:
+    broken = bytearray(image("ext4").read_bytes())
+    broken[4096 : 2 * 4096] = bytes(4096)  # the group descriptors, whose checksums the superblock does not cover
+    path = tmp_path / "broken.img"
+    path.write_bytes(broken)
+    before = len(journal(machine).splitlines())
+    with plugged(machine, path):
+        machine.wait_for(lambda: states(machine) == ["failed"], "the failure", SHOWN_DEADLINE)
+        said = "\n".join(journal(machine).splitlines()[before:])
+        assert "cannot" in said or "mount" in said
+        assert mounts(machine) == []
+        assert "busy" in machine.run("mount", "-o", "ro", STICK, "/mnt").err
+        assert kernel_mounts(machine) == []
+    assert machine.run("systemctl", "is-active", "mountsafe").out.strip() == "active"
+
+
+def test_a_stick_that_is_pulled_while_it_is_used_is_gone(machine: Machine, image: Image) -> None:
+    with plugged(machine, image("ext4")):
+        shown(machine, "EXT4")
+        reader = f"cd {MEDIA}/EXT4 && while cat README.txt; do sleep 0.1; done; exec sleep 300 <README.txt"
+        machine.run("systemd-run", f"--uid={USER}", "--unit=reader", "bash", "-c", reader).ok()
+        machine.wait_for(lambda: machine.run("systemctl", "is-active", "reader").code == 0, "the reader")
+    said = journal(machine)
+    assert "sda" in said.splitlines()[-1]
+    machine.run("systemctl", "stop", "reader")
+    left = machine.sh("ls -A /run/mountsafe/mounts /run/mountsafe/claims")
+    assert [line for line in left.split() if not line.endswith(":")] == []
+    assert machine.run("pgrep", "-f", "qemu-system").code == 1
+    assert machine.run("systemctl", "is-active", "mountsafe").out.strip() == "active"
+
+
+def test_a_stick_that_is_there_at_boot_is_shown(machine: Machine, image: Image) -> None:
+    with plugged(machine, image("hfsplus")):
+        shown(machine, "HFSPLUS")
+        with machine.step("reboot"):
+            machine.reboot()
+        machine.tell("booted until it can be read", shown(machine, "HFSPLUS"))
+        assert seen(machine, f"{MEDIA}/HFSPLUS") == expected(images.expected("hfsplus"))
+        assert kernel_mounts(machine) == []
+
+
+def test_no_kernel_mount_ever_happened(machine: Machine) -> None:
+    """Of all boots. That these words would have been there is shown by the next test."""
+    said = machine.run("journalctl", "--dmesg", "--boot=all", "--no-pager", "--output=cat").ok().out
+    assert [line for line in said.splitlines() if KERNEL_WORDS.match(line) and "(vda)" not in line] == []
+
+
+def test_uninstall_gives_everything_back(machine: Machine, image: Image) -> None:
+    with machine.step("./dev uninstall"):
+        machine.run("bash", "-c", f"cd {CHECKOUT} && ./dev uninstall", seconds=INSTALL_DEADLINE).ok()
+    left = machine.sh("find /etc /usr /opt /run /var/lib -xdev -iname '*mountsafe*' -not -path '/usr/local/share/*'")
+    assert left.split() == []
+    assert machine.run("systemctl", "status", "mountsafe").code == 4, "no such unit"
+    for name in ("ext4", "hfsplus"):
+        with plugged(machine, image(name)):
+            machine.wait_for(lambda: machine.run("udisksctl", "info", "-b", STICK).code == 0, "udisks")
+            machine.run("udevadm", "settle")
+            machine.run("udisksctl", "mount", "--no-user-interaction", "-b", STICK, user=True).ok()
+            mounted = machine.run("findmnt", "-rn", "-o", "FSTYPE,TARGET", STICK).ok().out.strip()
+            assert mounted == f"{name} /media/{USER}/{name.upper()}"
+            found = kernel_mounts(machine)
+            assert any(KERNEL_WORDS.match(line) or line in PARSERS for line in found), found
+            assert any("/dev/sda" in line for line in found)
+            machine.run("udisksctl", "unmount", "-b", STICK, user=True).ok()
