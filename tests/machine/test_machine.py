@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from images import images
-from tests.machine.base import REPOSITORY, USER
+from tests.machine.base import USER
 from tests.machine.emulated import CHECKOUT, Machine
 
 Image = Callable[[str], Path]
@@ -53,12 +53,6 @@ def installed(machine: Machine) -> None:
     for line in done.out.splitlines():
         if line.endswith(" s"):
             machine.say(f"  {line}")
-    if not (REPOSITORY / "systemd").exists():  # until there is one
-        unit = (
-            "[Service]\nType=notify\nExecStart=/usr/local/bin/mountsafe daemon\n[Install]\nWantedBy=multi-user.target\n"
-        )
-        machine.run("tee", "/etc/systemd/system/mountsafe.service", data=unit.encode()).ok()
-        machine.sh("mountsafe policy install; systemctl enable --now mountsafe")
 
 
 @contextmanager

@@ -9,11 +9,12 @@ import shutil
 import struct
 import tarfile
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from mountsafe.appliance import build, contents, kernel, modules, thaw
+from mountsafe.appliance import build, contents, freeze, kernel, modules, thaw
 from mountsafe.appliance.dpkg import Database
 from mountsafe.appliance.inputs import CODE, PACKAGE, PARTS, Inputs
 from mountsafe.errors import ExitCode, MountsafeError, UserError
@@ -489,3 +490,25 @@ def test_a_saved_vm_fits_only_what_it_was_saved_with(tmp_path: Path) -> None:
     assert not thaw.fits(tmp_path, 512, "tcg")
     (tmp_path / thaw.CONDITIONS).write_text("{")
     assert not thaw.fits(tmp_path, 512, "tcg")
+
+
+@pytest.mark.parametrize(
+    ("says", "fault"),
+    [
+        ("echo a; sleep 1; echo 'mountsafe: settled'", ""),
+        ("sleep 1; echo 'mountsafe: settled'", "did not boot"),
+        ("echo a; sleep 9", "did not boot"),
+        ("echo a", "ended"),
+    ],
+    ids=["slow", "silent", "too slow", "ended"],
+)
+def test_a_vm_to_be_saved_is_given_time_if_it_says_something(
+    says: str, fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(freeze, "SILENCE_DEADLINE", 0.5)
+    monkeypatch.setattr(freeze, "BOOT_DEADLINE", 3.0)
+    with (
+        pytest.raises(MountsafeError, match=fault) if fault else nullcontext(),
+        freeze._running(["sh", "-c", says], tmp_path) as process,
+    ):
+        freeze._wait_until_settled(process)
