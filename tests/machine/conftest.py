@@ -16,12 +16,15 @@ from tests.machine.emulated import QEMU, Machine
 def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
     """Tell the person something at once, whatever pytest captures."""
     reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
+    capture = pytestconfig.pluginmanager.get_plugin("capturemanager")
     assert reporter is not None
+    assert capture is not None
 
     def written(line: str) -> None:
-        reporter.ensure_newline()
-        reporter.write_line(line)
-        reporter.flush()
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(line)
+            reporter.flush()
 
     return written
 

@@ -170,7 +170,7 @@ class Machine:
         """Return after how many seconds a condition held."""
         started = time.monotonic()
         while not condition():
-            assert time.monotonic() < started + seconds, f"{what} did not come within {seconds:.0f} s\n{self.report()}"
+            assert time.monotonic() < started + seconds, f"{what} did not come within {seconds:.0f} s"
             time.sleep(0.2)
         return time.monotonic() - started
 
