@@ -12,7 +12,7 @@ import trio
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
-from mountsafe.limits import DEATHS, DEATHS_WINDOW, KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
+from mountsafe.limits import DEATHS, DEATHS_WINDOW, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
 from mountsafe.medium.source import Medium
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Machines:
         *trials, last = self._acceleration.candidates()
         for accelerator in trials:
             try:
-                machine = await self._boot(accelerator, KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE)
+                machine = await self._boot(accelerator, self._acceleration.deadline(), KVM_SLOW_DEADLINE)
             except (GuestGone, DeadlinePassed) as error:
                 log.warning("KVM does not work here (%s): software emulation from now on", error)
                 self._acceleration.remember("tcg")
