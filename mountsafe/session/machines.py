@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 import trio
@@ -22,12 +23,18 @@ class Machines:
     """Hands out streams to a VM that has the medium; at most one VM at a time."""
 
     def __init__(
-        self, settings: MachineSettings, acceleration: Acceleration, medium: Medium, nursery: trio.Nursery
+        self,
+        settings: MachineSettings,
+        acceleration: Acceleration,
+        medium: Medium,
+        nursery: trio.Nursery,
+        warn: Callable[[str], None] = log.warning,
     ) -> None:
         self._nursery = nursery
         self._settings = settings
         self._acceleration = acceleration
         self._medium = medium
+        self._warn = warn
         self._machine: Machine | None = None
         self._starting = trio.Lock()
         self._users: set[object] = set()
@@ -71,7 +78,7 @@ class Machines:
             try:
                 machine = await self._boot(accelerator, self._acceleration.deadline(), KVM_SLOW_DEADLINE)
             except (GuestGone, DeadlinePassed) as error:
-                log.warning("KVM does not work here (%s): software emulation from now on", error)
+                self._warn(f"KVM does not work here ({error}): software emulation from now on")
                 self._acceleration.remember("tcg")
             else:
                 self._acceleration.remember(accelerator)

@@ -55,6 +55,11 @@ class Reporter:
         log.info("%s", what)
         self.tell({"progress": what})
 
+    def warn(self, what: str) -> None:
+        """Say what is worse than it might be."""
+        log.warning("%s", what)
+        self.tell({"warning": what})
+
     def failed(self, error: UserError) -> None:
         """Say that it came to nothing."""
         self.tell({"failed": {"message": error.message, "hint": error.hint, "code": int(error.code)}})
@@ -121,7 +126,7 @@ class Supervisor:
     async def _run(self, machine: MachineSettings, acceleration: Acceleration) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._machines = Machines(machine, acceleration, self._medium, nursery)
+            self._machines = Machines(machine, acceleration, self._medium, nursery, self._reporter.warn)
             try:
                 await self._keep()
             finally:
@@ -166,7 +171,7 @@ class Supervisor:
         self._boxes.append(SessionBox(self._medium))
         volumes = await self._find()
         if len(volumes) > MAX_MOUNTS:
-            self._reporter.tell({"warning": f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted"})
+            self._reporter.warn(f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted")
             volumes = volumes[:MAX_MOUNTS]
         targets = self._targets(volumes)
         self._reporter.progress("mounting " + "; ".join(v.describe() for v in volumes))
