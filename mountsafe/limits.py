@@ -4,7 +4,7 @@ MIB = 1 << 20
 
 # --- deadlines -----------------------------------------------------------------------------------------------------
 LAUNCH_DEADLINE = 90.0  # from starting the VM to its agent's first word; about 10 s in software emulation
-KVM_PROBE_DEADLINE = 20.0  # a VM that has KVM boots in 2 s; one that hangs in it never does
+KVM_PROBE_DEADLINE = 30.0  # a VM that has KVM boots in 2 s; one that hangs in it never does
 KVM_SLOW_DEADLINE = 40.0  # more, if it says something: KVM on an emulated or busy host takes 15 s
 ATTACH_DEADLINE = 15.0  # plugging the medium into the running VM
 PROBE_DEADLINE = 60.0  # finding partitions, volume groups and types

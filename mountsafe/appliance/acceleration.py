@@ -8,6 +8,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from mountsafe.limits import KVM_PROBE_DEADLINE, LAUNCH_DEADLINE
+
 KVM = Path("/dev/kvm")
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 
@@ -37,13 +39,21 @@ class Acceleration:
 
     def remembered(self) -> str | None:
         """Return "kvm" or "tcg" if a boot has decided it under today's circumstances."""
+        verdict, circumstances = self._recall()
+        return verdict if circumstances == self._circumstances() else None
+
+    def deadline(self) -> float:
+        """Return how long a VM may take to show that KVM works: where it did before, slowness is the machine's."""
+        return LAUNCH_DEADLINE if self._recall()[0] == "kvm" else KVM_PROBE_DEADLINE
+
+    def _recall(self) -> tuple[str | None, object]:
         try:
             memory = json.loads(self._memory.read_bytes())
-            if memory["circumstances"] == self._circumstances() and memory["verdict"] in ("kvm", "tcg"):
-                return str(memory["verdict"])
+            if memory["verdict"] in ("kvm", "tcg"):
+                return str(memory["verdict"]), memory["circumstances"]
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        return None
+        return None, None
 
     def remember(self, verdict: str) -> None:
         """Store what a boot has shown. A folder that cannot be written costs the next start a trial."""

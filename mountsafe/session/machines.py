@@ -5,7 +5,6 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 
 import trio
@@ -13,22 +12,36 @@ import trio
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
-from mountsafe.limits import DEATHS, DEATHS_WINDOW, KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
+from mountsafe.limits import DEATHS, DEATHS_WINDOW, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
 from mountsafe.medium.source import Medium
 
 log = logging.getLogger(__name__)
 
 
-async def started(settings: MachineSettings, acceleration: Acceleration, nursery: trio.Nursery) -> Machine:
+class Listener:
+    """Hears what a person may want to know. This one writes it to the log."""
+
+    def warn(self, what: str) -> None:
+        """Hear of what is worse than it might be."""
+        log.warning("%s", what)
+
+    def incident(self, words: str) -> None:
+        """Hear why a virtual machine was lost."""
+        log.warning("the virtual machine is lost: %s", words)
+
+
+async def started(
+    settings: MachineSettings, acceleration: Acceleration, nursery: trio.Nursery, listener: Listener
+) -> Machine:
     """Start a VM with KVM where that works, and without where it does not. Raises GuestGone or DeadlinePassed."""
     *trials, last = acceleration.candidates()
     for accelerator in trials:
         try:
             machine = await _boot(
-                replace(settings, accelerator=accelerator), KVM_PROBE_DEADLINE, nursery, KVM_SLOW_DEADLINE
+                replace(settings, accelerator=accelerator), acceleration.deadline(), nursery, KVM_SLOW_DEADLINE
             )
         except (GuestGone, DeadlinePassed) as error:
-            log.warning("KVM does not work here (%s): software emulation from now on", error)
+            listener.warn(f"KVM does not work here ({error}): software emulation from now on")
             acceleration.remember("tcg")
         else:
             acceleration.remember(accelerator)
@@ -52,7 +65,7 @@ async def _boot(settings: MachineSettings, deadline: float, nursery: trio.Nurser
 class Machines:
     """Hands out streams to a VM that has the medium; at most one VM at a time.
 
-    `spare`: the first one, started ahead. `died` hears why one was lost.
+    `spare`: the first one, started ahead.
     """
 
     def __init__(
@@ -61,14 +74,14 @@ class Machines:
         acceleration: Acceleration,
         medium: Medium,
         nursery: trio.Nursery,
+        listener: Listener | None = None,
         spare: Machine | None = None,
-        died: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._nursery = nursery
         self._settings = settings
         self._acceleration = acceleration
         self._medium = medium
-        self._died = died
+        self._listener = listener or Listener()
         self._machine: Machine | None = None
         self._spare = spare
         self._starting = trio.Lock()
@@ -113,7 +126,7 @@ class Machines:
                 return await self._attached(spare)
             except (GuestGone, DeadlinePassed) as error:  # it may have ended while it waited
                 log.warning("%s: starting another", error)
-        return await self._attached(await started(self._settings, self._acceleration, self._nursery))
+        return await self._attached(await started(self._settings, self._acceleration, self._nursery, self._listener))
 
     async def _attached(self, machine: Machine) -> Machine:
         try:
@@ -125,11 +138,10 @@ class Machines:
         return machine
 
     async def _bury(self, why: str) -> None:
-        log.warning("the virtual machine is lost: %s", why)
         machine, self._machine = self._machine, None
         if machine is not None:
             self._deaths.append(time.monotonic())
-            self._died(why)
+            self._listener.incident(why)
             await machine.stop()
 
     async def release(self, user: object) -> None:

@@ -30,7 +30,7 @@ from mountsafe.limits import CONTROL_MESSAGE, MAX_MOUNTS
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name
 from mountsafe.session import logs
-from mountsafe.session.machines import Machines, started
+from mountsafe.session.machines import Listener, Machines, started
 from mountsafe.session.runtime import CONTROL, LOG, Runtime
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 
@@ -39,7 +39,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MAX_NUMBERED = 1000  # media of one label that a user can have at a time
 
 
-class Reporter:
+class Reporter(Listener):
     """Tells the one who started us how far we are, for as long as he listens."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -54,6 +54,11 @@ class Reporter:
         """Say what is being done now."""
         log.info("%s", what)
         self.tell({"progress": what})
+
+    def warn(self, what: str) -> None:
+        """Say what is worse than it might be."""
+        super().warn(what)
+        self.tell({"warning": what})
 
     def failed(self, error: UserError) -> None:
         """Say that it came to nothing."""
@@ -70,6 +75,7 @@ class Reporter:
 
     def incident(self, words: str) -> None:
         """Say that something went wrong with a mount that is there. Who listens may be slow: it is then left out."""
+        super().incident(words)
         with suppress(OSError):
             self._sock.sendmsg([channel.encode({"incident": words})], [], socket.MSG_DONTWAIT)
 
@@ -132,7 +138,7 @@ class Supervisor:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._machines = Machines(machine, acceleration, self._medium, nursery, spare, self._reporter.incident)
+                self._machines = Machines(machine, acceleration, self._medium, nursery, self._reporter, spare)
                 try:
                     await self._keep()
                 finally:
@@ -169,7 +175,7 @@ class Supervisor:
         self._boxes.append(SessionBox(self._medium))
         volumes = await self._find()
         if len(volumes) > MAX_MOUNTS:
-            self._reporter.tell({"warning": f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted"})
+            self._reporter.warn(f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted")
             volumes = volumes[:MAX_MOUNTS]
         targets = self._targets(volumes)
         self._reporter.progress("mounting " + "; ".join(v.describe() for v in volumes))
@@ -311,9 +317,11 @@ async def _end_on_signal(everything: trio.CancelScope, task_status: Any = trio.T
             everything.cancel()
 
 
-async def _started_ahead(machine: MachineSettings, acceleration: Acceleration, nursery: trio.Nursery) -> Machine | None:
+async def _started_ahead(
+    machine: MachineSettings, acceleration: Acceleration, nursery: trio.Nursery, reporter: Reporter
+) -> Machine | None:
     try:
-        return await started(machine, acceleration, nursery)
+        return await started(machine, acceleration, nursery, reporter)
     except MountsafeError as error:
         log.warning("no spare virtual machine: %s", error)
         return None
@@ -324,7 +332,7 @@ async def _supervise(begin: dict[str, Any], runtime: Runtime, reporter: Reporter
     async with trio.open_nursery() as nursery:
         await nursery.start(_end_on_signal, nursery.cancel_scope)
         with machine_settings(begin["verbose"]) as (machine, acceleration):
-            spare = await _started_ahead(machine, acceleration, nursery) if begin["spare"] else None
+            spare = await _started_ahead(machine, acceleration, nursery, reporter) if begin["spare"] else None
             try:
                 order = await reporter.order()
                 if order is not None:

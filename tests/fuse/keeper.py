@@ -28,7 +28,7 @@ class FolderMachines:
     guest: dict[str, Any] = {}  # noqa: RUF012  # set once, for this process
 
     def __init__(  # the same parameters
-        self, settings: object, acceleration: object, medium: Any, nursery: object, spare: object, died: object
+        self, settings: object, acceleration: object, medium: Any, nursery: object, listener: object, spare: object
     ) -> None:
         self._fd = medium.fd
         self._processes: list[subprocess.Popen[bytes]] = []

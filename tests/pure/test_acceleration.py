@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mountsafe.appliance.acceleration import Acceleration
+from mountsafe.limits import KVM_PROBE_DEADLINE, LAUNCH_DEADLINE
 
 
 @pytest.fixture
@@ -31,6 +32,16 @@ def test_an_untried_device_is_tried_first(kvm: Acceleration) -> None:
 def test_a_boot_that_failed_is_not_tried_again(kvm: Acceleration) -> None:
     kvm.remember("tcg")
     assert kvm.candidates() == ["tcg"]
+
+
+def test_what_has_worked_before_is_given_more_time(kvm: Acceleration, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kvm.deadline() == KVM_PROBE_DEADLINE
+    kvm.remember("kvm")
+    monkeypatch.setattr(kvm, "_circumstances", lambda: ["another boot"])
+    assert kvm.remembered() is None
+    assert kvm.deadline() == LAUNCH_DEADLINE
+    kvm.remember("tcg")
+    assert kvm.deadline() == KVM_PROBE_DEADLINE
 
 
 def test_a_boot_that_worked_still_has_a_way_back(kvm: Acceleration) -> None:
