@@ -43,6 +43,7 @@ class Service:
         self._wishes = wishes
         self._most = most
         self._keepers: dict[str, Keeper] = {}
+        self._left_alone: set[str] = set()  # disks for which there was no room
         self._control = Control(self)
         self._policy: Policy
         self._exempt: list[Exemption]
@@ -68,6 +69,9 @@ class Service:
             while True:
                 await trio.lowlevel.wait_readable(monitor.fileno())
                 await self._look_at(monitor.disks())
+                if self._left_alone and len(self._keepers) < self._most:
+                    disks, self._left_alone = self._left_alone, set()
+                    await self._look_at(disks)
 
     def _load(self) -> None:
         self._policy = files.load(self._rules)
@@ -115,6 +119,7 @@ class Service:
     def _keep(self, name: str, node: Device, decision: Decision) -> None:
         if len(self._keepers) >= self._most:
             log.warning("%s is left alone: there are %d media already", name, self._most, extra=about(name))
+            self._left_alone.add(node.disk)
             return
         keeper = self._keepers[name] = Keeper(node, decision, self._wishes, self._control)
         self._control.added(keeper.told())

@@ -156,6 +156,20 @@ def test_media_that_were_there_before_it_started_are_shown(daemon: Daemon, image
     daemon.wait_for_mounts()
 
 
+def test_what_there_was_no_room_for_is_shown_when_there_is(daemon: Daemon, image: Image, tmp_path: Path) -> None:
+    daemon.stop()
+    narrow = Daemon(daemon.machine, tmp_path / "log", "--most", "1")
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(daemon.machine.loop(image("ext4")))
+        narrow.wait_for_mounts(label("ext4"))
+        second.enter_context(daemon.machine.loop(image("vfat")))
+        narrow.wait_for_words("left alone")
+        first.close()
+        narrow.wait_for_mounts(label("vfat"))
+    narrow.stop()
+    daemon._start()
+
+
 # --- nothing is left -------------------------------------------------------------------------------------------------
 def left(daemon: Daemon) -> list[str]:
     """What a medium could leave: processes, folders, notes and records."""
