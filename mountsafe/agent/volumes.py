@@ -20,9 +20,10 @@ def find_medium(seconds: float = 10.0) -> str:
     while True:
         for device in os.listdir("/sys/class/scsi_disk"):
             if device.endswith(MEDIUM_ADDRESS):
-                names = os.listdir(f"/sys/class/scsi_disk/{device}/device/block")
-                if names and os.path.exists(f"/dev/{names[0]}"):
-                    return names[0]
+                with suppress(FileNotFoundError):  # the kernel is about to make it
+                    names = os.listdir(f"/sys/class/scsi_disk/{device}/device/block")
+                    if names and os.path.exists(f"/dev/{names[0]}"):
+                        return names[0]
         if time.monotonic() > end:
             raise Refused(errno.ENODEV, "the medium did not appear in the appliance")
         time.sleep(0.005)

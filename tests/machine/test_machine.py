@@ -154,11 +154,11 @@ def test_a_disk_with_partitions_shows_each_and_nobody_else_mounts_it(machine: Ma
         for volume in images.volumes("disk-gpt"):
             if volume.entries:
                 assert seen(machine, f"{MEDIA}/{volume.label.decode()}") == expected(volume.entries)
-        for device in (f"{STICK}1", f"{STICK}2"):
-            for user in (True, False):
-                refused = machine.run("udisksctl", "mount", "--no-user-interaction", "-b", device, user=user)
-                assert "is not a mountable filesystem" in refused.err
-            assert "busy" in machine.run("mount", "-o", "ro", device, "/mnt").err
+        for user in (True, False):
+            refused = machine.run("udisksctl", "mount", "--no-user-interaction", "-b", f"{STICK}1", user=user)
+            assert "is not a mountable filesystem" in refused.err
+        # The ext4 one: of another type the parser would be loaded before the device is found to be busy.
+        assert "busy" in machine.run("mount", "-o", "ro", f"{STICK}2", "/mnt").err
         assert machine.run("mountsafe", "policy", "check").ok().out.startswith("no findings")
         assert kernel_mounts(machine) == []
 
@@ -185,7 +185,7 @@ def test_a_broken_file_system_is_refused_by_the_guest_and_kept_from_the_host(
     with plugged(machine, path):
         machine.wait_for(lambda: states(machine) == ["failed"], "the failure", SHOWN_DEADLINE)
         said = "\n".join(journal(machine).splitlines()[before:])
-        assert "cannot" in said or "mount" in said
+        assert 'cannot mount whole disk: ext4 "EXT4"' in said
         assert mounts(machine) == []
         assert "busy" in machine.run("mount", "-o", "ro", STICK, "/mnt").err
         assert kernel_mounts(machine) == []
@@ -199,7 +199,8 @@ def test_a_stick_that_is_pulled_while_it_is_used_is_gone(machine: Machine, image
         machine.run("systemd-run", f"--uid={USER}", "--unit=reader", "bash", "-c", reader).ok()
         machine.wait_for(lambda: machine.run("systemctl", "is-active", "reader").code == 0, "the reader")
     said = journal(machine)
-    assert "sda" in said.splitlines()[-1]
+    assert "it was pulled out while it was shown" in said
+    assert "sda ext4 EXT4 is let go" in said.splitlines()
     machine.run("systemctl", "stop", "reader")
     left = machine.sh("ls -A /run/mountsafe/mounts /run/mountsafe/claims")
     assert [line for line in left.split() if not line.endswith(":")] == []
