@@ -1,0 +1,59 @@
+"""A desktop's automounter beside mountsafe: it mounts what it sees without the rules, and nothing that they manage."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hotplug.daemon import RULES, Daemon, label
+from tests.hotplug.machine import USER, Machine, wait_for
+
+Image = Callable[[str], Path]
+PATIENCE = 3.0  # seconds: several times of what it takes to mount
+
+
+@pytest.fixture(scope="module")
+def automounter(machine: Machine, program: Callable[[str], str]) -> Machine:
+    """The machine with udiskie in it, as a user runs it."""
+    person = ("setpriv", f"--reuid={USER}", "--regid=nogroup", "--clear-groups", "env", "HOME=/tmp")
+    quiet = ("--no-config", "--no-notify", "--no-tray", "--no-file-manager")
+    machine.start(*person, program("udiskie"), *quiet, "--automount", ready=lambda: True)
+    return machine
+
+
+@pytest.fixture
+def daemon(automounter: Machine, tmp_path: Path) -> Iterator[Daemon]:
+    automounter.write("/etc/mountsafe/policy.toml", RULES)
+    automounter.mountsafe("policy", "install").ok()
+    automounter.mountsafe("appliance", "build").ok()
+    made = Daemon(automounter, tmp_path / "log")
+    yield made
+    made.stop()
+    automounter.mountsafe("policy", "uninstall").ok()
+
+
+def kernel_mounts(machine: Machine, device: str) -> list[str]:
+    """The mounts of a device by this kernel itself."""
+    lines = machine.run("cat", "/proc/self/mountinfo").ok().out.splitlines()
+    return [line for line in lines if line.split(" - ")[1].split()[1] == device]
+
+
+def test_without_rules_it_mounts_what_is_plugged_in(automounter: Machine, image: Image) -> None:
+    """Else the next test would prove nothing."""
+    with automounter.loop(image("xfs")) as device:
+        wait_for(lambda: kernel_mounts(automounter, device) != [], "a mount by udiskie")
+
+
+def test_beside_the_daemon_it_mounts_nothing(daemon: Daemon, image: Image) -> None:
+    for name in ("xfs", "ext4"):
+        with daemon.machine.loop(image(name)) as device:
+            daemon.wait_for_mounts(label(name))
+            time.sleep(PATIENCE)
+            assert kernel_mounts(daemon.machine, device) == []
+        daemon.wait_for_mounts()
+
+
+def test_afterwards_it_mounts_again(automounter: Machine, image: Image) -> None:
+    with automounter.loop(image("xfs")) as device:
+        wait_for(lambda: kernel_mounts(automounter, device) != [], "a mount by udiskie")
