@@ -34,7 +34,10 @@ WHEELS = "/usr/local/share/wheels"
 STEP_DEADLINE = 1800.0
 
 # A seat with a user on it, and who mounts what he plugs in.
-PACKAGES = ("systemd-sysv", "udev", "dbus", "polkitd", "libpam-systemd", "udisks2", "kmod", "linux-image-amd64")
+PACKAGES = (
+    *("systemd-sysv", "udev", "dbus", "polkitd", "libpam-systemd", "dbus-user-session"),
+    *("udisks2", "kmod", "linux-image-amd64"),
+)
 
 FILES = {
     "etc/hostname": "machine\n",

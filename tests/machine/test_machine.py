@@ -75,6 +75,12 @@ def mounts(machine: Machine) -> list[str]:
     return sorted(machine.run("findmnt", "-rn", "-o", "TARGET", "-t", "fuse.mountsafe").out.split())
 
 
+def scopes(machine: Machine) -> list[str]:
+    """The control groups of media."""
+    told = machine.run("systemctl", "list-units", "--plain", "--no-legend", "mountsafe-medium-*.scope")
+    return [line.split()[0] for line in told.ok().out.splitlines()]
+
+
 def states(machine: Machine) -> list[str]:
     """What the daemon says of the media that it keeps."""
     return [each["state"] for each in machine.run("mountsafe", "devices", "--json").ok().json()]
@@ -137,9 +143,22 @@ def test_a_stick_is_shown_and_ejected(machine: Machine, image: Image) -> None:
             found = seen(machine, f"{MEDIA}/HFSPLUS")
         assert found == expected(images.expected("hfsplus"))
         assert kernel_mounts(machine) == []
+        (scope,) = scopes(machine)
+        limits = machine.run("systemctl", "show", "--property=MemoryMax,TasksMax,Slice", scope).ok().out.split()
+        assert sorted(limits) == ["MemoryMax=2147483648", "Slice=mountsafe.slice", "TasksMax=1024"]
         with machine.step("mountsafe eject"):
             machine.run("mountsafe", "eject", f"{MEDIA}/HFSPLUS", user=True).ok()
         assert mounts(machine) == []
+        machine.wait_for(lambda: machine.run("test", "-e", STICK).code != 0, "the end of the drive's power")
+        machine.wait_for(lambda: scopes(machine) == [], "the end of its processes")
+
+
+def test_the_users_agent_runs_in_its_unit(machine: Machine) -> None:
+    """As far as it can without a desktop: nobody takes notifications yet, so it waits for that."""
+    machine.run("systemctl", "--user", "start", "mountsafe-agent", user=True).ok()
+    machine.run("sleep", "5")
+    told = machine.run("systemctl", "--user", "show", "--property=ActiveState,NRestarts", "mountsafe-agent", user=True)
+    assert sorted(told.ok().out.split()) == ["ActiveState=active", "NRestarts=0"]
 
 
 def test_the_virtual_machine_runs_on_kvm(machine: Machine) -> None:
