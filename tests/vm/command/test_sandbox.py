@@ -206,7 +206,9 @@ TOLD: dict[str, Callable[[dict[str, Any]], str]] = {
     "processes, threads too": lambda process: process["limits"]["processes"],
     "core file": lambda process: process["limits"]["core file size"],
     "locked memory": lambda process: process["limits"]["locked memory"],
-    "devices open": lambda process: " ".join(sorted(kind for kind in process["descriptors"] if kind.startswith("/"))),
+    "devices open, beside /dev/kvm": lambda process: " ".join(
+        sorted(kind for kind in process["descriptors"] if kind.startswith("/") and kind != "/dev/kvm")
+    ),
     "of the host's files, may write": lambda process: ", ".join(WRITABLE & set(process["descriptors"])) or "none",
 }
 
