@@ -7,12 +7,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """One mount. `number`: (major, minor) of its device. Undecodable bytes of names are surrogates."""
+    """One mount. `number`: (major, minor) of its device. Undecodable bytes of names are surrogates.
+
+    `options` are the mount's own, such as nosuid; the file system may have more.
+    """
 
     number: tuple[int, int]
     point: str
     fstype: str
     source: str
+    options: tuple[str, ...] = ()
 
 
 def mounted(path: Path = Path("/proc/self/mountinfo")) -> list[Mounted]:
@@ -22,10 +26,10 @@ def mounted(path: Path = Path("/proc/self/mountinfo")) -> list[Mounted]:
 
 def _parsed(line: str) -> Mounted:
     before, _, after = line.partition(" - ")
-    _, _, number, _, point, *_ = before.split(" ")
+    _, _, number, _, point, options, *_ = before.split(" ")
     fstype, source, *_ = after.split(" ")
     major, minor = number.split(":")
-    return Mounted((int(major), int(minor)), unescaped(point), fstype, unescaped(source))
+    return Mounted((int(major), int(minor)), unescaped(point), fstype, unescaped(source), tuple(options.split(",")))
 
 
 def unescaped(field: str) -> str:

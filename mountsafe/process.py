@@ -9,7 +9,7 @@ import functools
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import trio
@@ -93,7 +93,7 @@ class Child:
         outer one first would leave nobody to wait for the rest.
         """
         with trio.CancelScope(shield=True):
-            for victims in (_children(self.pid), [self.pid]):
+            for victims in (children(self.pid), [self.pid]):
                 if self._popen.poll() is not None:
                     return
                 for pid in victims:
@@ -103,7 +103,15 @@ class Child:
                     await self.wait()
 
 
-def _children(pid: int) -> list[int]:
+def descendants(pid: int) -> Iterator[int]:
+    """Yield the children of a process, and theirs, parents first."""
+    for child in children(pid):
+        yield child
+        yield from descendants(child)
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of a process's main thread; none if it is gone."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
             return [int(child) for child in file.read().split()]

@@ -1,9 +1,9 @@
 """The box that a child process is started in, as values that can be shown before they run.
 
 A box is a bubblewrap command: own user, mount, PID, network, IPC, UTS and cgroup namespaces, no capability, no new
-privileges, no nested user namespace, an empty environment, and of the host's files only /usr and what is named. The
-parent's death ends it. Root starts it under a user id of its own, so that even outside the namespaces the process
-would be nobody.
+privileges, no nested user namespace, an empty environment, of the host's files only /usr and what is named, and a
+filter of system calls (`mountsafe.syscalls`). The parent's death ends it. Root starts it under a user id of its own, so
+that even outside the namespaces the process would be nobody.
 """
 
 import grp
@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
@@ -37,13 +38,19 @@ class Box:
     devices: tuple[tuple[Path, str], ...] = ()  # (host device, path inside)
     environment: dict[str, str] = field(default_factory=dict)
 
-    def command(self, argv: list[str], uid: int | None = None) -> list[str]:
-        """Return the command that runs `argv` in this box; `uid` is the outer user id that root takes on first."""
+    def command(self, argv: list[str], uid: int | None = None, seccomp: int | None = None) -> list[str]:
+        """Return the command that runs `argv` in this box.
+
+        `uid` is the outer user id that root takes on first; `seccomp` a descriptor with a filter of system calls
+        (`mountsafe.syscalls`), which bubblewrap reads, closes, and puts in force right before `argv`.
+        """
         command = []
         if uid is not None:
             command += ["setpriv", f"--reuid={uid}", f"--regid={uid}", *self._groups(), "--inh-caps=-all"]
         command += ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
         command += ["--new-session", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--clearenv"]
+        if seccomp is not None:
+            command += ["--seccomp", str(seccomp)]
         environment = {"PATH": "/usr/bin:/usr/sbin", "HOME": "/tmp", "LC_ALL": "C.UTF-8", **self.environment}
         for name, value in environment.items():
             command += ["--setenv", name, value]
@@ -121,7 +128,9 @@ def shown(command: list[str]) -> str:
 
 
 def require() -> None:
-    """Raise `UserError` if the programs that make a box are missing."""
+    """Raise `UserError` if what makes a box is missing."""
     for program, package in (("bwrap", "bubblewrap"), ("setpriv", "util-linux"), ("prlimit", "util-linux")):
         if shutil.which(program) is None:
             raise UserError(f"{program} is missing", f"sudo apt install {package}", ExitCode.DEPENDENCY)
+    if find_spec("seccomp") is None:
+        raise UserError("Python's seccomp is missing", "sudo apt install python3-seccomp", ExitCode.DEPENDENCY)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from mountsafe import channel, sandbox
+from mountsafe import channel, sandbox, syscalls
 from mountsafe.appliance.acceleration import KVM
 from mountsafe.errors import DeadlinePassed, GuestGone, ProtocolFault
 from mountsafe.limits import (
@@ -75,11 +75,11 @@ class Machine:
     def start(cls, settings: MachineSettings, log: Log) -> "Machine":
         """Start the process; `launched` says when the VM runs. `log` gets the console's lines and the command."""
         ours, theirs = channel.pair()
-        command = settings.box().command(settings.argv(theirs.fileno()), sandbox.outer_uid())
-        if settings.verbose:
-            log(sandbox.shown(command))
-        with theirs:
-            process = Child(command, [theirs.fileno()], "guest", log)
+        with theirs, syscalls.descriptor(syscalls.APPLIANCE) as seccomp:
+            command = settings.box().command(settings.argv(theirs.fileno()), sandbox.outer_uid(), seccomp)
+            if settings.verbose:
+                log(sandbox.shown(command))
+            process = Child(command, [theirs.fileno(), seccomp], "guest", log)
         return cls(process, ours, settings.accelerator)
 
     @property

@@ -6,13 +6,14 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from mountsafe import sandbox
 from mountsafe.appliance import build, kernel
 from mountsafe.appliance.acceleration import KVM, Acceleration
-from mountsafe.cli import screen
+from mountsafe.cli import depth, screen
 from mountsafe.cli.mounting import Json
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.session.mounter import require_fuse
@@ -35,8 +36,16 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Exit code: 0 if mounts can work, 5 if something they need is missing.")(doctor)
 
 
-def doctor(json: Json = False) -> None:
+def doctor(
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Show what holds the processes of each mount in, as the kernel tells it.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Look at everything that a mount needs, and say how to mend what is missing."""
+    if sandbox:
+        depth.show(json)
+        return
     findings = [check() for check in CHECKS]
     if json:
         screen.print_json([asdict(finding) for finding in findings])
@@ -146,6 +155,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _module("guestfs", "python3-guestfs"),
     _module("pyfuse3", "python3-pyfuse3"),
     _module("trio", "python3-trio"),
+    _module("seccomp", "python3-seccomp"),
     _fuse,
     _kernel,
     _box,

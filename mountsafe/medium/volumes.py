@@ -13,6 +13,7 @@ from mountsafe.policy.risk import risk_of
 from mountsafe.text import printable, size
 
 SECTOR = 512
+NAME_LENGTH = 48  # characters of a label in a folder's name; with 4 bytes each and a number, fewer than NAME_MAX
 KINDS = {
     wire.VolumeKind.DISK: "disk",
     wire.VolumeKind.PARTITION: "partition",
@@ -162,10 +163,13 @@ def folder_names(volumes: Sequence[Volume]) -> list[str]:
 
 
 def label_name(volume: Volume) -> str:
-    """Return a folder name for a file system that stands for itself: its label, or its type if it has none."""
-    return _as_name(volume.label, " ") or volume.fstype
+    """Return a folder name for a file system that stands for itself: its label, or its type if it has none.
+
+    The type is the guest's word as well, and may be "..".
+    """
+    return _as_name(volume.label, " ") or _as_name(volume.fstype) or volume.kind
 
 
 def _as_name(label: str, also: str = "") -> str:
     """Return what of a label can be a folder's name: letters, digits, a few signs, and the characters in `also`."""
-    return re.sub(rf"[^\w.+{also}-]+", "_", label).strip(f"._-{also}")[:64]
+    return re.sub(rf"[^\w.+{also}-]+", "_", label).strip(f"._-{also}")[:NAME_LENGTH]

@@ -104,8 +104,10 @@ def parse_rules(origin: str, text: str) -> list[Rule]:
     """Return the rules of a TOML text. Raises PolicyError."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and what int() says of a number with thousands of digits
         raise PolicyError(f"{origin}: {error}") from error
+    except RecursionError as error:
+        raise PolicyError(f"{origin}: lists in lists, too many of them") from error
     unknown = set(document) - {"version", "rule"}
     if unknown:
         raise PolicyError(f"{origin}: unknown key {min(unknown)!r}; rules are tables [[rule]]")
@@ -150,7 +152,7 @@ def _rule(table: dict[str, Any], origin: str) -> Rule:
 _NOT_IN_PATTERNS = frozenset('"\\|')
 # What udev cannot ask when it decides whether the system gets to see a medium.
 _ASKED_LATER = ("min_size", "max_size", "seat", "locked")
-_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)?")
+_SIZE = re.compile(r"(\d{1,18})\s*(B|KiB|MiB|GiB|TiB)?")
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _TEXTS = ("fstype", "label", "uuid", "bus", "vendor", "model", "serial", "seat")
 _SWITCHES = ("external", "removable", "locked")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from mountsafe import channel, sandbox, wire
+from mountsafe import channel, sandbox, syscalls, wire
 from mountsafe.errors import ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.limits import (
     CONTROL_MESSAGE,
@@ -64,12 +64,13 @@ class SessionBox:
 
     def __init__(self, medium: Medium) -> None:
         self.control, theirs = channel.pair()
-        with theirs:
+        with theirs, syscalls.descriptor(syscalls.SESSION) as seccomp:
             box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
             settings = {"control": theirs.fileno(), "medium": medium.fd, "medium_size": medium.size}
-            command = box.command(sandbox.python("mountsafe.session.server", json.dumps(settings)), sandbox.outer_uid())
+            argv = sandbox.python("mountsafe.session.server", json.dumps(settings))
+            command = box.command(argv, sandbox.outer_uid(), seccomp)
             log.debug("%s", sandbox.shown(command))
-            self.child = Child(command, [theirs.fileno(), medium.fd], "session", log.info)
+            self.child = Child(command, [theirs.fileno(), medium.fd, seccomp], "session", log.info)
 
 
 class ServedVolume:
@@ -89,6 +90,7 @@ class ServedVolume:
         self.fstype = volume.fstype
         self.note = ""
         self.direct = False
+        self.landlock = 0
         self._machines = machines
         self._shown = shown
         self._source = source
@@ -216,6 +218,8 @@ class ServedVolume:
             raise ProtocolFault("a root without mode or state")
         self.fstype = printable(str(untrusted.get("fstype", "")), 64)
         self.direct = untrusted.get("direct") is True
+        landlock = untrusted.get("landlock")
+        self.landlock = landlock if isinstance(landlock, int) else 0
         self.note = STATE_WORDS[state]
         shown = self._shown
         source = f"mountsafe:{self._source}".replace(",", "_").replace("\\", "_")
@@ -258,4 +262,5 @@ class ServedVolume:
             "label": self.volume.label,
             "note": self.note,
             "direct_reads": self.direct,
+            "landlock": self.landlock,
         }

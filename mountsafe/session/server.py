@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import trio
 
-from mountsafe import channel, wire
+from mountsafe import channel, landlock, wire
 from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import GuestGone, MountsafeError
 from mountsafe.filesystem.agents import Agents
@@ -99,6 +99,7 @@ class SessionProcess:
                 "state": agents.mounted.state,
                 "direct": agents.mounted.direct,
                 "mode": index.root.mode & 0o777,
+                "landlock": settings["landlock"],
             }
         )
         if len(fds) != 1:
@@ -124,6 +125,7 @@ def main() -> NoReturn:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="session: %(levelname)s: %(message)s")
     settings = json.loads(sys.argv[1])
     control = socket.socket(fileno=settings["control"])
+    settings["landlock"] = landlock.enclose()  # all that is imported is imported; nothing is opened from here on
     code = 0
     try:
         told = channel.receive(control)

@@ -65,6 +65,12 @@ def test_its_limits_come_after_the_box_and_before_the_program() -> None:
     assert inside == ["prlimit", f"--as={1 << 30}", "--nproc=8", "--core=0", "--memlock=0", "--", "true", "--flag"]
 
 
+def test_its_filter_of_system_calls_is_read_from_a_descriptor() -> None:
+    words = Box(1, 1, 1).command(["true"], seccomp=7)
+    assert values(words, "--seccomp", 1) == [("7",)]
+    assert "--seccomp" not in command()
+
+
 def test_a_named_device_is_the_only_one() -> None:
     box = Box(1, 1, 1, devices=((Path("/dev/null"), "/dev/kvm"),))
     assert values(command(box), "--dev-bind", 2) == [("/dev/null", "/dev/kvm")]

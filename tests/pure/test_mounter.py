@@ -47,11 +47,11 @@ def test_many_unmount_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("line", "point"),
     [
-        ("36 35 0:52 / /mnt/a rw - fuse.mountsafe x ro", "/mnt/a"),
-        (r"36 35 0:52 / /mnt/a\040b\011c\134d rw shared:1 - fuse.mountsafe x ro", "/mnt/a b\tc\\d"),
+        ("36 35 0:52 / /mnt/a rw,nosuid - fuse.mountsafe x ro", "/mnt/a"),
+        (r"36 35 0:52 / /mnt/a\040b\011c\134d rw,nosuid shared:1 - fuse.mountsafe x ro", "/mnt/a b\tc\\d"),
     ],
 )
 def test_mount_points_are_read_as_the_kernel_writes_them(tmp_path: Path, line: str, point: str) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(line + "\n")
-    assert mounted(table) == [Mounted((0, 52), point, "fuse.mountsafe", "x")]
+    assert mounted(table) == [Mounted((0, 52), point, "fuse.mountsafe", "x", ("rw", "nosuid"))]

@@ -10,7 +10,7 @@ from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.incidents import Incidents
 from mountsafe.medium.extents import Window
-from mountsafe.medium.volumes import Volume, checked, choose, folder_names
+from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name
 from mountsafe.wire import VolumeKind
 
 SIZE = 1 << 20
@@ -195,6 +195,28 @@ def test_names_are_single_visible_and_all_different(untrusted: list[wire.Volume]
 )
 def test_folder_names(untrusted: wire.Volume, name: str) -> None:
     assert folder_names(volumes(untrusted)) == [name]
+
+
+@pytest.mark.parametrize(
+    ("untrusted", "name"),
+    [
+        (told(label=b"My Stick"), "My Stick"),
+        (told(label=b"..", fstype=b"vfat"), "vfat"),
+        (told(fstype=b".."), "disk"),
+        (told(fstype=b"."), "disk"),
+        (told(fstype=b"--x"), "x"),
+        (told(fstype=b""), "disk"),
+        (partition(1, b"..", usage=b"filesystem"), "partition"),
+    ],
+)
+def test_a_name_for_a_file_system_alone_is_never_a_path(untrusted: wire.Volume, name: str) -> None:
+    assert label_name(volumes(untrusted)[0]) == name
+
+
+def test_the_longest_label_is_a_name_that_linux_takes() -> None:
+    (volume,) = volumes(partition((1 << 32) - 1, label="𠀀".encode() * 63))
+    assert len(folder_names([volume])[0].encode()) <= 255
+    assert len(f"{label_name(volume)}-1000".encode()) <= 255
 
 
 def test_facts_hold_the_risk() -> None:

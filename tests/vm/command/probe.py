@@ -31,11 +31,16 @@ def succeeded(result: int) -> None:
 
 
 def in_child(attempt: Callable[[], object]) -> Callable[[], None]:
-    """Make the attempt in a child process, so that what it changes does not outlive it."""
+    """Make the attempt in a child process, so that what it changes does not outlive it; here, if none can be had."""
 
     def tried() -> None:
         reading, writing = os.pipe()
-        if (pid := os.fork()) == 0:
+        try:
+            pid = os.fork()
+        except OSError:
+            attempt()
+            return
+        if pid == 0:
             try:
                 attempt()
             except (OSError, ValueError, ctypes.ArgumentError) as error:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from images import images
+from mountsafe import landlock
 from tests.vm.command.stage import Done, Person, Stage
 from tests.vm.command.traces import Traces
 
@@ -78,6 +79,7 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
                     "label": "EXT4",
                     "note": "",
                     "direct_reads": True,
+                    "landlock": landlock.version(),
                     "session": record["mounts"][0]["session"],
                 }
             ],

@@ -1,0 +1,151 @@
+"""Which system calls a box leaves to what runs in it: filters that bubblewrap hands to the kernel (seccomp(2)).
+
+The session process gets the calls of a Python program that reads descriptors and waits: all others do not exist for it.
+The appliance process becomes libguestfs and QEMU, whose needs are wide and change, so it is refused what reaches more
+of the kernel than files, memory and threads; QEMU adds a filter of its own. Every process that they start inherits it.
+
+A filter is a table here, and libseccomp makes the program of it. A process of another architecture (32-bit, x32) is
+killed at its first call.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import seccomp
+
+# include/uapi/linux/sched.h; the namespaces are cgroup, uts, ipc, user, pid, net, mount, time
+NAMESPACES = (0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000, 0x00020000, 0x00000080)
+CLONE_THREAD = 0x00010000
+PR_SET_NAME = 15  # include/uapi/linux/prctl.h
+TCGETS, FIONBIO, FIONCLEX, FIOCLEX = 0x5401, 0x5421, 0x5450, 0x5451  # include/uapi/asm-generic/ioctls.h
+LAST_KNOWN, LAST_POSSIBLE = 450, 511  # set_mempolicy_home_node of Linux 5.17; newer calls have one number everywhere
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A condition on an argument, counted from 0: its bits in `mask` (all, if 0) equal `value`, or do not (`other`)."""
+
+    number: int
+    value: int
+    mask: int = 0
+    other: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What happens to calls whose arguments fulfil every condition; `error`: they fail with it, 0 lets them through."""
+
+    error: int
+    calls: tuple[str | int, ...]
+    conditions: tuple[Argument, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """`error`: what a call without a rule fails with; 0 lets it through."""
+
+    error: int
+    rules: tuple[Rule, ...]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# A call that is not listed fails as in a kernel without it (ENOSYS), which the C library has other ways around: for
+# clone3, whose flags a filter cannot see, it takes clone. That makes threads here and no processes.
+SESSION = Filter(
+    errno.ENOSYS,
+    (
+        Rule(
+            0,
+            (
+                # starting: prlimit, the loader, Python's imports, then Landlock; bubblewrap waits for the end
+                *_words("execve openat access faccessat2 readlink readlinkat getdents64 newfstatat statx chdir getcwd"),
+                *_words("prlimit64 arch_prctl set_tid_address set_robust_list rseq sysinfo uname"),
+                *_words("landlock_create_ruleset landlock_add_rule landlock_restrict_self wait4"),
+                # descriptors
+                *_words("read readv pread64 preadv preadv2 write writev close close_range lseek fstat dup dup2 dup3"),
+                *_words("fcntl fadvise64 pipe2 epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll"),
+                *_words("select pselect6 eventfd2"),
+                *_words("recvfrom recvmsg sendto sendmsg shutdown getsockopt setsockopt getsockname getpeername"),
+                # memory and threads
+                *_words("mmap munmap mprotect mremap madvise brk futex sched_yield sched_getaffinity getcpu"),
+                # time, signals to itself, its own identity
+                *_words("clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time restart_syscall"),
+                *_words("rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack getrandom"),
+                *_words("getpid gettid getppid getuid geteuid getgid getegid exit exit_group"),
+            ),
+        ),
+        Rule(0, ("clone",), (Argument(0, CLONE_THREAD, CLONE_THREAD),)),
+        Rule(0, ("prctl",), (Argument(0, PR_SET_NAME),)),
+        Rule(0, ("socketpair",), (Argument(0, socket.AF_UNIX),)),
+        *(Rule(0, ("ioctl",), (Argument(1, request),)) for request in (TCGETS, FIONBIO, FIONCLEX, FIOCLEX)),
+    ),
+)
+
+APPLIANCE = Filter(
+    0,
+    (
+        Rule(
+            errno.EPERM,
+            (
+                # mounts, other roots, files by handle
+                *_words("mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick move_mount open_tree"),
+                *_words("mount_setattr swapon swapoff quotactl quotactl_fd name_to_handle_at open_by_handle_at"),
+                *_words("fanotify_init fanotify_mark"),
+                # namespaces, and other processes
+                *_words("unshare setns ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_getfd"),
+                *_words("move_pages migrate_pages"),
+                # wide and young parts of the kernel
+                *_words("bpf userfaultfd perf_event_open io_uring_setup io_uring_enter io_uring_register"),
+                *_words("add_key request_key keyctl memfd_secret"),
+                # the machine itself
+                *_words("kexec_load kexec_file_load init_module finit_module delete_module reboot syslog acct"),
+                *_words("iopl ioperm modify_ldt settimeofday clock_settime clock_adjtime adjtimex sethostname"),
+                *_words("setdomainname vhangup personality lookup_dcookie nfsservctl uselib ustat sysfs _sysctl"),
+            ),
+        ),
+        *(Rule(errno.EPERM, ("clone",), (Argument(0, flag, flag),)) for flag in NAMESPACES),
+        Rule(errno.ENOSYS, ("clone3", *range(LAST_KNOWN + 1, LAST_POSSIBLE + 1))),
+        Rule(errno.EAFNOSUPPORT, ("socket", "socketpair"), (Argument(0, socket.AF_UNIX, other=True),)),
+    ),
+)
+
+
+@cache
+def program(filter_: Filter) -> bytes:
+    """Return the program, as bubblewrap's --seccomp takes it."""
+    made = seccomp.SyscallFilter(_action(filter_.error))
+    for rule in filter_.rules:
+        for call in rule.calls:
+            made.add_rule(_action(rule.error), call, *map(_condition, rule.conditions))
+    with os.fdopen(os.memfd_create("seccomp"), "r+b") as file:
+        made.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+def _action(error: int) -> int:
+    action: int = seccomp.ERRNO(error) if error else seccomp.ALLOW
+    return action
+
+
+def _condition(argument: Argument) -> object:
+    if argument.mask:
+        return seccomp.Arg(argument.number, seccomp.MASKED_EQ, argument.mask, argument.value)
+    return seccomp.Arg(argument.number, seccomp.NE if argument.other else seccomp.EQ, argument.value)
+
+
+@contextmanager
+def descriptor(filter_: Filter) -> Iterator[int]:
+    """Give a descriptor to read the program from, once: for a child that inherits it."""
+    with os.fdopen(os.memfd_create("seccomp"), "r+b") as file:
+        file.write(program(filter_))
+        file.seek(0)
+        yield file.fileno()

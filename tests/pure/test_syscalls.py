@@ -1,0 +1,180 @@
+"""The filters of system calls, in force: each attempt is made in a process of its own, under the real kernel."""
+
+import ctypes
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mountsafe import landlock
+from mountsafe.syscalls import APPLIANCE, SESSION, Argument, Filter, Rule, descriptor, program
+
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2  # include/uapi/linux/prctl.h
+CLONE_NEWUSER = 0x10000000
+# arch/x86/entry/syscalls/syscall_64.tbl; those above 424 are the same everywhere
+CLONE, KEYCTL, BPF, USERFAULTFD, IO_URING, CLONE3, NEWER = 56, 250, 321, 323, 425, 435, 463
+pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the tests' numbers are x86_64's")
+
+
+class Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def under(filter_: Filter, attempt: Callable[[], object]) -> str:
+    """Make the attempt in a child under the filter; return the name of the errno it failed with, or ""."""
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        code = program(filter_)
+        assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+        assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(Program(len(code) // 8, code))) == 0
+        try:
+            attempt()
+            os.write(writing, b"done")
+        except OSError as error:
+            os.write(writing, errno.errorcode[error.errno or 0].encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        said = file.read().decode()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert said
+    return said.replace("done", "")
+
+
+def call(number: int, *arguments: object) -> Callable[[], None]:
+    def attempt() -> None:
+        if libc.syscall(number, *arguments) < 0:
+            raise OSError(ctypes.get_errno(), "")
+
+    return attempt
+
+
+def thread() -> None:
+    done = threading.Event()
+    threading.Thread(target=done.set).start()
+    assert done.wait(10)
+
+
+def pairs() -> None:
+    for each in socket.socketpair():
+        each.close()
+
+
+def forked() -> None:
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "session", "appliance"),
+    [
+        pytest.param(thread, "", "", id="thread"),
+        pytest.param(pairs, "", "", id="socketpair"),
+        pytest.param(lambda: Path("/dev/null").read_bytes(), "", "", id="read-file"),
+        pytest.param(forked, "ENOSYS", "", id="fork"),
+        pytest.param(lambda: socket.socket(socket.AF_UNIX), "ENOSYS", "", id="unix-socket"),
+        pytest.param(lambda: socket.socket(socket.AF_INET), "ENOSYS", "EAFNOSUPPORT", id="inet-socket"),
+        pytest.param(lambda: socket.socket(socket.AF_ALG, 5), "ENOSYS", "EAFNOSUPPORT", id="crypto-socket"),
+        pytest.param(lambda: os.kill(os.getpid(), signal.SIGCONT), "ENOSYS", "", id="kill"),
+        pytest.param(lambda: os.unlink("/nowhere"), "ENOSYS", "ENOENT", id="unlink"),
+        pytest.param(call(CLONE, CLONE_NEWUSER | signal.SIGCHLD, 0, 0, 0, 0), "ENOSYS", "EPERM", id="clone-user"),
+        pytest.param(call(CLONE3, 0, 0), "ENOSYS", "ENOSYS", id="clone3"),
+        pytest.param(lambda: libc.unshare(CLONE_NEWUSER) and _fail(), "ENOSYS", "EPERM", id="unshare"),
+        pytest.param(lambda: libc.ptrace(0, 0, 0, 0) and _fail(), "ENOSYS", "EPERM", id="ptrace"),
+        pytest.param(call(KEYCTL, 0, -3, 0), "ENOSYS", "EPERM", id="keys"),
+        pytest.param(call(BPF, 0, 0, 0), "ENOSYS", "EPERM", id="bpf"),
+        pytest.param(call(USERFAULTFD, 1), "ENOSYS", "EPERM", id="userfaultfd"),
+        pytest.param(call(IO_URING, 1, 0), "ENOSYS", "EPERM", id="io-uring"),
+        pytest.param(call(NEWER, 0, 0, 0, 0), "ENOSYS", "ENOSYS", id="newer-than-the-list"),
+    ],
+)
+def test_what_a_filter_leaves(attempt: Callable[[], object], session: str, appliance: str) -> None:
+    assert under(SESSION, attempt) == session
+    assert under(APPLIANCE, attempt) == appliance
+
+
+def _fail() -> None:
+    raise OSError(ctypes.get_errno(), "")
+
+
+def test_a_terminal_cannot_be_typed_into() -> None:
+    """ioctl is left for four requests, of which TIOCSTI is none."""
+    main, other = os.openpty()
+    failing = call(16, other, 0x5412, b"x")
+    try:
+        assert under(SESSION, failing) == "ENOSYS"
+        assert under(SESSION, lambda: os.isatty(other)) == ""
+    finally:
+        os.close(main)
+        os.close(other)
+
+
+def test_conditions_are_what_the_kernel_looks_at() -> None:
+    only = Filter(0, (Rule(errno.EXDEV, ("kill",), (Argument(1, signal.SIGCONT),)),))
+    assert under(only, lambda: os.kill(os.getpid(), signal.SIGCONT)) == "EXDEV"
+    assert under(only, lambda: os.kill(os.getpid(), 0)) == ""
+
+
+def test_a_descriptor_is_read_from_its_start_each_time() -> None:
+    for _ in range(2):
+        with descriptor(SESSION) as fd:
+            assert os.read(fd, 1 << 20) == program(SESSION)
+
+
+# --- Landlock --------------------------------------------------------------------------------------------------------
+def enclosed(attempt: Callable[[], object]) -> Callable[[], None]:
+    def both() -> None:
+        assert landlock.enclose() == landlock.version() > 0
+        attempt()
+
+    return both
+
+
+FREE = Filter(0, ())
+
+
+@pytest.mark.skipif(not landlock.version(), reason="Landlock is missing in this kernel")
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda path: (path / "file").read_bytes(),
+        lambda path: os.listdir(path),
+        lambda path: (path / "new").write_bytes(b""),
+        lambda path: (path / "new").mkdir(),
+        lambda path: (path / "file").rename(path / "other"),
+        lambda path: (path / "file").unlink(),
+        lambda path: os.symlink("file", path / "new"),
+        lambda path: os.execv("/bin/true", ["true"]),
+        lambda path: os.truncate(path / "file", 0),
+    ],
+    ids=["read", "list", "create", "mkdir", "rename", "unlink", "symlink", "execute", "truncate"],
+)
+def test_no_path_is_left_in_landlock(tmp_path: Path, attempt: Callable[[Path], object]) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    assert under(FREE, enclosed(lambda: attempt(tmp_path))) == "EACCES"
+
+
+@pytest.mark.skipif(not landlock.version(), reason="Landlock is missing in this kernel")
+def test_what_is_open_stays_so_in_landlock() -> None:
+    with open("/dev/zero", "rb", buffering=0) as file:
+        assert under(FREE, enclosed(lambda: file.read(1))) == ""
+    assert under(FREE, enclosed(pairs)) == ""
+
+
+def test_a_kernel_without_landlock_is_no_failure() -> None:
+    without = Filter(0, (Rule(errno.ENOSYS, (landlock.CREATE_RULESET,)),))
+
+    def attempt() -> None:
+        assert landlock.version() == landlock.enclose() == 0
+        Path("/dev/null").read_bytes()
+
+    assert under(without, attempt) == ""
