@@ -258,7 +258,7 @@ def chosen(options: argparse.Namespace, bases: dict[str, Base]) -> Iterator[Case
     if options.set in ("all", "corpus"):
         yield from cases.of_corpus()
     if options.set in ("all", "mutations"):
-        yield from cases.of_mutations(options.mutations, options.seed, list(bases))
+        yield from cases.of_mutations(options.mutations, options.seed, cases.turns(bases))
 
 
 def main(given: list[str] | None = None) -> int:

@@ -36,6 +36,7 @@ from mountsafe.limits import (
     MIB,
     MOUNT_DEADLINE,
     PROBE_DEADLINE,
+    REQUEST_DEADLINE,
 )
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, choose
@@ -55,11 +56,11 @@ SETTLE = 5.0  # what is left after so long stays
 LINES = 2000  # of a trial's log
 STATED = {0, ExitCode.SOURCE, ExitCode.APPLIANCE, ExitCode.DEADLINE}  # how a command may end for what is on an image
 
+OTHERS = r"\bloop\d+\b|^set_capacity_and_notify|^systemd|^audit"  # the kernel's words on what no trial has
 _BUG = re.compile(r"Traceback \(most recent|session: (ERROR|CRITICAL)|a bug|was never (awaited|retrieved)")
 _AGENT_BUG = re.compile(r"^[A-Za-z.]+(Error|Exception|Fault|Exit|Interrupt)\(|^(struct|wire)\.\w+\(")
 _SESSION_END = re.compile(r"the session process ended \((-?\d+)\)")
 _LATE = re.compile(r"no answer|did not \w+ in|within \d+ s|passed")
-_DIGITS = re.compile(r"\b(0x)?[0-9a-f]*\d[0-9a-f]*\b")
 
 
 @dataclass
@@ -136,7 +137,7 @@ def judge(lines: list[str], record: Record) -> None:
 
 
 class KernelLog:
-    """What the host's kernel has logged since the last look; but for loop devices, which no trial has."""
+    """What the host's kernel has logged since the last look."""
 
     def __init__(self) -> None:
         self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
@@ -148,7 +149,7 @@ class KernelLog:
             try:
                 line = os.read(self._fd, 8192).decode(errors="replace").partition(";")[2].split("\n")[0]
             except BlockingIOError:
-                return [line for line in found if not re.search(r"\bloop\d+\b|^systemd|^audit", line)]
+                return [line for line in found if not re.search(OTHERS, line)]
             except BrokenPipeError:  # it was faster than we
                 continue
             found.append(line)
@@ -236,7 +237,8 @@ class Trials:
             time.sleep(0.02)
         for person, taken in before.items():
             taken.restore(person)
-        if record.longest > CALL_DEADLINE + SLACK:
+        patience = CALL_DEADLINE if record.deaths or record.late else REQUEST_DEADLINE
+        if record.longest > patience + SLACK:
             record.broke.append(f"deadline: a call took {record.longest:.0f} s")
         if self._lines.bytes > LOG_BYTES:
             record.broke.append(f"memory: a log of {self._lines.bytes} bytes")
