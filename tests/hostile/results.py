@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 OUTCOMES = ("opened", "refused", "died", "deadline", "hung")
+SURE = ("crash:", "agent:", "written:", "shown:", "error:", "memory:")  # other kinds a busy machine can cause
 REASONS = 25  # of refusals that are listed
 MIB = 1 << 20
 
@@ -29,6 +30,12 @@ def group(record: Record) -> str:
     return f"{record['name'].split('/')[0]}, {'session' if record['way'] == 'session' else 'command line'}"
 
 
+def broken(record: Record) -> bool:
+    """Whether something broke, and did so again when the image was run alone, or cannot be the work of others."""
+    sure = any(line.startswith(SURE) for line in record["broke"])
+    return sure or bool(record.get("again", record["broke"]))
+
+
 def summary(records: list[Record], wanted: int) -> dict[str, Any]:
     """Count everything."""
     rows: dict[str, Counter[str]] = defaultdict(Counter)
@@ -39,7 +46,7 @@ def summary(records: list[Record], wanted: int) -> dict[str, Any]:
         row["guests that died"] += record.get("deaths", 0)
         row["guests ended late"] += record.get("late", 0)
         row["incidents"] += record.get("incidents", 0)
-        row["broke"] += bool(record["broke"])
+        row["broke"] += broken(record)
     seconds = sorted(record["seconds"] for record in records) or [0.0]
     memory: dict[str, int] = {}
     for record in records:
@@ -63,12 +70,19 @@ def summary(records: list[Record], wanted: int) -> dict[str, Any]:
         "memory": memory,
         "types": dict(Counter(fstype for record in records for fstype in record.get("types", [])).most_common()),
         "refusals": dict(refusals.most_common(REASONS)),
-        "broke": [
-            {key: record.get(key) for key in ("name", "source", "broke", "again")}
-            for record in records
-            if record["broke"]
-        ],
+        "broke": [facts(record) for record in records if broken(record)],
+        "once": [facts(record) for record in records if record["broke"] and not broken(record)],
     }
+
+
+def facts(record: Record) -> Record:
+    """What is listed of an image that broke something."""
+    return {key: record.get(key) for key in ("name", "source", "broke", "again")}
+
+
+def listed(records: list[Record]) -> list[str]:
+    """Those as lines."""
+    return [f"- {each['name']} ({each['source']}): {each['broke'][0][:200]}" for each in records] or ["Nothing."]
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -102,13 +116,10 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         "## What broke",
         "",
-        *(
-            [
-                f"- {each['name']} ({each['source']}): {each['broke'][0][:200]}; "
-                + ("again when it was alone" if each["again"] else "not when it was run again, alone")
-                for each in found["broke"]
-            ]
-            or ["Nothing."]
-        ),
+        *listed(found["broke"]),
+        "",
+        "## What happened once, and not when the image was run again, alone",
+        "",
+        *listed(found["once"]),
     ]
     return "\n".join(lines) + "\n"

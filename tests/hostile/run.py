@@ -18,10 +18,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from rich.console import Console
@@ -47,8 +48,8 @@ class Hung(Exception):
 class Worker:
     """A process that runs trials, one after the other; replaced when it hangs or dies."""
 
-    def __init__(self, bases: Path) -> None:
-        self._bases = bases
+    def __init__(self, bases: Path, program: Sequence[str] = ("-m", "tests.hostile.trial")) -> None:
+        self._command = [sys.executable, *program, str(bases)]
         self._process: subprocess.Popen[bytes] | None = None
         self._stage = ""
 
@@ -66,9 +67,8 @@ class Worker:
 
     def _start(self) -> None:
         if self._process is None:
-            command = [sys.executable, "-m", "tests.hostile.trial", str(self._bases)]
             self._process = subprocess.Popen(
-                command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+                self._command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
             self._stage = self._receive(STARTING)["stage"]
 
@@ -187,7 +187,7 @@ class Run:
             self._counts["broke"] += 1
             self._console.print(f"{record['name']} ({record['source']}): {record['broke'][0][:300]}", markup=False)
 
-    def _work(self, waiting: "queue.SimpleQueue[Case]", finished: Any) -> None:
+    def _work(self, waiting: "queue.SimpleQueue[Case]", finished: Callable[[dict[str, Any]], None]) -> None:
         worker = Worker(self._state.bases)
         while not self.stopped.is_set() and time.monotonic() < self._end:
             try:
@@ -274,7 +274,9 @@ def main(given: list[str] | None = None) -> int:
     state = State(options.state.resolve())
     bases = cases.make_bases(state.bases)
     Looking().close()  # the appliance is built, and whether KVM works is known
-    known = {case.name: case for case in chosen(options, bases)}
+    wanted = list(chosen(options, bases))
+    Random(options.seed).shuffle(wanted)  # what was run when it is stopped is a sample of everything
+    known = {case.name: case for case in wanted}
     done = {record["name"]: record for record in state.records() if record["name"] in known}
     run = Run(state, console, options.minutes)
     for number in (signal.SIGINT, signal.SIGTERM):
