@@ -75,10 +75,9 @@ def of_mutations(count: int, seed: int, names: list[str]) -> Iterator[Case]:
 # --- bases ---------------------------------------------------------------------------------------------------------
 def make_bases(folder: Path, of_the_corpus: bool = True) -> dict[str, Base]:
     """Unpack what mutations are made of into `folder`, if that was not done yet."""
-    with suppress(FileNotFoundError):
-        return load_bases(folder)
+    if made := load_bases(folder):
+        return made
     folder.mkdir(parents=True, exist_ok=True)
-    made = {}
     for name in images.names():
         kinds = [volume.filesystem for volume in images.volumes(name)]
         if any(kind in types.TYPES and types.TYPES[kind].read for kind in kinds) and name != "truncated":
@@ -94,8 +93,11 @@ def make_bases(folder: Path, of_the_corpus: bool = True) -> dict[str, Base]:
 
 
 def load_bases(folder: Path) -> dict[str, Base]:
-    """Return what `make_bases` has made."""
-    stored = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    """Return what `make_bases` has made, if it did."""
+    try:
+        stored = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     return {name: Base(**base) for name, base in stored.items()}
 
 

@@ -95,11 +95,7 @@ class Worker:
 
     def close(self) -> None:
         """Let it take its stage down."""
-        if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait()
-            self._process = None
+        self._reap()
 
     def kill(self) -> None:
         """End it and all below it; remove its stage. Its mounts go with its mount namespace."""
@@ -107,11 +103,20 @@ class Worker:
             for pid in [*descendants(self._process.pid), self._process.pid]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        self._reap()
         if self._stage:
             subprocess.run(["rm", "-rf", "--one-file-system", self._stage], check=False)
             self._stage = ""
+
+    def _reap(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+            process.wait()
+            process.stdout.close()
 
 
 class State:
@@ -170,7 +175,10 @@ class Run:
                 if not self._console.is_terminal and finished_now % 25 == 0:
                     self._console.print(f"{done + finished_now} of {total}: {results.short(self._counts)}")
 
-            threads = [threading.Thread(target=self._work, args=(waiting, finished)) for _ in range(AT_A_TIME)]
+            threads = [
+                threading.Thread(target=self._work, args=(waiting, finished))
+                for _ in range(min(AT_A_TIME, total - done))
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -272,7 +280,7 @@ def main(given: list[str] | None = None) -> int:
         console.print(f"no corpus in {corpus.folder()}")
         return 1
     state = State(options.state.resolve())
-    bases = cases.make_bases(state.bases)
+    bases = cases.make_bases(state.bases) if options.set in ("all", "mutations") else {}
     Looking().close()  # the appliance is built, and whether KVM works is known
     wanted = list(chosen(options, bases))
     Random(options.seed).shuffle(wanted)  # what was run when it is stopped is a sample of everything

@@ -21,11 +21,10 @@ from tests.vm import corpus
 from tests.vm.sight import Looking
 
 SEED = 7
-MUTATIONS = 8
+MUTATIONS = 6
 OF_THE_CORPUS = (
     "libarchive-iso/test_fuzz_1.iso.Z",  # loops and overflows
     "os-test-images/iso-with-qcow2-in-system.iso",  # names a file of the host
-    "btrfs-progs/fuzz-tests/images/bko-166361-blocksize-zero.raw.xz",
 )
 
 # What a walk that was told to misbehave does: everything that must be noticed.
@@ -40,7 +39,7 @@ def walk(top):
         raise ZeroDivisionError
     if what == "leave":
         place = tempfile.mkdtemp()
-        Path(place, "file").touch()
+        Path(tempfile.mkdtemp(), "file").touch()
         subprocess.run(["mount", "-t", "tmpfs", "sabotage", place], check=True)
         subprocess.Popen(["sleep", "1000"])
         with open(Path(os.environ["HOME"]).parent / "medium.img", "r+b") as image:
