@@ -9,6 +9,7 @@ from typing import Any
 OUTCOMES = ("opened", "refused", "died", "deadline", "hung")
 SURE = ("crash:", "agent:", "written:", "shown:", "error:", "memory:")  # other kinds a busy machine can cause
 REASONS = 25  # of refusals that are listed
+OOPSES = "guest kernels with a bug"  # BUG, Oops, WARNING, panic on their consoles
 MIB = 1 << 20
 
 Record = dict[str, Any]
@@ -45,6 +46,7 @@ def summary(records: list[Record], wanted: int) -> dict[str, Any]:
         row[record["outcome"]] += 1
         row["guests that died"] += record.get("deaths", 0)
         row["guests ended late"] += record.get("late", 0)
+        row[OOPSES] += record.get("oopses", 0) > 0
         row["incidents"] += record.get("incidents", 0)
         row["broke"] += broken(record)
     seconds = sorted(record["seconds"] for record in records) or [0.0]
@@ -87,7 +89,7 @@ def listed(records: list[Record]) -> list[str]:
 
 def markdown(found: dict[str, Any]) -> str:
     """The page."""
-    columns = ("images", *OUTCOMES, "guests that died", "guests ended late", "incidents", "broke")
+    columns = ("images", *OUTCOMES, "guests that died", "guests ended late", OOPSES, "incidents", "broke")
     seconds, memory = found["seconds"], found["memory"]
     lines = [
         "# The hostile run",

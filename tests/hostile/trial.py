@@ -57,8 +57,9 @@ LINES = 2000  # of a trial's log
 STATED = {0, ExitCode.SOURCE, ExitCode.APPLIANCE, ExitCode.DEADLINE}  # how a command may end for what is on an image
 
 OTHERS = r"\bloop\d+\b|^set_capacity_and_notify|^systemd|^audit"  # the kernel's words on what no trial has
-_BUG = re.compile(r"Traceback \(most recent|session: (ERROR|CRITICAL)|a bug|was never (awaited|retrieved)")
+_BUG = re.compile(r"Traceback \(most recent|session: (ERROR|CRITICAL)|^a bug|was never (awaited|retrieved)")
 _AGENT_BUG = re.compile(r"^[A-Za-z.]+(Error|Exception|Fault|Exit|Interrupt)\(|^(struct|wire)\.\w+\(")
+_OOPS = re.compile(r"\] (BUG|Oops|Kernel panic|general protection|WARNING: CPU|kernel BUG|UBSAN|KASAN|INFO: task)")
 _SESSION_END = re.compile(r"the session process ended \((-?\d+)\)")
 _LATE = re.compile(r"no answer|did not \w+ in|within \d+ s|passed")
 
@@ -82,6 +83,7 @@ class Record:
     faults: Counter[str] = field(default_factory=Counter)
     deaths: int = 0
     late: int = 0
+    oopses: int = 0
     incidents: int = 0
     memory: dict[str, int] = field(default_factory=dict)
     broke: list[str] = field(default_factory=list)
@@ -128,6 +130,7 @@ def judge(lines: list[str], record: Record) -> None:
     record.deaths += sum("the virtual machine ended (" in line for line in lines)
     record.late += sum("ending the virtual machine: no answer" in line for line in lines)
     record.incidents += sum("incident " in line for line in lines)
+    record.oopses += sum(line.startswith("guest: ") and _OOPS.search(line) is not None for line in lines)
     bugs = [n for n, line in enumerate(lines) if _BUG.search(line)]
     if bugs:
         record.broke.append("crash: " + " | ".join(lines[bugs[0] : bugs[0] + 30])[-3000:])
