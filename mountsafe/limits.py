@@ -32,6 +32,7 @@ MAX_DEPTH = 1024  # folders in folders: a looping tree ends here with ELOOP
 MAX_FILE_SIZE = (1 << 63) - 1  # loff_t
 INDEX_ENTRIES = 200_000  # entries whose folder stays learned; older folders are asked for again
 MAX_EXTENT_QUESTIONS = 1024  # for one file: 8 GiB in clusters of 4 KiB; the rest is read through the agent
+EXTENT_PATIENCE = 10.0  # seconds of such questions about one file: who opens it waits for them
 MAX_MOUNTS = 24  # of one medium; each takes a port of the VM, which has 29 to give
 MEDIUM_MEMORY_MIB = 2048  # of all processes of a medium that the daemon shows, the page cache they fill included
 MEDIUM_CPU_PERCENT = 200  # the virtual machine has two processors

@@ -14,16 +14,16 @@ MEDIUM_ADDRESS = ":0:8:0"  # where the host plugs the medium: SCSI channel, targ
 BLKGETSIZE64, BLKRRPART = 0x80081272, 0x125F  # include/uapi/linux/fs.h
 
 
-def find_medium(seconds: float = 10.0) -> str:
+def find_medium(seconds: float = 10.0, disks: str = "/sys/class/scsi_disk") -> str:
     """Wait until the kernel has the medium's disk and return its name, for example "sdc"."""
     end = time.monotonic() + seconds
     while True:
-        for device in os.listdir("/sys/class/scsi_disk"):
-            if device.endswith(MEDIUM_ADDRESS):
-                with suppress(FileNotFoundError):  # the kernel is about to make it
-                    names = os.listdir(f"/sys/class/scsi_disk/{device}/device/block")
-                    if names and os.path.exists(f"/dev/{names[0]}"):
-                        return names[0]
+        for device in os.listdir(disks):
+            names: list[str] = []
+            with suppress(FileNotFoundError):  # the kernel announces a disk before its block device
+                names = os.listdir(f"{disks}/{device}/device/block") if device.endswith(MEDIUM_ADDRESS) else []
+            if names and os.path.exists(f"/dev/{names[0]}"):
+                return names[0]
         if time.monotonic() > end:
             raise Refused(errno.ENODEV, "the medium did not appear in the appliance")
         time.sleep(0.005)

@@ -7,8 +7,10 @@ descriptor, read-only, when the VM already runs, so no writable overlay is made 
 
 import os
 import shutil
+import socket
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import guestfs
@@ -21,6 +23,7 @@ QMP_SOCKET = "/tmp/qmp"
 CACHE = "/var/tmp/guestfs"
 MEDIUM = "medium"
 # QEMU's own seccomp filter: no old system calls, no privilege, no new process, no change of scheduling.
+CONSOLE_BYTES = 65536
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -34,6 +37,7 @@ class Guest:
         self._verbose = verbose
         self._streams = 0
         self.qmp: Qmp | None = None
+        self.console: socket.socket | None = None
         self._prepare_cache(self._appliance)
 
     def _handle(self) -> guestfs.GuestFS:
@@ -76,6 +80,7 @@ class Guest:
             self._running = self._handle()
             self._running.launch()
         self.qmp = Qmp(QMP_SOCKET, ATTACH_DEADLINE)
+        self.console = _console_end()
 
     def _thaw(self) -> bool:
         """Start from the appliance's saved state; False if QEMU does not take it."""
@@ -92,9 +97,20 @@ class Guest:
             os.waitpid(sender, 0)
         return True
 
-    def drain_console(self) -> None:
-        """Let libguestfs read what the guest's console said."""
-        self._running.ping_daemon()
+    def pass_console_on(self) -> bool:
+        """Say what the guest's console said; False if nothing will come any more.
+
+        libguestfs reads it only while one of its functions runs, and none does after `launch`. Some 300 writes later
+        QEMU would wait for a reader, and a kernel that complains about a damaged medium would wait for QEMU.
+        """
+        assert self.console is not None
+        try:
+            data = self.console.recv(CONSOLE_BYTES)
+        except OSError:
+            return False
+        sys.stderr.buffer.write(data)
+        sys.stderr.flush()
+        return bool(data)
 
     def attach(self, fd: int) -> None:
         """Plug the medium behind `fd` into the VM, read-only."""
@@ -126,3 +142,18 @@ class Guest:
         self.qmp.execute("chardev-add", {"id": name, "backend": backend})
         port = {"driver": "virtserialport", "id": name, "chardev": name, "name": f"org.mountsafe.{self._streams}"}
         self.qmp.execute("device_add", port)
+
+
+def _console_end() -> socket.socket:
+    """Return our end of the guest's console, which libguestfs keeps to itself: a stream without a name at either end.
+
+    Its daemon's socket and QEMU's monitor have paths, and the parent's channel keeps packets apart.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found = socket.socket(fileno=os.dup(int(name)))
+            ours = found.family == socket.AF_UNIX and found.type == socket.SOCK_STREAM
+            if ours and not found.getsockname() and not found.getpeername():
+                return found
+            found.close()
+    raise RuntimeError("libguestfs keeps no console")

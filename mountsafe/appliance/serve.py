@@ -17,8 +17,6 @@ from mountsafe import channel
 from mountsafe.appliance.guest import Guest
 from mountsafe.errors import GuestGone, MountsafeError, ProtocolFault
 
-CONSOLE_INTERVAL = 1.0
-
 
 def _end(code: int) -> NoReturn:
     # No finalisation: libguestfs's handle may be in the middle of a call, and the namespace's end kills QEMU anyway.
@@ -28,8 +26,8 @@ def _end(code: int) -> NoReturn:
 
 def _say_how_it_ended(guest: Guest) -> None:
     """Log how QEMU ended, and its last words: it is our child, and nobody else is told."""
-    with suppress(RuntimeError):
-        guest.drain_console()
+    while guest.pass_console_on():
+        pass
     with suppress(ChildProcessError):
         _, status = os.waitpid(-1, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -80,14 +78,13 @@ def main() -> None:
         _end(1)
     assert guest.qmp is not None
     channel.send(control, {"event": "launched"})
-    watched: list[Any] = [control, guest.qmp]
-    timeout = CONSOLE_INTERVAL if settings["verbose"] else None
+    watched: list[Any] = [control, guest.qmp, guest.console]
     while True:
-        ready, _, _ = select.select(watched, [], [], timeout)
+        ready, _, _ = select.select(watched, [], [])
         if guest.qmp in ready and not guest.qmp.drain():
             _say_how_it_ended(guest)
             _end(1)
         if control in ready and not _answer(guest, control):
             _end(0)
-        if not ready:
-            guest.drain_console()
+        if guest.console in ready and not guest.pass_console_on():
+            watched.remove(guest.console)

@@ -16,7 +16,7 @@ from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.chunks import Chunks
 from mountsafe.filesystem.index import Node
 from mountsafe.incidents import Incidents
-from mountsafe.limits import MAX_EXTENT_QUESTIONS, MAX_EXTENTS_PER_FILE
+from mountsafe.limits import EXTENT_PATIENCE, MAX_EXTENT_QUESTIONS, MAX_EXTENTS_PER_FILE
 from mountsafe.medium.block import BlockReader
 from mountsafe.medium.extents import NO_PLAN, ReadPlan, Source, plan
 
@@ -83,12 +83,13 @@ class Reader:
     async def _all_extents(self, node: Node) -> list[wire.Extent]:
         untrusted_extents: list[wire.Extent] = []
         offset = 0
+        end = trio.current_time() + EXTENT_PATIENCE
         for _ in range(MAX_EXTENT_QUESTIONS):
             body = await self._agents.request(wire.Kind.EXTENTS, wire.pack_extents_request(node.path(), offset))
             more, following = self._agents.unpack(wire.unpack_extents, body)
             untrusted_extents += more
-            if following <= offset or len(untrusted_extents) >= MAX_EXTENTS_PER_FILE:
-                break  # that was all, or nothing new, or too much: the rest goes through the agent
+            if following <= offset or len(untrusted_extents) >= MAX_EXTENTS_PER_FILE or trio.current_time() > end:
+                break  # that was all, or nothing new, or too much, or slow: the rest goes through the agent
             offset = following
         return untrusted_extents
 

@@ -88,7 +88,11 @@ class SessionProcess:
             index = Index(agents, incidents, self._nursery, settings["entries"], release)
             statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
             await index.listing(index.root).begun()
-        except (MountsafeError, OSError) as error:
+        except OSError as error:  # the guest mounted it, and says no to what every mount needs
+            why = f"its root cannot be read: {error.strerror or error}"
+            await self._parent.tell({"event": "refused", "why": why})
+            raise SystemExit(1) from error
+        except MountsafeError as error:
             kind = "refused" if isinstance(error, GuestRefused) else "failed"
             await self._parent.tell({"event": kind, "why": str(error) or type(error).__name__})
             raise SystemExit(1) from error

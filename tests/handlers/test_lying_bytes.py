@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pyfuse3
 import pytest
+import trio
 
 from mountsafe import wire
 from mountsafe.filesystem import reader as reader_module
+from mountsafe.limits import REQUEST_DEADLINE
 from mountsafe.medium.extents import Window
 from mountsafe.wire import Extent, ExtentKind, Kind
 from tests.guest import Liar, entry, layout
@@ -187,6 +189,22 @@ async def test_extents_without_end_are_cut(
     async with opened(lambda: liar, medium, WINDOW) as mount:
         await mount.operations.open(await mount.walk(b"file"), 0, None)
         assert liar.count(Kind.EXTENTS) <= 20
+
+
+async def test_extents_that_take_long_are_not_waited_for(medium: Path) -> None:
+    """Who opens a file of 4 GiB whose chain of clusters is a circle waited for a minute and a half."""
+
+    def slowly(body: bytes) -> bytes:
+        trio.lowlevel.current_clock().jump(4.0)  # type: ignore[attr-defined]  # the tests' own
+        at = wire.unpack_extents_request(body)[1]
+        return wire.pack_extents([data(at, 0, 1)], at + 1)
+
+    liar = file(size=1 << 32)
+    liar.say[Kind.EXTENTS] = slowly
+    began = trio.current_time()
+    async with opened(lambda: liar, medium, WINDOW) as mount:
+        await mount.operations.open(await mount.walk(b"file"), os.O_RDONLY, None)
+    assert trio.current_time() - began < REQUEST_DEADLINE
 
 
 async def test_more_extents_than_are_kept_go_through_the_agent(medium: Path, monkeypatch: pytest.MonkeyPatch) -> None:

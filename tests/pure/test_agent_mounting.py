@@ -217,23 +217,3 @@ def test_a_program_that_is_missing_is_an_answer() -> None:
     code, words = programs.run("no-such-program-of-the-appliance")
     assert code == programs.NO_PROGRAM
     assert "no-such-program" in words
-
-
-def test_a_disk_that_is_just_being_made_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel announces the SCSI disk first, makes the folder of its block device next, and the node last."""
-    looks = 0
-
-    def listdir(path: str) -> list[str]:
-        nonlocal looks
-        if path == "/sys/class/scsi_disk":
-            looks += 1
-            return ["2:0:0:0", "2:0:8:0"]
-        assert path == "/sys/class/scsi_disk/2:0:8:0/device/block"
-        if looks == 1:
-            raise FileNotFoundError(path)
-        return ["sdc"] if looks > 2 else []
-
-    monkeypatch.setattr(os, "listdir", listdir)
-    monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/sdc" and looks > 3)
-    assert volumes.find_medium(5.0) == "sdc"
-    assert looks == 4

@@ -13,12 +13,12 @@ import stat
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -33,6 +33,9 @@ from mountsafe.medium.volumes import Volume, choose
 from mountsafe.session.machines import Machines
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 from mountsafe.session.supervisor import inspect_medium, machine_settings
+
+T = TypeVar("T")
+M = TypeVar("M", bound="TappedMachines")
 
 AT_A_TIME = 2  # virtual machines beside each other; each takes about 300 MB
 DEADLINE = 240.0  # for one image
@@ -167,10 +170,11 @@ class TappedMachines(Machines):
         with suppress(trio.BrokenResourceError):
             while data := await guest.receive_some():
                 for frame in decoder.feed(data):
-                    await host.send_all(wire.frame(frame.ident, frame.kind, self._tap(frame)))
+                    await host.send_all(wire.frame(frame.ident, frame.kind, self.tap(frame)))
         scope.cancel()
 
-    def _tap(self, frame: wire.Frame) -> bytes:
+    def tap(self, frame: wire.Frame) -> bytes:
+        """Note an answer; return what to pass on."""
         if frame.kind == wire.Kind.READ:
             self.asked += len(frame.body)
         elif frame.kind == wire.Kind.MOUNT and not self.direct:
@@ -184,7 +188,8 @@ def _detached(sock: "trio.socket.SocketType") -> Any:
 
 
 # --- one image -----------------------------------------------------------------------------------------------------
-async def _show(served: ServedVolume, nursery: trio.Nursery) -> dict[bytes, Seen]:
+async def show(served: ServedVolume, nursery: trio.Nursery, walk: Callable[[Path], T]) -> T:
+    """Mount a volume, return what `walk` returns of it, unmount. Raises UserError if it does not mount."""
     ended = trio.Event()
 
     async def serve() -> None:
@@ -210,23 +215,32 @@ def _folder(stack: ExitStack) -> Path:
     return folder
 
 
+@asynccontextmanager
+async def opened(
+    image: Path, settings: MachineSettings, acceleration: Acceleration, tapped: type[M]
+) -> AsyncIterator[tuple[M, Medium, list[Volume]]]:
+    """Start an image's virtual machine and give what is on it; end the machine. Raises UserError."""
+    medium = open_medium(image)
+    async with trio.open_nursery() as nursery:
+        machines = tapped(settings, acceleration, medium, nursery)
+        machines.nursery = nursery
+        try:
+            yield machines, medium, await inspect_medium(machines, medium, nursery)
+        finally:
+            await machines.close()
+        nursery.cancel_scope.cancel()
+
+
 async def _look(look: Look, settings: MachineSettings, acceleration: Acceleration) -> list[Sight]:
-    medium = open_medium(look.image)
     sights: list[Sight] = []
     with ExitStack() as stack, trio.fail_after(DEADLINE):
         folder = _folder(stack)
-        async with trio.open_nursery() as nursery:
-            machines = TappedMachines(settings, acceleration, medium, nursery)
-            machines.nursery, machines.direct = nursery, look.direct
-            try:
-                found = await inspect_medium(machines, medium, nursery)
-                for number, volume in enumerate(choose(found, look.partition, look.fstype)):
-                    target = folder / str(number)
-                    target.mkdir()
-                    sights.append(await _look_at(look, volume, target, medium, machines))
-            finally:
-                await machines.close()
-            nursery.cancel_scope.cancel()
+        async with opened(look.image, settings, acceleration, TappedMachines) as (machines, medium, found):
+            machines.direct = look.direct
+            for number, volume in enumerate(choose(found, look.partition, look.fstype)):
+                target = folder / str(number)
+                target.mkdir()
+                sights.append(await _look_at(look, volume, target, medium, machines))
     return sights
 
 
@@ -236,7 +250,7 @@ async def _look_at(look: Look, volume: Volume, target: Path, medium: Medium, mac
     with _incidents() as incidents:
         shown = Presentation(look.owner, uid, gid, "nofollow")
         served = ServedVolume(volume, target, machines, shown, SessionBox(medium), medium.name)
-        entries = await _show(served, machines.nursery)
+        entries = await show(served, machines.nursery, walk)
     read = sum(entry.size or 0 for entry in entries.values())
     return Sight(volume, served.fstype, served.note, served.direct, entries, read, machines.asked, incidents)
 

@@ -1,0 +1,27 @@
+"""Finding the medium in the guest."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from mountsafe.agent.programs import Refused
+from mountsafe.agent.volumes import find_medium
+
+
+def test_a_disk_without_its_block_device_yet_is_waited_for(tmp_path: Path) -> None:
+    """The kernel makes the one a moment after the other, and a busy machine looks between."""
+    disk = tmp_path / "0:0:8:0"
+    (tmp_path / "0:0:1:0/device/block/zero").mkdir(parents=True)  # not the medium
+    disk.mkdir()
+    timer = threading.Timer(0.05, os.makedirs, [disk / "device/block/null"])  # /dev/null is there
+    timer.start()
+    assert find_medium(10.0, str(tmp_path)) == "null"
+    timer.join()
+
+
+def test_a_medium_that_never_comes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "0:0:8:0").mkdir()
+    with pytest.raises(Refused, match="did not appear"):
+        find_medium(0.02, str(tmp_path))
