@@ -56,7 +56,7 @@ SETTLE = 5.0  # what is left after so long stays
 LINES = 2000  # of a trial's log
 STATED = {0, ExitCode.SOURCE, ExitCode.APPLIANCE, ExitCode.DEADLINE}  # how a command may end for what is on an image
 
-OTHERS = r"\bloop\d+\b|^set_capacity_and_notify|^systemd|^audit"  # the kernel's words on what no trial has
+OTHERS = r"\bloop\d+\b|^set_capacity_and_notify|^systemd|audit"  # the kernel's words on what no trial has
 _BUG = re.compile(r"Traceback \(most recent|session: (ERROR|CRITICAL)|^a bug|was never (awaited|retrieved)")
 _AGENT_BUG = re.compile(r"^[A-Za-z.]+(Error|Exception|Fault|Exit|Interrupt)\(|^(struct|wire)\.\w+\(")
 _OOPS = re.compile(r"\] (BUG|Oops|Kernel panic|general protection|WARNING: CPU|kernel BUG|UBSAN|KASAN|INFO: task)")
