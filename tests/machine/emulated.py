@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -92,13 +92,14 @@ class Machine:
         self.folder = folder
         self.say = say
         self._boots: set[str] = set()
+        self._connections = ExitStack()
         self._qemu = subprocess.Popen(
             self._command(base), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
         )
         try:
-            self._qmp = Qmp(str(self._socket("qmp")), DEADLINE)
-            self._root = Port(self._socket("root"))
-            self._user = Port(self._socket(USER))
+            self._qmp = self._connections.enter_context(closing(Qmp(str(self._socket("qmp")), DEADLINE)))
+            self._root = self._connections.enter_context(closing(Port(self._socket("root"))))
+            self._user = self._connections.enter_context(closing(Port(self._socket(USER))))
         except BaseException:
             self.end()
             raise
@@ -131,6 +132,7 @@ class Machine:
 
     def end(self) -> None:
         """Pull the machine's own plug."""
+        self._connections.close()
         self._qemu.kill()
         self._qemu.wait()
 
