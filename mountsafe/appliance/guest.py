@@ -22,8 +22,8 @@ from mountsafe.limits import ATTACH_DEADLINE
 QMP_SOCKET = "/tmp/qmp"
 CACHE = "/var/tmp/guestfs"
 MEDIUM = "medium"
-# QEMU's own seccomp filter: no old system calls, no privilege, no new process, no change of scheduling.
 CONSOLE_BYTES = 65536
+# QEMU's own seccomp filter: no old system calls, no privilege, no new process, no change of scheduling.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 

@@ -2,11 +2,9 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 
 import pytest
 
-from images import images
 from tests.conftest import missing
 from tests.machine import base
 from tests.machine.emulated import QEMU, Machine
@@ -57,15 +55,3 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and isinstance(running, Machine):
         report.sections.append(("the machine", running.report()))
     return report
-
-
-@pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function that returns the path of an unpacked image."""
-    folder = tmp_path_factory.mktemp("images")
-
-    def unpacked(name: str) -> Path:
-        path = folder / f"{name}.img"
-        return path if path.exists() else images.unpack(name, folder)
-
-    return unpacked

@@ -6,20 +6,19 @@ one to the user who sits at the machine. Everything has a deadline.
 
 import base64
 import json
-import shlex
 import socket
 import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from mountsafe.appliance.features import MORTAL
 from mountsafe.appliance.qmp import Qmp, QmpError
+from tests.done import Done
 from tests.machine.base import PORT, REPOSITORY, USER
 
 QEMU = "qemu-system-x86_64"
@@ -30,23 +29,6 @@ KERNEL_LINE = "root=/dev/vda rw console=tty0 console=ttyS0 quiet mitigations=off
 CHECKOUT = "/root/mountsafe"
 # What `./dev install` reads.
 PARTS = ("dev", "pyproject.toml", "README.md", "LICENSE", "mountsafe", "dbus", "udev", "systemd")
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended in the machine."""
-
-    command: tuple[str, ...]
-    code: int
-    out: str
-    err: str
-
-    def ok(self) -> "Done":
-        assert self.code == 0, f"{shlex.join(self.command)} ended with {self.code}\n{self.out}\n{self.err}"
-        return self
-
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 class Port:
