@@ -112,7 +112,7 @@ class Machine:
         return [line for line in lines if line.split(" - ")[1].split()[1] == device]
 
     def _detached(self, device: str) -> bool:
-        """Try to end what the kernel mounted of a device, and the device. Who has just mounted it may be busy with it."""
+        """Try to end the kernel's mounts of a device, and the device. Who has just mounted it may be busy with it."""
         if self.kernel_mounts(device):
             self.run("umount", "--all-targets", device)
         if Path(device).name in attached():
