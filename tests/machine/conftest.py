@@ -7,7 +7,9 @@ import pytest
 
 from tests.conftest import missing
 from tests.machine import base
-from tests.machine.emulated import QEMU, Machine
+from tests.machine.emulated import QEMU, FrozenError, Machine
+
+FROZEN = 75  # the exit code that says so: EX_TEMPFAIL of sysexits.h, as `./dev machine-test` knows
 
 
 @pytest.fixture(scope="session")
@@ -48,9 +50,13 @@ def machine(
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add what the machine has to say to each failure."""
     report = yield
+    if call.excinfo is not None and call.excinfo.errisinstance(FrozenError):
+        pytest.exit(f"the emulated machine stopped: {call.excinfo.value}", FROZEN)
     running = getattr(item, "funcargs", {}).get("machine")
     if report.failed and isinstance(running, Machine):
         report.sections.append(("the machine", running.report()))
