@@ -2,9 +2,12 @@
 
 import json
 import socket
+from collections import deque
 from typing import Any
 
 from mountsafe.errors import GuestGone, MountsafeError
+
+EVENTS = 256  # kept; a guest can cause as many as it likes
 
 
 class QmpError(MountsafeError):
@@ -12,9 +15,13 @@ class QmpError(MountsafeError):
 
 
 class Qmp:
-    """A connection to QEMU's monitor socket at `path`. Blocks; QEMU answers in milliseconds."""
+    """A connection to QEMU's monitor socket at `path`. Blocks; QEMU answers in milliseconds.
+
+    `events`: what QEMU said unasked and nobody has taken yet, oldest first.
+    """
 
     def __init__(self, path: str, seconds: float) -> None:
+        self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.settimeout(seconds)
         self._sock.connect(path)
@@ -52,20 +59,27 @@ class Qmp:
                     return answer["return"]
                 if "error" in answer:
                     raise QmpError(f"{command}: {answer['error'].get('desc', '')}")
+                self.events.append(answer)
         except TimeoutError as error:
             raise GuestGone(f"QEMU did not answer {command}") from error
         except (ConnectionError, BrokenPipeError) as error:
             raise GuestGone("QEMU is gone") from error
 
     def drain(self) -> bool:
-        """Read one event; False when QEMU is gone."""
+        """Take in one event; False when QEMU is gone."""
         try:
-            self._next()
+            self.events.append(self._next())
         except (GuestGone, OSError):
             return False
         return True
 
-    def wait_for(self, event: str) -> None:
-        """Read events until one has this name."""
-        while self._next().get("event") != event:
-            pass
+    def take(self, event: str) -> list[dict[str, Any]]:
+        """Return the data of the events of this name that have come, and forget them."""
+        found = [told["data"] for told in self.events if told.get("event") == event]
+        self.events = deque((told for told in self.events if told.get("event") != event), EVENTS)
+        return found
+
+    def wait_for_end_of(self, device: str) -> None:
+        """Take in events until this device is gone."""
+        while all(data.get("device") != device for data in self.take("DEVICE_DELETED")):
+            self.events.append(self._next())

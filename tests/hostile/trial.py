@@ -61,7 +61,7 @@ STATED = {0, ExitCode.SOURCE, ExitCode.APPLIANCE, ExitCode.DEADLINE}  # how a co
 
 OTHERS = r"\bloop\d+\b|^set_capacity_and_notify|^systemd|audit"  # the kernel's words on what no trial has
 _BUG = re.compile(r"Traceback \(most recent|session: (ERROR|CRITICAL)|^a bug|was never (awaited|retrieved)")
-_AGENT_BUG = re.compile(r"^[A-Za-z.]+(Error|Exception|Fault|Exit|Interrupt)\(|^(struct|wire)\.\w+\(")
+_AGENT_BUG = re.compile(r"^error\(|^[A-Za-z.]+(Error|Exception|Fault|Exit|Interrupt)\(|^(struct|wire)\.\w+\(")
 _OOPS = re.compile(r"\] (BUG|Oops|Kernel panic|general protection|WARNING: CPU|kernel BUG|UBSAN|KASAN|INFO: task)")
 _SESSION_END = re.compile(r"the session process ended \((-?\d+)\)")
 _LATE = re.compile(r"no answer|did not \w+ in|within \d+ s|passed")
@@ -228,19 +228,14 @@ class Sharing(Listening):
     def __init__(self, warm: Warm, *parts: Any) -> None:
         super().__init__(*parts)
         self._warm = warm
+        self._borrowed: Machine | None = None
 
     async def _start(self) -> Machine:
-        machine = self._warm.machine
-        return await (super()._start() if machine is None else self._attached(machine))
-
-    async def _bury(self, why: str) -> None:
-        self._forget()
-        await super()._bury(why)
-
-    def _forget(self) -> None:
-        """Let nobody else have what may be dead: the next one starts within this image's time, and ends with it."""
-        if self._machine is self._warm.machine:
-            self._warm.machine = None
+        machine, self._warm.machine = self._warm.machine, None
+        if machine is None:  # it died of this image: another starts, and ends with it
+            return await super()._start()
+        self._borrowed = machine
+        return await self._attached(machine)
 
     async def release(self, user: object) -> None:
         """Let it run."""
@@ -249,13 +244,13 @@ class Sharing(Listening):
     async def close(self) -> None:
         """Unplug the image."""
         machine = self._machine
-        if machine is not None and machine is self._warm.machine:
+        if machine is not None and machine is self._borrowed:
             try:
                 await machine.detach()
-                self._machine = None
             except MountsafeError as error:
                 logging.getLogger("mountsafe").info("not unplugged: %s", error)
-                self._forget()
+            else:
+                self._machine, self._warm.machine = None, machine
         await super().close()
 
 

@@ -137,7 +137,7 @@ class Machine:
 
     # --- commands ----------------------------------------------------------------------------------------------------
     def run(self, *argv: str, user: bool = False, data: bytes = b"", seconds: float = DEADLINE) -> Done:
-        """Run a command as root, or as the user in his session. Raises FrozenError, or TimeoutError if only it hangs."""
+        """Run a command as root, or as the user in his session. Raises TimeoutError, or FrozenError if all hangs."""
         try:
             return (self._user if user else self._root).ask(argv, data, seconds)
         except TimeoutError:
