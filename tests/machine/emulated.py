@@ -144,8 +144,9 @@ class Machine:
             try:
                 self._root.ask(("true",), b"", DEADLINE)
             except TimeoutError:
-                processors = self._qmp.execute("human-monitor-command", {"command-line": "info registers -a"})
-                raise FrozenError(f"no answer to {argv}, nor to `true`\n{processors}") from None
+                registers = self._qmp.execute("human-monitor-command", {"command-line": "info registers -a"})
+                where = [line for line in registers.splitlines() if line.startswith(("CPU#", "RIP="))]
+                raise FrozenError("\n".join((f"no answer to {argv}, nor to `true`", *where))) from None
             raise
 
     def sh(self, script: str, user: bool = False, seconds: float = DEADLINE) -> str:
