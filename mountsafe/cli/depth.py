@@ -34,7 +34,8 @@ def show(json: bool) -> None:
 def _medium(record: dict[str, Any]) -> dict[str, Any]:
     """Return what is known of a medium's processes and mounts, for programs."""
     points = {each.point: each for each in mounted()}
-    boxes = {"appliance": [record["virtual_machine"]], "session": [mount["session"] for mount in record["mounts"]]}
+    boxes = {"appliance": [record["virtual_machine"]], "container": [record["container"]]}
+    boxes |= {"session": [mount["session"] for mount in record["mounts"]]}
     processes = [{"role": "supervisor", **_seen(record["supervisor"])}]
     for role, pids in boxes.items():
         for pid in filter(None, pids):
