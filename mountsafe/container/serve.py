@@ -26,10 +26,11 @@ from mountsafe import channel
 from mountsafe.appliance.qmp import SANDBOX, Qmp
 from mountsafe.errors import MountsafeError, ProtocolFault
 from mountsafe.limits import CONTAINER_CONNECTIONS, CONTAINER_DEADLINE
-from mountsafe.medium.formats import Format, fault
+from mountsafe.medium.formats import SECTOR, Format, fault
 
 SOCKET = "/tmp/nbd"
 MEDIUM, DISK = "medium", "disk"
+WHY = 1000  # characters of QEMU's words
 WITH_BACKING = (Format.QCOW2, Format.VMDK)  # QEMU's drivers that know of a backing file
 # The program that is the virtual machine, without a machine. Debian 12's qemu-storage-daemon and qemu-nbd cannot be
 # handed an open file: they open a name themselves, and in a box of another user may not.
@@ -39,35 +40,42 @@ QEMU = [
 ]
 
 
-class Storage:
-    """QEMU, and the disk that it sees in the medium behind `fd`. Raises QmpError in QEMU's words if it sees none."""
+def start() -> tuple["subprocess.Popen[bytes]", Qmp]:
+    """Start QEMU; return it and its monitor."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        monitor = ["-chardev", f"socket,id=monitor,fd={theirs.fileno()}", "-mon", "monitor,mode=control"]
+        child = subprocess.Popen([*QEMU, *monitor], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+    return child, Qmp(ours, CONTAINER_DEADLINE)
 
-    def __init__(self, fd: int, format_: Format) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            monitor = ["-chardev", f"socket,id=monitor,fd={theirs.fileno()}", "-mon", "monitor,mode=control"]
-            self.child = subprocess.Popen([*QEMU, *monitor], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
-        self.qmp = Qmp(ours, CONTAINER_DEADLINE)
-        self.qmp.execute("blockdev-add", {**self.qmp.take_medium(fd), "node-name": MEDIUM})
-        node: dict[str, Any] = {"driver": format_, "node-name": DISK, "file": MEDIUM, "read-only": True}
-        with no_more_descriptors(self.child.pid):
-            self.qmp.execute("blockdev-add", node | ({"backing": None} if format_ in WITH_BACKING else {}))
-        self._listen()
 
-    def _listen(self) -> None:
-        with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(SOCKET)
-            listening.listen()
-            self.qmp.execute("getfd", {"fdname": "nbd"}, listening.fileno())
-        address = {"type": "fd", "data": {"str": "nbd"}}
-        self.qmp.execute("nbd-server-start", {"addr": address, "max-connections": CONTAINER_CONNECTIONS})
-        self.qmp.execute("block-export-add", {"type": "nbd", "id": DISK, "node-name": DISK, "name": ""})
+def open_disk(qemu: int, qmp: Qmp, fd: int, format_: Format) -> int:
+    """Open the image behind `fd`; return the size of the disk in it, in bytes.
 
-    def size(self) -> int:
-        """The disk's size in bytes, in whole sectors: NBD serves no part of one."""
-        nodes = self.qmp.execute("query-named-block-nodes", {"flat": True})
-        [size] = [node["image"]["virtual-size"] for node in nodes if node["node-name"] == DISK]
-        return int(size) & ~511
+    `qemu`: the process. Raises QmpError in QEMU's words.
+    """
+    qmp.execute("blockdev-add", {**qmp.take_medium(fd), "node-name": MEDIUM})
+    node: dict[str, Any] = {"driver": format_, "node-name": DISK, "file": MEDIUM, "read-only": True}
+    with no_more_descriptors(qemu):
+        qmp.execute("blockdev-add", node | ({"backing": None} if format_ in WITH_BACKING else {}))
+    nodes = qmp.execute("query-named-block-nodes", {"flat": True})
+    [size] = [node["image"]["virtual-size"] for node in nodes if node["node-name"] == DISK]
+    return int(size) // SECTOR * SECTOR  # NBD serves no part of one
+
+
+def serve_disk(qmp: Qmp, name: str) -> None:
+    """Serve the disk by NBD, on a socket that gets this name."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(name)
+        listening.listen()
+        qmp.execute("getfd", {"fdname": "nbd"}, listening.fileno())
+    address = {"type": "fd", "data": {"str": "nbd"}}
+    qmp.execute("nbd-server-start", {"addr": address, "max-connections": CONTAINER_CONNECTIONS})
+    qmp.execute("block-export-add", {"type": "nbd", "id": DISK, "node-name": DISK, "name": ""})
+
+
+class Refused(MountsafeError):
+    """The header says why the image is not to be opened: the name of a `formats.Fault`."""
 
 
 @contextmanager
@@ -88,19 +96,16 @@ def _end(code: int) -> NoReturn:
     os._exit(code)  # the end of the box ends QEMU
 
 
-def _opened(settings: dict[str, Any], control: socket.socket) -> Storage:
-    """Open the medium, and say what came of it."""
+def _open(settings: dict[str, Any]) -> tuple["subprocess.Popen[bytes]", Qmp, channel.Message]:
+    """Open the medium; return QEMU, its monitor, and what to say of it. Raises Refused."""
     fd, format_ = settings["medium"], Format(settings["format"])
-    try:
-        if why := fault(format_, lambda offset, length: os.pread(fd, length, offset), os.lseek(fd, 0, os.SEEK_END)):
-            channel.send(control, {"failed": "open", "fault": why.name})
-            _end(1)
-        storage = Storage(fd, format_)
-        channel.send(control, {"event": "opened", "size": storage.size()})
-    except (MountsafeError, OSError) as error:
-        channel.send(control, {"failed": "open", "why": str(error)[:1000]})
-        _end(1)
-    return storage
+    why = fault(format_, lambda offset, length: os.pread(fd, length, offset), os.lseek(fd, 0, os.SEEK_END))
+    if why is not None:
+        raise Refused(why.name)
+    child, qmp = start()
+    size = open_disk(child.pid, qmp, fd, format_)
+    serve_disk(qmp, SOCKET)
+    return child, qmp, {"event": "opened", "size": size}
 
 
 def _answer(control: socket.socket) -> bool:
@@ -126,12 +131,20 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     control = socket.socket(fileno=settings["control"])
     control.set_inheritable(False)
-    storage = _opened(settings, control)
-    watched: list[Any] = [control, storage.qmp]
+    try:
+        qemu, qmp, said = _open(settings)
+    except Refused as refused:
+        channel.send(control, {"failed": "open", "fault": str(refused)})
+        _end(1)
+    except (MountsafeError, OSError) as error:
+        channel.send(control, {"failed": "open", "why": str(error)[:WHY]})
+        _end(1)
+    channel.send(control, said)
+    watched: list[Any] = [control, qmp]
     while True:
         ready, _, _ = select.select(watched, [], [])
-        if storage.qmp in ready and not storage.qmp.drain():
-            code = storage.child.wait()
+        if qmp in ready and not qmp.drain():
+            code = qemu.wait()
             sys.stderr.write(f"QEMU ended {f'by signal {-code}' if code < 0 else f'with code {code}'}\n")
             _end(1)
         if control in ready and not _answer(control):
