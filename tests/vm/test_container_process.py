@@ -15,12 +15,9 @@ from mountsafe.appliance.qmp import QmpError
 from mountsafe.container import serve
 from mountsafe.medium.formats import Format
 from tests import containers
-from tests.conftest import missing
 from tests.vm.nbd import Nbd
 
 SIZE = 64 << 10
-if shutil.which("qemu-system-x86_64") is None:
-    missing("qemu-system-x86_64")
 
 
 @pytest.fixture
@@ -57,18 +54,17 @@ def disk(folder: Path, data: bytes, format_: Format) -> Iterator[tuple[int, Nbd]
 def hostile(canary: Path) -> dict[str, tuple[Format, bytes]]:
     """Images that name the canary."""
     name = str(canary)
-    flat = f'RW {SIZE // 512} FLAT "{name}" 0'
-    json = f'json:{{"driver":"raw","file":{{"driver":"file","filename":"{name}"}}}}'.replace('"', '\\"')
+    flat = f'RW {SIZE // 512} FLAT "{{}}" 0'
+
+    def text(extents: str, kind: str = "monolithicFlat") -> tuple[Format, bytes]:
+        return Format.VMDK, containers.vmdk_text(extents, kind=kind).encode()
+
     return {
         "data-file": (Format.QCOW2, containers.qcow2(SIZE, features=4, data_file=name.encode())),
-        "text": (Format.VMDK, containers.vmdk_text(flat, kind="monolithicFlat").encode()),
-        "text-inside": (Format.VMDK, containers.vmdk(sectors=0, extents=flat, kind="monolithicFlat")),
-        "text-vmfs": (Format.VMDK, containers.vmdk_text(flat.replace("FLAT", "VMFS"), kind="vmfs").encode()),
-        "text-json": (Format.VMDK, containers.vmdk_text(flat.replace(name, json), kind="monolithicFlat").encode()),
-        "text-nbd": (
-            Format.VMDK,
-            containers.vmdk_text(flat.replace(name, "nbd:unix:/nowhere"), kind="monolithicFlat").encode(),
-        ),
+        "text": text(flat.format(name)),
+        "text-inside": (Format.VMDK, containers.vmdk(0, flat.format(name), kind="monolithicFlat")),
+        "text-vmfs": text(f'RW {SIZE // 512} VMFS "{name}"', "vmfs"),
+        "text-itself": text(flat.format("1")),  # which QEMU takes for /dev/fdset/1
     }
 
 
