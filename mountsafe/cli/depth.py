@@ -77,7 +77,10 @@ def _print(medium: dict[str, Any]) -> None:
 
 
 def _title(process: dict[str, Any]) -> str:
-    return "QEMU" if process["program"].startswith("qemu") else str(process["role"])
+    role = str(process["role"])
+    if process["program"].startswith("qemu"):
+        return "QEMU" if role == "appliance" else "QEMU, container"
+    return role
 
 
 def _rows(process: dict[str, Any]) -> Iterator[tuple[str, str]]:
