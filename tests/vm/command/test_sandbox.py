@@ -31,6 +31,12 @@ BOXES = {
         limits.APPLIANCE_ADDRESS_SPACE,
         limits.APPLIANCE_PROCESSES,
     ),
+    "container": (
+        "container/serve.py",
+        limits.CONTAINER_SCRATCH,
+        limits.CONTAINER_ADDRESS_SPACE,
+        limits.CONTAINER_PROCESSES,
+    ),
     "session": ("session/server.py", limits.SESSION_SCRATCH, limits.SESSION_ADDRESS_SPACE, limits.SESSION_PROCESSES),
 }
 FIRST = "settings = json.loads(sys.argv[1])"
@@ -62,6 +68,13 @@ def probing(stage: Stage) -> dict[str, Path]:
             (Path(__file__).parent / "probe.py").read_bytes()
         )
     return programs
+
+
+def as_qcow2(program: Callable[[str], str], image: Path, person: Person, folder: Path) -> Path:
+    """Return a copy of an image in a container."""
+    made = folder / f"{image.stem}.qcow2"
+    subprocess.run([program("qemu-img"), "convert", "-O", "qcow2", image, made], check=True)
+    return person.give(made)
 
 
 @contextmanager
@@ -105,11 +118,11 @@ def probe(person: Person, program: list[str], facts: dict[str, Any], *arguments:
 
 @pytest.mark.parametrize("box", BOXES)
 def test_what_code_in_a_box_can_do(
-    person: Person, folder: Path, image: Image, probing: dict[str, Path], box: str
+    person: Person, folder: Path, image: Image, probing: dict[str, Path], box: str, program: Callable[[str], str]
 ) -> None:
     _, scratch, address_space, processes = BOXES[box]
     library = probing[box].parent / "lib/mountsafe"
-    source = image("ext4")
+    source = image("ext4") if box != "container" else as_qcow2(program, image("ext4"), person, folder)
     places = ["/etc/passwd", "/etc/shadow", "/root", "/home", "/run", "/var/tmp/..", "/boot"]
     with host() as facts:
         facts |= {
@@ -226,9 +239,7 @@ def test_the_kernel_tells_of_each_layer_that_is_promised(
 ) -> None:
     source = image("vfat")
     if contained:
-        made = folder / "vfat.qcow2"
-        subprocess.run([program("qemu-img"), "convert", "-O", "qcow2", source, made], check=True)
-        source = person.give(made)
+        source = as_qcow2(program, source, person, folder)
     person.run("mount", source, folder / "m").ok()
     try:
         [told] = person.run("doctor", "--sandbox", "--json").ok().json()
