@@ -16,7 +16,7 @@ from mountsafe.errors import ExitCode
 from tests import containers
 from tests.vm.command.stage import Person, Stage
 from tests.vm.command.test_errors import refused
-from tests.vm.command.test_faults import content, expected, kill, wait_for
+from tests.vm.command.test_faults import ASK, content, expected, kill, questions, wait_for
 from tests.vm.command.test_mount import Image, check_tree, mounted
 from tests.vm.command.traces import Traces, command, descendants, state
 
@@ -195,12 +195,15 @@ def test_a_container_process_that_dies(
         assert reader.stdout is not None
         assert reader.stdout.readline() == "again\n"
         found = storage(person, source)
+        machine: int = person.records_of(source)["virtual_machine"]
         kill(found[victim])
         for pid in found.values():
             wait_for(lambda pid=pid: state(pid) in ("", "Z", "X"))  # type: ignore[misc]
         assert content(person, top / "random.bin") == expected("random.bin")
         person.run(top / "documents", program=["ls", "-lR"]).ok()
         assert content(person, top / "README.txt") == expected("README.txt")
+        wait_for(lambda: state(machine) in ("", "Z", "X"))  # it would see errors alone
+        person.python(ASK, next(iter(questions(top)))).ok()
         wait_for(lambda: reader.stdout.readline() == "again\n")  # type: ignore[union-attr]
         reader.kill()
     check_tree(person, top, images.expected("ext4"))
