@@ -21,6 +21,14 @@ APPLIANCE_ADDRESS_SPACE = 4096 * MIB  # guest memory, translation buffer, librar
 APPLIANCE_SCRATCH = 256 * MIB  # tmpfs for sockets and the appliance disk's own snapshot
 APPLIANCE_PROCESSES = 64  # QEMU's threads count
 
+# --- the container process: QEMU's block layer, for a medium that is not raw ------------------------------------------
+CONTAINER_DEADLINE = 30.0  # to start and to read the tables of the largest image; 0.1 s where nobody else computes
+CONTAINER_ADDRESS_SPACE = 2048 * MIB  # 0.6 GiB are mapped in practice; a table that wants more is refused
+CONTAINER_SCRATCH = 1 * MIB  # a socket's name
+CONTAINER_PROCESSES = 128  # QEMU reads in up to 64 threads, and ends itself if it cannot have one
+CONTAINER_CONNECTIONS = 64  # one for the virtual machine, one for each mount, and those that are about to be closed
+MAX_DISK_SIZE = (1 << 63) - 1  # that a container may claim: off_t
+
 # --- the session process: the FUSE server ---------------------------------------------------------------------------
 SESSION_ADDRESS_SPACE = 2048 * MIB
 SESSION_SCRATCH = 1 * MIB

@@ -16,15 +16,13 @@ from pathlib import Path
 import guestfs
 
 from mountsafe.appliance import hardware, thaw
-from mountsafe.appliance.qmp import Qmp, QmpError
+from mountsafe.appliance.qmp import MEDIUM_SET, SANDBOX, Qmp, QmpError
 from mountsafe.limits import ATTACH_DEADLINE
 
 QMP_SOCKET = "/tmp/qmp"
 CACHE = "/var/tmp/guestfs"
 MEDIUM = "medium"
 CONSOLE_BYTES = 65536
-# QEMU's own seccomp filter: no old system calls, no privilege, no new process, no change of scheduling.
-SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 class Guest:
@@ -115,11 +113,13 @@ class Guest:
         return bool(data)
 
     def attach(self, fd: int) -> None:
-        """Plug the medium behind `fd` into the VM, read-only."""
+        """Plug the medium behind `fd` into the VM, read-only. A socket leads to who serves it by NBD."""
         assert self.qmp is not None
-        self.qmp.execute("add-fd", {"fdset-id": 1}, fd)
-        driver = "host_device" if stat.S_ISBLK(os.fstat(fd).st_mode) else "file"
-        source = {"driver": driver, "filename": "/dev/fdset/1", "read-only": True, "locking": "off"}
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            self.qmp.execute("getfd", {"fdname": MEDIUM}, fd)
+            source = {"driver": "nbd", "server": {"type": "fd", "str": MEDIUM}, "read-only": True}
+        else:
+            source = self.qmp.take_medium(fd)
         node = {"driver": "raw", "node-name": MEDIUM, "read-only": True, "file": source}
         self.qmp.execute("blockdev-add", node)
         place = {"bus": "scsi.0", "channel": 0, "scsi-id": 8, "lun": 0}
@@ -131,7 +131,8 @@ class Guest:
         self.qmp.execute("device_del", {"id": MEDIUM})
         self.qmp.wait_for_end_of(MEDIUM)
         self.qmp.execute("blockdev-del", {"node-name": MEDIUM})
-        self.qmp.execute("remove-fd", {"fdset-id": 1})
+        with suppress(QmpError):  # it came as a socket
+            self.qmp.execute("remove-fd", {"fdset-id": MEDIUM_SET})
 
     def open_stream(self, fd: int) -> None:
         """Give the VM a new virtio-serial port whose host end is the socket `fd`; the agent starts a worker on it."""

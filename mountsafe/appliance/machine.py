@@ -1,7 +1,4 @@
-"""One VM as the host sees it: a boxed child process and its control channel.
-
-The parent makes every socket and hands one end down, so no descriptor ever comes up from the box.
-"""
+"""One VM as the host sees it: a boxed child process and its control channel."""
 
 import json
 import socket
@@ -9,25 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from mountsafe import channel, sandbox, syscalls
 from mountsafe.appliance.acceleration import KVM
-from mountsafe.errors import DeadlinePassed, GuestGone, ProtocolFault
+from mountsafe.errors import DeadlinePassed, GuestGone
 from mountsafe.limits import (
     APPLIANCE_ADDRESS_SPACE,
     APPLIANCE_PROCESSES,
     APPLIANCE_SCRATCH,
     ATTACH_DEADLINE,
-    CONTROL_MESSAGE,
     GUEST_MEMORY_MIB,
     LAUNCH_DEADLINE,
 )
+from mountsafe.peer import Peer
 from mountsafe.process import Child
 from mountsafe.text import printable
 
 Log = Callable[[str], None]
-LAST_WORDS = 0.1  # seconds for what a process said at its end to arrive
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +62,7 @@ class Machine:
     def __init__(self, process: Child, control: socket.socket, accelerator: str) -> None:
         self.accelerator = accelerator
         self._process = process
-        self._control = trio.socket.from_stdlib_socket(control)
-        self._requests = trio.Lock()
+        self._peer = Peer(process, control, "the appliance process", "the virtual machine")
 
     @classmethod
     def start(cls, settings: MachineSettings, log: Log) -> "Machine":
@@ -87,61 +80,34 @@ class Machine:
         """The process id of the box."""
         return self._process.pid
 
-    async def _receive(self, deadline: float, what: str) -> channel.Message:
-        with trio.move_on_after(deadline):
-            try:
-                packet = await self._control.recv(CONTROL_MESSAGE)
-            except ConnectionError:  # it ended before it read what we had asked
-                packet = b""
-            if not packet:
-                await trio.sleep(LAST_WORDS)
-                last = self._process.last_line
-                raise GuestGone(f"the appliance process ended{': ' if last else ''}{last[:300]}")
-            return channel.decode(packet)
-        raise DeadlinePassed(f"the virtual machine did not {what} in {deadline:.0f} s")
-
     async def launched(self, deadline: float = LAUNCH_DEADLINE, lively: float = 0.0) -> None:
         """Wait until the VM runs. Raises GuestGone with the reason, or DeadlinePassed.
 
         A guest that has said something until the deadline is only slow: it gets `lively` seconds more.
         """
         try:
-            untrusted = await self._receive(deadline, "start")
+            untrusted = await self._peer.receive(deadline, "start")
         except DeadlinePassed:
             if not (lively and self._process.last_line):
                 raise
-            untrusted = await self._receive(lively, "start")
+            untrusted = await self._peer.receive(lively, "start")
         if untrusted.get("event") != "launched":
             raise GuestGone(f"the virtual machine did not start: {printable(str(untrusted.get('why')), 500)}")
 
-    async def _ask(self, what: str, fds: list[int]) -> None:
-        async with self._requests:
-            try:
-                packet = channel.encode({"do": what})
-                await self._control.sendmsg([packet], channel.descriptors(fds))
-            except OSError as error:
-                raise GuestGone("the appliance process ended") from error
-            untrusted = await self._receive(ATTACH_DEADLINE, what)
-        if untrusted.get("done") == what:
-            return
-        if untrusted.get("failed") == what:
-            raise GuestGone(f"the virtual machine could not {what}: {printable(str(untrusted.get('why')), 500)}")
-        raise ProtocolFault("the appliance process answered something else")
-
     async def attach(self, fd: int) -> None:
         """Plug the medium behind `fd` in."""
-        await self._ask("attach", [fd])
+        await self._peer.ask("attach", [fd], ATTACH_DEADLINE)
 
     async def detach(self) -> None:
         """Unplug it again. Only tests and a shared warm VM do; a medium's own VM ends with it."""
-        await self._ask("detach", [])
+        await self._peer.ask("detach", [], ATTACH_DEADLINE)
 
     async def open_stream(self) -> socket.socket:
         """Return the host end of a new stream to the agent."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
-                await self._ask("stream", [theirs.fileno()])
+                await self._peer.ask("stream", [theirs.fileno()], ATTACH_DEADLINE)
         except BaseException:
             ours.close()
             raise
@@ -157,5 +123,4 @@ class Machine:
 
     async def stop(self) -> None:
         """End the VM and wait until every process of its box is gone."""
-        self._control.close()
-        await self._process.stop()
+        await self._peer.stop()

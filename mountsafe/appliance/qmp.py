@@ -1,12 +1,17 @@
 """A client of QEMU's machine protocol (docs/interop/qmp-spec), just enough to plug things into a running VM."""
 
 import json
+import os
 import socket
+import stat
 from collections import deque
 from typing import Any
 
 from mountsafe.errors import GuestGone, MountsafeError
 
+# QEMU's own seccomp filter: no old system calls, no privilege, no new process, no change of scheduling.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+MEDIUM_SET = 1  # the set of descriptors that the medium is in
 EVENTS = 256  # kept; a guest can cause as many as it likes
 
 
@@ -15,16 +20,20 @@ class QmpError(MountsafeError):
 
 
 class Qmp:
-    """A connection to QEMU's monitor socket at `path`. Blocks; QEMU answers in milliseconds.
+    """A connection to QEMU's monitor: the path of its socket, or a connected one. Blocks; answers take milliseconds.
 
     `events`: what QEMU said unasked and nobody has taken yet, oldest first.
     """
 
-    def __init__(self, path: str, seconds: float) -> None:
+    def __init__(self, monitor: str | socket.socket, seconds: float) -> None:
         self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(seconds)
-        self._sock.connect(path)
+        if isinstance(monitor, str):
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._sock.settimeout(seconds)
+            self._sock.connect(monitor)
+        else:
+            self._sock = monitor
+            self._sock.settimeout(seconds)
         self._lines = self._sock.makefile("rb")
         self._next()  # the greeting
         self.execute("qmp_capabilities")
@@ -64,6 +73,12 @@ class Qmp:
             raise GuestGone(f"QEMU did not answer {command}") from error
         except (ConnectionError, BrokenPipeError) as error:
             raise GuestGone("QEMU is gone") from error
+
+    def take_medium(self, fd: int) -> dict[str, Any]:
+        """Hand a file or block device in, which QEMU then opens by no name; return how `blockdev-add` calls it."""
+        self.execute("add-fd", {"fdset-id": MEDIUM_SET}, fd)
+        driver = "host_device" if stat.S_ISBLK(os.fstat(fd).st_mode) else "file"
+        return {"driver": driver, "filename": f"/dev/fdset/{MEDIUM_SET}", "read-only": True, "locking": "off"}
 
     def drain(self) -> bool:
         """Take in one event; False when QEMU is gone."""

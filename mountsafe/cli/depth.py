@@ -56,7 +56,8 @@ def _medium(record: dict[str, Any]) -> dict[str, Any]:
 def _held(record: dict[str, Any]) -> Iterator[Held]:
     """Yield the processes of a medium."""
     yield Held("supervisor", _layers(record["supervisor"]))
-    boxes = {"appliance": [record["virtual_machine"]], "session": [mount["session"] for mount in record["mounts"]]}
+    boxes = {"appliance": [record["virtual_machine"]], "container": [record["container"]]}
+    boxes |= {"session": [mount["session"] for mount in record["mounts"]]}
     for role, pids in boxes.items():
         for pid in filter(None, pids):
             for each in (pid, *descendants(pid)):
@@ -93,7 +94,9 @@ def _print(medium: dict[str, Any], held: list[Held]) -> None:
 
 
 def _title(process: Held) -> str:
-    return "QEMU" if process.layers.program.startswith("qemu") else process.role
+    if process.layers.program.startswith("qemu"):
+        return "QEMU" if process.role == "appliance" else "QEMU, container"
+    return process.role
 
 
 def _rows(seen: Layers) -> Iterator[tuple[str, str]]:

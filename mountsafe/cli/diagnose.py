@@ -65,12 +65,14 @@ def _program(name: str, package: str) -> Callable[[], Finding]:
     return check
 
 
-def _module(name: str, package: str) -> Callable[[], Finding]:
+def _module(name: str, package: str, missing: str = BROKEN, use: str = "") -> Callable[[], Finding]:
     def check() -> Finding:
         done = subprocess.run([sandbox.PYTHON, "-I", "-c", f"import {name}"], capture_output=True, check=False)
         if done.returncode == 0:
             return Finding(f"Python {name}", OK, sandbox.PYTHON)
-        return Finding(f"Python {name}", BROKEN, f"{sandbox.PYTHON} cannot import it", f"sudo apt install {package}")
+        return Finding(
+            f"Python {name}", missing, f"{sandbox.PYTHON} cannot import it{use}", f"sudo apt install {package}"
+        )
 
     return check
 
@@ -156,6 +158,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _module("pyfuse3", "python3-pyfuse3"),
     _module("trio", "python3-trio"),
     _module("seccomp", "python3-seccomp"),
+    _module("nbd", "python3-libnbd", DEGRADED, ": no qcow2, vmdk and the like"),
     _fuse,
     _kernel,
     _box,

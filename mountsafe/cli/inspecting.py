@@ -1,5 +1,7 @@
 """`inspect`: what is on a medium, found inside the virtual machine."""
 
+from dataclasses import dataclass
+
 import trio
 import typer
 
@@ -8,11 +10,13 @@ from mountsafe.appliance import build
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import MachineSettings
 from mountsafe.cli import screen
-from mountsafe.cli.mounting import Json, Source, Verbose
+from mountsafe.cli.mounting import Format, FormatOption, Json, Source, Verbose, named, require_formats
+from mountsafe.medium import formats
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.session.machines import Machines
-from mountsafe.session.supervisor import inspect_medium, machine_settings
+from mountsafe.session.storage import Storage
+from mountsafe.session.supervisor import inspect_medium, machine_settings, open_storage
 from mountsafe.text import size
 
 
@@ -21,45 +25,57 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: [bold]mountsafe inspect disk.img --json[/bold]")(inspect)
 
 
-def inspect(source: Source, json: Json = False, verbose: Verbose = False) -> None:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is on a medium; `size` is that of the disk in it, in bytes."""
+
+    size: int
+    volumes: list[Volume]
+
+
+def inspect(source: Source, format_: FormatOption = Format.AUTO, json: Json = False, verbose: Verbose = False) -> None:
     """Show the partitions and file systems of an image or a device, and how risky each type is to mount."""
-    medium = open_medium(source)
-    volumes = find(medium, json or verbose, verbose)
+    medium = open_medium(source, named(format_))
+    found = find(medium, json or verbose, verbose)
     if json:
-        facts = {"source": str(medium.path), "size": medium.size, "volumes": [volume.facts() for volume in volumes]}
-        screen.print_json(facts)
+        facts = {"source": str(medium.path), "format": medium.format, "size": found.size}
+        screen.print_json(facts | {"volumes": [volume.facts() for volume in found.volumes]})
     else:
-        _tell(medium, volumes)
+        _tell(medium, found)
 
 
-def find(medium: Medium, quiet: bool, verbose: bool = False) -> list[Volume]:
+def find(medium: Medium, quiet: bool, verbose: bool = False) -> Found:
     """Return what a virtual machine finds on a medium; `quiet`: no progress is shown."""
     sandbox.require()
+    require_formats(medium)
     with screen.progress(quiet) as progress:
         build.ensure(progress)
         progress("starting the virtual machine")
         return trio.run(_find, medium, verbose)
 
 
-async def _find(medium: Medium, verbose: bool) -> list[Volume]:
+async def _find(medium: Medium, verbose: bool) -> Found:
     with machine_settings(verbose) as (settings, acceleration):
         return await _find_with(medium, settings, acceleration)
 
 
-async def _find_with(medium: Medium, settings: MachineSettings, acceleration: Acceleration) -> list[Volume]:
+async def _find_with(medium: Medium, settings: MachineSettings, acceleration: Acceleration) -> Found:
     async with trio.open_nursery() as nursery:
-        machines = Machines(settings, acceleration, medium, nursery)
+        storage = Storage(medium, nursery)
+        machines = Machines(settings, acceleration, storage, nursery)
         try:
-            return await inspect_medium(machines, medium, nursery)
+            await open_storage(storage)
+            return Found(storage.size, await inspect_medium(machines, nursery))
         finally:
             await machines.close()
             nursery.cancel_scope.cancel()
 
 
-def _tell(medium: Medium, volumes: list[Volume]) -> None:
-    screen.say(f"{medium.name}: {size(medium.size)}")
+def _tell(medium: Medium, found: Found) -> None:
+    what = "" if medium.format is formats.Format.RAW else f"{medium.format}, a disk of "
+    screen.say(f"{medium.name}: {what}{size(found.size)}")
     rows = []
-    for volume in volumes:
+    for volume in found.volumes:
         facts = volume.facts()
         what = volume.fstype or (f"{volume.table} table" if volume.table else "-")
         number = str(volume.number) if volume.kind == "partition" else volume.kind

@@ -14,8 +14,10 @@ import typer
 from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
+from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
+from mountsafe.medium import formats
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.session import start
 from mountsafe.session.mounter import require_fuse
@@ -30,6 +32,18 @@ class Owner(StrEnum):
 
     USER = "user"
     IMAGE = "image"
+
+
+class Format(StrEnum):
+    """What a source is taken for."""
+
+    AUTO = "auto"
+    RAW = "raw"
+    QCOW2 = "qcow2"
+    VMDK = "vmdk"
+    VDI = "vdi"
+    VPC = "vpc"
+    VHDX = "vhdx"
 
 
 class Links(StrEnum):
@@ -51,10 +65,20 @@ _MOUNT_EXAMPLES = (
     "Examples: [bold]mountsafe mount suspicious.img ~/mnt[/bold], "
     "[bold]mountsafe mount disk.img ~/mnt --partition 2[/bold], "
     "[bold]mountsafe mount floppy.adf ~/mnt --type affs[/bold], "
+    "[bold]mountsafe mount machine.vmdk ~/mnt[/bold], "
+    "[bold]mountsafe mount odd.img ~/mnt --format raw[/bold], "
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
 # readable=False: who may read what is found out by opening it, and told with its own exit code.
 Source = Annotated[Path, typer.Argument(help="An image file or a block device.", show_default=False, readable=False)]
+FormatOption = Annotated[
+    Format,
+    typer.Option(
+        "--format",
+        help="How the disk lies in the source; vpc is VHD. auto looks at the first bytes of a file, and takes a device"
+        " as raw.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")
 ]
@@ -82,6 +106,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     fstype: Annotated[
         str | None, typer.Option("--type", "-t", metavar="FSTYPE", help="Take it for this type.", show_default=False)
     ] = None,
+    format_: FormatOption = Format.AUTO,
     owner: Annotated[Owner, typer.Option(help="Show the files as yours, or as the image says.")] = Owner.USER,
     links: Annotated[
         Links,
@@ -111,9 +136,10 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
             f"{printable(fstype)} is not a file system type", "For example: vfat, udf, affs.", ExitCode.USAGE
         )
     options = start.MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries)
-    medium = open_medium(source)
+    medium = open_medium(source, named(format_))
     _check_not_mounted(medium)
     sandbox.require()
+    require_formats(medium)
     require_fuse()
     quiet = json or verbose
     with screen.progress(quiet) as progress:
@@ -138,6 +164,17 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         _tell(record)
     if foreground:
         _stay(starting, quiet=json)
+
+
+def named(format_: Format) -> formats.Format | None:
+    """Return the format that an option names; None for auto."""
+    return None if format_ is Format.AUTO else formats.Format(format_)
+
+
+def require_formats(medium: Medium) -> None:
+    """Raise UserError if what opens the medium's format is missing."""
+    if medium.format is not formats.Format.RAW:
+        opened.require()
 
 
 def _tell(record: dict[str, Any]) -> None:

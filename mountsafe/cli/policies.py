@@ -76,7 +76,7 @@ def _facts(source: Path, quiet: bool) -> list[Facts]:
         from mountsafe.hotplug.devices import facts_of  # loads libudev, which few verbs need
 
         return facts_of(source)
-    volumes = inspecting.find(open_medium(source), quiet)
+    volumes = inspecting.find(open_medium(source), quiet).volumes
     return [
         Facts(fstype=each.fstype, label=each.label, uuid=each.uuid, bus="image", size=each.size)
         for each in volumes

@@ -17,7 +17,7 @@ from mountsafe.filesystem.chunks import Chunks
 from mountsafe.filesystem.index import Node
 from mountsafe.incidents import Incidents
 from mountsafe.limits import EXTENT_PATIENCE, MAX_EXTENT_QUESTIONS, MAX_EXTENTS_PER_FILE
-from mountsafe.medium.block import BlockReader
+from mountsafe.medium.block import Disk
 from mountsafe.medium.extents import NO_PLAN, ReadPlan, Source, plan
 
 PROOF_BYTES = 64 << 10  # how much of a direct read is compared
@@ -27,7 +27,7 @@ IN_ORDER = 64 << 10  # the kernel asks for so much at a time only where a progra
 class Reader:
     """Reads the files of one mount."""
 
-    def __init__(self, agents: Agents, block: BlockReader, incidents: Incidents, nursery: trio.Nursery) -> None:
+    def __init__(self, agents: Agents, block: Disk, incidents: Incidents, nursery: trio.Nursery) -> None:
         self._agents = agents
         self._block = block
         self._incidents = incidents

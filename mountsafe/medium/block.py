@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import Protocol
 
 import trio
 
@@ -19,6 +20,16 @@ NEAR, NEIGHBOURHOOD = 1 << 20, 256 << 10
 
 class MediumError(MountsafeError):
     """The medium did not give the bytes: a read error, or it is shorter than it said."""
+
+
+class Disk(Protocol):
+    """Where the bytes of a disk come from."""
+
+    def read_now(self, offset: int, length: int) -> memoryview | None:
+        """Return `length` bytes if they can be had at once, or None. They are valid until the next call."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`. Raises MediumError. Beyond the end, in its sector, are zeros."""
 
 
 class BlockReader:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.medium.formats import Format, detect
 from mountsafe.text import printable
 
 BLKGETSIZE64 = 0x80081272  # include/uapi/linux/fs.h
@@ -15,12 +16,13 @@ BLKGETSIZE64 = 0x80081272  # include/uapi/linux/fs.h
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """An open medium: a read-only descriptor and its size in bytes."""
+    """An open medium: a read-only descriptor and its size in bytes. `format`: what holds the disk in it."""
 
     path: Path
     fd: int
     size: int
     block_device: bool
+    format: Format = Format.RAW
 
     @property
     def name(self) -> str:
@@ -28,10 +30,11 @@ class Medium:
         return printable(os.fsencode(self.path.name))
 
 
-def open_medium(source: Path) -> Medium:
-    """Open an image file or a block device.
+def open_medium(source: Path, wanted: Format | None = None) -> Medium:
+    """Open an image file or a block device; it is of the format `wanted`, or of that which it looks like.
 
-    A block device is opened with O_EXCL: that fails while it is mounted, and while it is held nobody can mount it.
+    A block device is opened with O_EXCL: that fails while it is mounted, and while it is held nobody can mount it. It
+    is taken as raw if nothing is said: who made it does not get to choose.
     Raises UserError (ExitCode.SOURCE) for anything that cannot be a medium.
     """
     shown = printable(os.fsencode(source))
@@ -57,10 +60,19 @@ def open_medium(source: Path) -> Medium:
         size = opened.st_size if stat.S_ISREG(opened.st_mode) else device_size(fd)
         if size == 0:
             raise UserError(f"{shown} is empty", "There is nothing to open in it.", ExitCode.SOURCE)
-        return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode))
+        if wanted is None:
+            wanted = Format.RAW if stat.S_ISBLK(opened.st_mode) else _detected(fd, size, shown)
+        return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode), wanted)
     except BaseException:
         os.close(fd)
         raise
+
+
+def _detected(fd: int, size: int, shown: str) -> Format:
+    try:
+        return detect(lambda offset, length: os.pread(fd, length, offset), size)
+    except OSError as error:
+        raise _cannot_open(shown, error) from error
 
 
 def device_size(fd: int) -> int:

@@ -1,10 +1,8 @@
 """The virtual machine of one medium: started when it is needed, replaced when it died, given up when it keeps dying."""
 
 import logging
-import os
 import socket
 import time
-from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 
@@ -13,8 +11,9 @@ import trio
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
-from mountsafe.limits import DEATHS, DEATHS_WINDOW, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
-from mountsafe.medium.source import Medium
+from mountsafe.limits import KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
+from mountsafe.session.deaths import Deaths
+from mountsafe.session.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -83,21 +82,21 @@ class Machines:
         self,
         settings: MachineSettings,
         acceleration: Acceleration,
-        medium: Medium,
+        storage: Storage,
         nursery: trio.Nursery,
         listener: Listener | None = None,
         spare: Machine | None = None,
     ) -> None:
+        self.storage = storage
         self._nursery = nursery
         self._settings = settings
         self._acceleration = acceleration
-        self._medium = medium
         self._listener = listener or Listener()
         self._machine: Machine | None = None
         self._spare = spare
         self._starting = trio.Lock()
         self._users: set[object] = set()
-        self._deaths: deque[float] = deque(maxlen=DEATHS)
+        self._deaths = Deaths("the virtual machine")
         self.accelerator = ""
 
     @property
@@ -117,8 +116,7 @@ class Machines:
                     return await self._machine.open_stream()
                 except MountsafeError as error:
                     await self._bury(str(error))
-            if len(self._deaths) == DEATHS and time.monotonic() - self._deaths[0] < DEATHS_WINDOW:
-                raise GuestGone(f"the virtual machine ended {DEATHS} times within {DEATHS_WINDOW:.0f} s")
+            self._deaths.check()
             machine = await self._start()
             try:
                 sock = await machine.open_stream()
@@ -127,6 +125,7 @@ class Machines:
                 raise
             self._machine = machine
             self._nursery.start_soon(self._watch, machine)
+            self._nursery.start_soon(self._watch_storage, machine)
             return sock
 
     async def _start(self) -> Machine:
@@ -140,10 +139,15 @@ class Machines:
         return await self._attached(await started(self._settings, self._acceleration, self._nursery, self._listener))
 
     async def _attached(self, machine: Machine) -> Machine:
+        number = self.storage.number
         try:
-            await machine.attach(self._medium.fd)
-        except BaseException:
+            async with self.storage.lent() as fd:
+                number = self.storage.number
+                await machine.attach(fd)
+        except BaseException as error:
             await machine.stop()
+            if isinstance(error, MountsafeError):  # one of the two is at fault
+                await self.storage.replace(number)
             raise
         self.accelerator = machine.accelerator
         return machine
@@ -151,7 +155,7 @@ class Machines:
     async def _bury(self, why: str) -> None:
         machine, self._machine = self._machine, None
         if machine is not None:
-            self._deaths.append(time.monotonic())
+            self._deaths.note()
             self._listener.incident(why)
             await machine.stop()
 
@@ -177,10 +181,17 @@ class Machines:
             if self._machine is machine:
                 await self._bury(f"it ended ({code})")
 
+    async def _watch_storage(self, machine: Machine) -> None:
+        """A VM whose disk is gone reads nothing but errors from there on: end it, and the next one has a disk again."""
+        await self.storage.lost()
+        async with self._starting:
+            if self._machine is machine:
+                await self._bury("the process that opens the image ended")
+
     async def close(self) -> None:
-        """End the VM for good."""
+        """End the VM for good, and what it reads."""
         with trio.CancelScope(shield=True):
             machine, self._machine = self._machine, None
             if machine is not None:
                 await machine.stop()
-        os.close(self._medium.fd)
+            await self.storage.close()

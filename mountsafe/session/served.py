@@ -20,6 +20,7 @@ from mountsafe.limits import (
     SESSION_PROCESSES,
     SESSION_SCRATCH,
 )
+from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.process import Child
@@ -60,17 +61,22 @@ class Presentation:
 
 
 class SessionBox:
-    """A session process that is not told yet which file system it serves: it starts while that is found out."""
+    """A session process that is not told yet which file system it serves: it starts while that is found out.
+
+    It gets the medium if that is raw; a disk in a container it asks for.
+    """
 
     def __init__(self, medium: Medium) -> None:
         self.control, theirs = channel.pair()
         with theirs, syscalls.descriptor(syscalls.SESSION) as seccomp:
             box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
-            settings = {"control": theirs.fileno(), "medium": medium.fd, "medium_size": medium.size}
+            raw = medium.format is Format.RAW
+            settings = {"control": theirs.fileno(), "medium": medium.fd if raw else None}
             argv = sandbox.python("mountsafe.session.server", json.dumps(settings))
             command = box.command(argv, sandbox.outer_uid(), seccomp)
             log.debug("%s", sandbox.shown(command))
-            self.child = Child(command, [theirs.fileno(), medium.fd, seccomp], "session", log.info)
+            fds = [theirs.fileno(), seccomp, *([medium.fd] if raw else [])]
+            self.child = Child(command, fds, "session", log.info)
 
 
 class ServedVolume:
@@ -109,6 +115,7 @@ class ServedVolume:
             "fstype": self.volume.fstype,
             "start": window.start,
             "size": window.size,
+            "disk_size": self._machines.storage.size,
             "uid": uid,
             "gid": gid,
             "idle": self._shown.idle,
@@ -183,6 +190,8 @@ class ServedVolume:
         why = printable(str(untrusted.get("why", "")), wire.MAX_MESSAGE)
         if untrusted.get("want") == "stream":
             await self._give_stream()
+        elif untrusted.get("want") == "disk":
+            await self._give_disk(untrusted.get("instead"))
         elif event == "ready" and self._mount is None:
             await self._give_mount(untrusted)
         elif event == "serving" and self._mount is not None:
@@ -210,6 +219,17 @@ class ServedVolume:
             return
         with sock:
             await self._send({"event": "stream"}, [sock.fileno()])
+
+    async def _give_disk(self, untrusted_instead: object) -> None:
+        """Connect it to the disk in the container. `untrusted_instead`: the process of that number does not answer."""
+        storage = self._machines.storage
+        if type(untrusted_instead) is int:
+            await storage.replace(untrusted_instead)
+        try:
+            async with storage.lent() as fd:
+                await self._send({"event": "disk", "number": storage.number}, [fd])
+        except MountsafeError as error:
+            await self._send({"event": "none", "why": str(error)}, [])
 
     async def _give_mount(self, untrusted: channel.Message) -> None:
         mode = untrusted.get("mode")

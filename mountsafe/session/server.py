@@ -2,7 +2,7 @@
 
 The medium, read-only; a control channel to the parent; and, once the guest has mounted the medium, /dev/fuse, which
 the parent sends down. Streams to the appliance come the same way, a new one for each virtual machine that the mount
-outlives.
+outlives. If the medium is not raw, a socket to the container process comes so too, in the medium's place.
 """
 
 import json
@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
@@ -25,7 +26,7 @@ from mountsafe.filesystem.prefetch import prefetch
 from mountsafe.filesystem.reader import Reader
 from mountsafe.incidents import Incidents
 from mountsafe.limits import PREFETCH_ENTRIES
-from mountsafe.medium.block import BlockReader
+from mountsafe.medium.block import BlockReader, Disk
 from mountsafe.medium.extents import Window
 
 log = logging.getLogger(__name__)
@@ -52,11 +53,35 @@ class Parent:
             return answer
 
 
+OpenDisk = Callable[[int, Parent, trio.Nursery], Disk]
+
+
+def disk_opener(medium: int | None) -> OpenDisk:
+    """Return how the disk's bytes are had. To be called while modules can be imported: libnbd is for who needs it."""
+    if medium is not None:
+        return lambda size, parent, nursery: BlockReader(medium, size)
+    from mountsafe.medium.nbd import NbdReader
+
+    def open_disk(size: int, parent: Parent, nursery: trio.Nursery) -> Disk:
+        async def connect(instead: int | None) -> tuple[socket.socket, int]:
+            answer, fds = await parent.ask({"want": "disk", "instead": instead})
+            if len(fds) != 1:
+                raise GuestGone(str(answer.get("why", "no disk")))
+            return socket.socket(fileno=fds[0]), answer["number"]
+
+        return NbdReader(connect, size, nursery)
+
+    return open_disk
+
+
 class SessionProcess:
     """One file system, from the first stream to the last request."""
 
-    def __init__(self, settings: channel.Message, control: socket.socket, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, settings: channel.Message, control: socket.socket, open_disk: OpenDisk, nursery: trio.Nursery
+    ) -> None:
         self._settings = settings
+        self._open_disk = open_disk
         self._nursery = nursery
         self._parent = Parent(control)
 
@@ -108,7 +133,8 @@ class SessionProcess:
         )
         if len(fds) != 1:
             raise SystemExit(1)
-        reader = Reader(agents, BlockReader(settings["medium"], settings["medium_size"]), incidents, self._nursery)
+        disk = self._open_disk(settings["disk_size"], self._parent, self._nursery)
+        reader = Reader(agents, disk, incidents, self._nursery)
         view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))
         operations = Operations(index, reader, agents, statfs, view)
         self._nursery.start_soon(prefetch, agents, index, reader, min(PREFETCH_ENTRIES, settings["entries"] // 2))
@@ -118,23 +144,24 @@ class SessionProcess:
         agents.close()
 
 
-async def _run(settings: channel.Message, control: socket.socket) -> None:
+async def _run(settings: channel.Message, control: socket.socket, open_disk: OpenDisk) -> None:
     async with trio.open_nursery() as nursery:
-        await SessionProcess(settings, control, nursery).run()
+        await SessionProcess(settings, control, open_disk, nursery).run()
         nursery.cancel_scope.cancel()
 
 
 def main() -> NoReturn:
-    """Run with one argument, {control, medium, medium_size} as JSON. The first message says which file system."""
+    """Run with one argument, {control, medium} as JSON. The first message says which file system."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="session: %(levelname)s: %(message)s")
     settings = json.loads(sys.argv[1])
     control = socket.socket(fileno=settings["control"])
+    open_disk = disk_opener(settings["medium"])
     settings["landlock"] = landlock.enclose()  # all that is imported is imported; nothing is opened from here on
     code = 0
     try:
         told = channel.receive(control)
         if told is not None:
-            trio.run(_run, {**settings, **told[0]}, control)
+            trio.run(_run, {**settings, **told[0]}, control, open_disk)
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:

@@ -76,6 +76,7 @@ class Starting:
             "created_target": created,
             "size": medium.size,
             "block_device": medium.block_device,
+            "format": medium.format,
             "uid": uid,
             "gid": gid,
             **asdict(options),

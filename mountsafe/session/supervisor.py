@@ -27,12 +27,14 @@ from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.incidents import Incidents
 from mountsafe.limits import CONTROL_MESSAGE, MAX_MOUNTS
+from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name
 from mountsafe.session import logs
 from mountsafe.session.machines import Listener, Machines, started
 from mountsafe.session.runtime import CONTROL, LOG, Runtime
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
+from mountsafe.session.storage import Storage
 
 log = logging.getLogger(__name__)
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -88,10 +90,20 @@ class Reporter(Listener):
         waiting.close()
 
 
-async def inspect_medium(machines: Machines, medium: Medium, nursery: trio.Nursery) -> list[Volume]:
-    """Return what the guest finds on the medium. Raises UserError (APPLIANCE)."""
+async def open_storage(storage: Storage) -> None:
+    """Open the disk in the medium. Raises UserError (SOURCE if it is the image's fault)."""
     try:
-        client = AgentClient(await machines.stream(medium))
+        await storage.open()
+    except UserError:
+        raise
+    except MountsafeError as error:
+        raise UserError(str(error), "--verbose shows what it said.", ExitCode.APPLIANCE) from error
+
+
+async def inspect_medium(machines: Machines, nursery: trio.Nursery) -> list[Volume]:
+    """Return what the guest finds on the disk, which is open. Raises UserError (APPLIANCE)."""
+    try:
+        client = AgentClient(await machines.stream(machines.storage))
         nursery.start_soon(client.run)
         try:
             await client.hello()
@@ -100,7 +112,7 @@ async def inspect_medium(machines: Machines, medium: Medium, nursery: trio.Nurse
             client.end(MountsafeError("done"))
     except (GuestRefused, DeadlinePassed, MountsafeError, OSError) as error:
         raise UserError(str(error), "--verbose shows the virtual machine's console.", ExitCode.APPLIANCE) from error
-    return checked(untrusted_volumes, medium.size, Incidents())
+    return checked(untrusted_volumes, machines.storage.size, Incidents())
 
 
 @contextmanager
@@ -138,7 +150,8 @@ class Supervisor:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._machines = Machines(machine, acceleration, self._medium, nursery, self._reporter, spare)
+                storage = Storage(self._medium, nursery)
+                self._machines = Machines(machine, acceleration, storage, nursery, self._reporter, spare)
                 try:
                     await self._keep()
                 finally:
@@ -171,6 +184,10 @@ class Supervisor:
         self._done.set()
 
     async def _mount_all(self) -> None:
+        storage = self._machines.storage
+        if not storage.raw:
+            self._reporter.progress(f"opening the {self._medium.format} image")
+        await open_storage(storage)
         self._reporter.progress("starting the virtual machine")
         self._boxes.append(SessionBox(self._medium))
         volumes = await self._find()
@@ -187,7 +204,7 @@ class Supervisor:
             self._nursery.start_soon(self._serve, served)
         for served in list(self._served):
             await served.serving.wait()
-        await self._machines.release(self._medium)
+        await self._machines.release(storage)
         failures = [s.failure for s in self._served if s.failure is not None]
         self._served = [s for s in self._served if s.failure is None]
         if not self._served:
@@ -198,7 +215,7 @@ class Supervisor:
 
     async def _find(self) -> list[Volume]:
         async with trio.open_nursery() as nursery:
-            found = await inspect_medium(self._machines, self._medium, nursery)
+            found = await inspect_medium(self._machines, nursery)
             nursery.cancel_scope.cancel()
         return choose(found, self._settings["partition"], self._settings["fstype"])
 
@@ -242,10 +259,12 @@ class Supervisor:
         return {
             "source": self._settings["source"],
             "target": os.fspath(self._target),
+            "format": self._medium.format,
             "created": created(self._settings) + [os.fspath(folder) for folder in self._folders],
             "supervisor": os.getpid(),
             "accelerator": self._machines.accelerator,
             "virtual_machine": self._machines.pid,
+            "container": self._machines.storage.pid,
             "mounts": [served.facts() | {"session": served.pid} for served in self._served],
         }
 
@@ -337,7 +356,8 @@ async def _supervise(begin: dict[str, Any], runtime: Runtime, reporter: Reporter
                 order = await reporter.order()
                 if order is not None:
                     settings, fd = order
-                    medium = Medium(Path(settings["source"]), fd, settings["size"], settings["block_device"])
+                    format_ = Format(settings["format"])
+                    medium = Medium(Path(settings["source"]), fd, settings["size"], settings["block_device"], format_)
                     await Supervisor(settings, medium, runtime, reporter).run(machine, acceleration, spare)
             finally:
                 if spare is not None:

@@ -19,6 +19,7 @@ from mountsafe.hotplug.devices import Device
 from mountsafe.incidents import Incidents
 from mountsafe.limits import MAX_FILE_SIZE
 from mountsafe.medium.extents import Source, Window, plan
+from mountsafe.medium.formats import DESCRIPTOR_BYTES, Fault, Format, detect, fault
 from mountsafe.medium.volumes import checked, choose, folder_names, label_name
 from mountsafe.policy import modprobe, polkit, trust, udev
 from mountsafe.policy.exempt import of_crypttab, of_fstab
@@ -26,6 +27,7 @@ from mountsafe.policy.facts import Facts, facts_of_device
 from mountsafe.policy.risk import RiskClass
 from mountsafe.policy.rules import Policy, Verdict
 from mountsafe.text import printable
+from tests import containers
 
 Target = Callable[[bytes], None]
 
@@ -278,9 +280,26 @@ def control(data: bytes) -> None:
     assert isinstance(message, dict)
 
 
+# --- a medium that may be a container -------------------------------------------------------------------------------
+def container(data: bytes) -> None:
+    """What a file is, and what speaks against opening it, is found by bounded reads of places that can be."""
+
+    def read(offset: int, length: int) -> bytes:
+        assert 0 <= offset < 1 << 63
+        assert 0 <= length <= DESCRIPTOR_BYTES
+        return data[offset : offset + length]
+
+    with suppress(UserError):
+        detect(read, len(data))
+    for wanted in Format:
+        if wanted is not Format.RAW:
+            why = fault(wanted, read, len(data))
+            assert why is None or why in Fault
+
+
 TARGETS: dict[str, Target] = {
     each.__name__: each
-    for each in (decoder, messages, entries, extents, volumes, properties, policy, exemptions, control)
+    for each in (decoder, messages, entries, extents, volumes, properties, policy, exemptions, control, container)
 }
 
 # --- where a fuzzer begins -------------------------------------------------------------------------------------------
@@ -341,6 +360,16 @@ SEEDS: dict[str, list[bytes]] = {
         b"UUID=0a-1b / ext4 defaults 0 1\nLABEL=my\\040data /d xfs\n# no\n/dev/sdb1 /mnt auto\n",
         b'swap /dev/disk/by-id/a"b none\nc PARTLABEL="x y" -\nd /dev/disk/by-uuid/AA-BB -\n',
         b"--strict` (low, unknown)",
+    ],
+    "container": [
+        containers.qcow2(backing=b"x")[:200],
+        containers.qcow2()[:200],
+        containers.vmdk()[:2048],
+        containers.vmdk_text('RW 1 FLAT "x"').encode(),
+        containers.vdi()[:100],
+        containers.vhd(),
+        containers.vhd(4),
+        containers.vhdx(parent=True),
     ],
     "control": [b'{"event": "ready", "mode": 493}', b"[1, 2]", b"{", b"\xff\xfe{\x00}\x00"],
 }

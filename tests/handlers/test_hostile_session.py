@@ -17,6 +17,7 @@ from mountsafe.medium.volumes import Volume
 from mountsafe.session import served as served_module
 from mountsafe.session.mounter import MountRequest
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
+from mountsafe.session.storage import Storage
 
 
 class FakeChild:
@@ -45,6 +46,9 @@ class FakeMachines:
     """Counts what is asked of the virtual machine."""
 
     ended = 0
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
 
     async def stream(self, user: object) -> socket.socket:
         raise GuestGone("there is none")
@@ -86,16 +90,16 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> list[MountRequest]:
 async def session(mounts: list[MountRequest], tmp_path: Path) -> AsyncIterator[Session]:
     volume = Volume("sdx", "disk", 0, 0, 512, "ext4", "filesystem", "", "", "", "")
     medium = Medium(tmp_path / "a,allow_root.img", os.open("/dev/null", os.O_RDONLY), 512, False)
-    machines = FakeMachines()
     shown = Presentation(None, 1, 1, "nofollow")
-    served = ServedVolume(volume, tmp_path, machines, shown, SessionBox(medium), medium.name)  # type: ignore[arg-type]
-    seen = Session(served, served._child, mounts, machines)  # type: ignore[arg-type]
-
-    async def run() -> None:
-        await served.serve()
-        seen.ended.set()
-
     async with trio.open_nursery() as nursery:
+        machines = FakeMachines(Storage(medium, nursery))
+        served = ServedVolume(volume, tmp_path, machines, shown, SessionBox(medium), medium.name)  # type: ignore[arg-type]
+        seen = Session(served, served._child, mounts, machines)  # type: ignore[arg-type]
+
+        async def run() -> None:
+            await served.serve()
+            seen.ended.set()
+
         nursery.start_soon(run)
         assert json.loads(await seen.receive(10_000))["device"] == "sdx"
         yield seen

@@ -21,8 +21,8 @@ ROOMS = (
     WORDS,
     ("policy",),
     ("wire",),
-    ("channel", "incidents", "landlock", "mountinfo", "process", "syscalls"),
-    ("agent", "medium", "sandbox", "appliance", "hotplug"),
+    ("channel", "incidents", "landlock", "mountinfo", "peer", "process", "syscalls"),
+    ("agent", "medium", "sandbox", "appliance", "container", "hotplug"),
     ("system",),
     ("filesystem",),
     ("session",),
@@ -43,9 +43,11 @@ CLOSED = {
 # Every import from outside the standard library: the modules that may do it.
 FOREIGN = {
     "guestfs": (f"{PACKAGE}.appliance.guest",),
+    "nbd": (f"{PACKAGE}.medium.nbd",),
     "pyfuse3": (f"{PACKAGE}.filesystem.operations",),
     "trio": (
         f"{PACKAGE}.channel",
+        f"{PACKAGE}.peer",
         f"{PACKAGE}.process",
         f"{PACKAGE}.medium*",
         f"{PACKAGE}.sandbox",
@@ -282,6 +284,7 @@ def test_exceptions_are_still_needed(repository: Path) -> None:
     ("path", "source", "breach"),
     [
         pytest.param("cli/mount.py", "import guestfs", "which only mountsafe.appliance.guest may", id="guestfs"),
+        pytest.param("medium/block.py", "import nbd", "which only mountsafe.medium.nbd may", id="nbd"),
         pytest.param("session/x.py", "def f():\n    import pyfuse3", "imports pyfuse3", id="deferred-pyfuse3"),
         pytest.param("text.py", "import trio", "imports trio", id="words-trio"),
         pytest.param("policy/rules.py", "from mountsafe.wire import Frame", "may know only", id="policy-closed"),

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.vm.sight import Seen, Sight
-from tests.vm.types import named
+from tests.vm.types import OPENED_CONTAINERS, named
 
 CHUNK = 1 << 16
 
@@ -46,8 +46,8 @@ class Image:
 
     @property
     def fstype(self) -> str:
-        """Its type as `tests.vm.types` calls it."""
-        if self.container != "raw":
+        """Its type as `tests.vm.types` calls it: of what is inside, if its container is opened."""
+        if self.container not in ("raw", *OPENED_CONTAINERS):
             return self.container
         return named(self.blkid or self.declared)
 

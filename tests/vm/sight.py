@@ -32,7 +32,8 @@ from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume, choose
 from mountsafe.session.machines import Machines
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
-from mountsafe.session.supervisor import inspect_medium, machine_settings
+from mountsafe.session.storage import Storage
+from mountsafe.session.supervisor import inspect_medium, machine_settings, open_storage
 
 T = TypeVar("T")
 M = TypeVar("M", bound="TappedMachines")
@@ -222,10 +223,11 @@ async def opened(
     """Start an image's virtual machine and give what is on it; end the machine. Raises UserError."""
     medium = open_medium(image)
     async with trio.open_nursery() as nursery:
-        machines = tapped(settings, acceleration, medium, nursery)
+        machines = tapped(settings, acceleration, Storage(medium, nursery), nursery)
         machines.nursery = nursery
         try:
-            yield machines, medium, await inspect_medium(machines, medium, nursery)
+            await open_storage(machines.storage)
+            yield machines, medium, await inspect_medium(machines, nursery)
         finally:
             await machines.close()
         nursery.cancel_scope.cancel()

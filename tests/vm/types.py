@@ -21,6 +21,7 @@ class Type:
 
 _NO_FIEMAP = "its driver tells no extents"
 _CONTAINER = "a container around a disk: not supported yet"
+OPENED_CONTAINERS = ("qcow2", "vmdk", "vdi", "vhd", "vhdx")  # as the corpus calls them: a disk like any other is inside
 
 TYPES: dict[str, Type] = {
     "affs": Type(AGENT, _NO_FIEMAP),
@@ -45,15 +46,12 @@ TYPES: dict[str, Type] = {
     "nilfs2": Type(DIRECT),
     "ntfs": Type(DIRECT, "files of up to 64 clusters through the agent: what they hold is not told cheaply"),
     "ocfs2": Type(DIRECT),
-    "qcow2": Type(NOT, _CONTAINER),
     "reiserfs": Type(AGENT, _NO_FIEMAP),
     "romfs": Type(AGENT, _NO_FIEMAP),
     "squashfs": Type(AGENT, "its files are compressed"),
     "udf": Type(DIRECT),
     "ufs": Type(AGENT, _NO_FIEMAP),
     "vfat": Type(DIRECT),
-    "vhd": Type(NOT, _CONTAINER),
-    "vmdk": Type(NOT, _CONTAINER),
     "xfs": Type(DIRECT),
 }
 
@@ -86,9 +84,6 @@ class Refusal:
 
 # Of types that mount in general, or whose refusal is not the kernel's "unknown filesystem type".
 REFUSED = (
-    Refusal("dfvfs/ext2.qcow2", "no file system was found", _CONTAINER),
-    Refusal("dfvfs/ext2.vmdk", "no file system was found", _CONTAINER),
-    Refusal("dfvfs/ext2.vhd", "no file system was found", _CONTAINER),
     Refusal("dfvfs/ext2.E01", "no file system was found", _CONTAINER),
     Refusal("*lzma*sq*fs", '"lzma" compression', "lzma compression, which was never in Linux"),
     Refusal("disktype-sampler/squashfs-2.*", "'squashfs3'", "Linux reads squashfs 4 alone"),

@@ -67,10 +67,12 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
         assert record == {
             "source": str(source),
             "target": str(target),
+            "format": "raw",
             "created": [str(target)],
             "supervisor": record["supervisor"],
             "accelerator": record["accelerator"],
             "virtual_machine": record["virtual_machine"],
+            "container": None,
             "mounts": [
                 {
                     "target": str(target),

@@ -1,0 +1,101 @@
+"""An image of a container format as the host sees it: a boxed child process that opens it, and sockets to the disk."""
+
+import json
+import logging
+import shutil
+import socket
+from importlib.util import find_spec
+
+from mountsafe import channel, sandbox, syscalls
+from mountsafe.errors import ExitCode, ProtocolFault, UserError
+from mountsafe.limits import (
+    ATTACH_DEADLINE,
+    CONTAINER_ADDRESS_SPACE,
+    CONTAINER_DEADLINE,
+    CONTAINER_PROCESSES,
+    CONTAINER_SCRATCH,
+    MAX_DISK_SIZE,
+)
+from mountsafe.medium.formats import Fault, refusal
+from mountsafe.medium.source import Medium
+from mountsafe.peer import Peer
+from mountsafe.process import Child
+from mountsafe.text import printable
+
+log = logging.getLogger(__name__)
+# Each thread of QEMU's would reserve 64 MiB of address space for what it allocates.
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
+
+
+class Container:
+    """A started container process. `opened` first, then `connect` as often as needed; `stop` may be called by any."""
+
+    def __init__(self, medium: Medium) -> None:
+        self._medium = medium
+        ours, theirs = channel.pair()
+        with theirs, syscalls.descriptor(syscalls.APPLIANCE) as seccomp:
+            box = sandbox.Box(CONTAINER_SCRATCH, CONTAINER_ADDRESS_SPACE, CONTAINER_PROCESSES, environment=ENVIRONMENT)
+            settings = {"control": theirs.fileno(), "medium": medium.fd, "format": medium.format}
+            argv = sandbox.python("mountsafe.container.serve", json.dumps(settings))
+            command = box.command(argv, sandbox.outer_uid(), seccomp)
+            log.debug("%s", sandbox.shown(command))
+            process = Child(command, [theirs.fileno(), medium.fd, seccomp], "container", log.info)
+        self._peer = Peer(process, ours, "the container process", "the container process")
+
+    @property
+    def pid(self) -> int:
+        """The process id of the box."""
+        return self._peer.process.pid
+
+    async def opened(self) -> int:
+        """Wait until the image is open; return the size of the disk in it, in bytes.
+
+        Raises UserError (SOURCE) if it cannot be opened, GuestGone or DeadlinePassed if the process failed.
+        """
+        untrusted = await self._peer.receive(CONTAINER_DEADLINE, "open the image")
+        if untrusted.get("failed") == "open":
+            raise self._refusal(untrusted)
+        size = untrusted.get("size")
+        if untrusted.get("event") != "opened" or type(size) is not int or not 0 <= size <= MAX_DISK_SIZE:
+            raise ProtocolFault("the container process tells no size that could be")
+        if size == 0:
+            raise UserError(f"the disk in {self._medium.name} is empty", "Nothing is in it.", ExitCode.SOURCE)
+        return size
+
+    def _refusal(self, untrusted: channel.Message) -> UserError:
+        untrusted_fault = str(untrusted.get("fault"))
+        if untrusted_fault in Fault.__members__:
+            return refusal(Fault[untrusted_fault], self._medium.name)
+        why = printable(str(untrusted.get("why", "")), 300)
+        message = f"{self._medium.name} cannot be opened as {self._medium.format}: {why}"
+        return UserError(message, "It may be damaged. --format says what to take it for.", ExitCode.SOURCE)
+
+    async def connect(self) -> socket.socket:
+        """Return a socket at whose other end the disk is served by NBD. Raises GuestGone, DeadlinePassed."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await self._peer.ask("connect", [sock.fileno()], ATTACH_DEADLINE)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def log_words(self) -> None:
+        """Log what the process says, until it ends."""
+        await self._peer.process.log_words()
+
+    async def wait(self) -> int:
+        """Wait until the process has ended; return its code."""
+        return await self._peer.process.wait()
+
+    async def stop(self) -> None:
+        """End it, and wait until every process of its box is gone."""
+        await self._peer.stop()
+
+
+def require() -> None:
+    """Raise UserError (DEPENDENCY) if what opens containers is missing."""
+    if find_spec("nbd") is None:
+        raise UserError("Python's nbd is missing", "sudo apt install python3-libnbd", ExitCode.DEPENDENCY)
+    if shutil.which("qemu-system-x86_64") is None:
+        raise UserError("qemu-system-x86_64 is missing", "sudo apt install qemu-system-x86", ExitCode.DEPENDENCY)

@@ -1,0 +1,170 @@
+"""Reads of a disk that another process serves by NBD: the only module that imports `nbd`, libnbd's binding.
+
+libnbd gets sockets that are connected already, and makes no thread and no other call than to send and to receive. Who
+is at the other end may be taken over by the medium, so of the protocol as little as can be is asked for, no answer is
+waited for without an end, and who does not keep to the protocol is left.
+"""
+
+import socket
+from collections.abc import Awaitable, Callable
+
+import nbd
+import trio
+
+from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
+from mountsafe.limits import REQUEST_DEADLINE
+from mountsafe.medium.block import MediumError
+
+# Returns a new connection, and the number of the process at its end. Its argument: the number of one that does not
+# answer, and is to be replaced.
+Connect = Callable[[int | None], Awaitable[tuple[socket.socket, int]]]
+
+
+class _Request:
+    """What came of a request: `error` if the other end could not read."""
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.error: nbd.Error | None = None
+
+
+class _Connection:
+    """One connection: requests in flight by libnbd's numbers for them. `run` until it is lost."""
+
+    def __init__(self, sock: socket.socket, number: int) -> None:
+        self.number = number
+        self.lost = False
+        self._sock = sock  # libnbd has a descriptor of its own
+        self._requests: dict[int, _Request] = {}
+        self._handle = nbd.NBD()
+        self._handle.set_request_structured_replies(False)
+        self._handle.set_request_block_size(False)
+        self._handle.aio_connect_socket(sock.dup().detach())
+
+    async def ready(self, size: int) -> None:
+        """Shake hands. Raises GuestGone if the other end does not, or does not have a disk of this size."""
+        try:
+            while not self._handle.aio_is_ready():
+                await self._step()
+            told = self._handle.get_size()
+        except (nbd.Error, OSError) as error:
+            raise GuestGone(f"no disk at the other end: {error}") from error
+        if told != size:
+            raise GuestGone(f"a disk of {told} bytes, not of {size}")
+
+    async def _step(self) -> None:
+        if self._handle.aio_is_dead() or self._handle.aio_is_closed():
+            raise GuestGone("the other end has gone")
+        direction = self._handle.aio_get_direction()
+        if direction & nbd.AIO_DIRECTION_READ:
+            await trio.lowlevel.wait_readable(self._sock.fileno())
+            self._handle.aio_notify_read()
+        elif direction & nbd.AIO_DIRECTION_WRITE:
+            await trio.lowlevel.wait_writable(self._sock.fileno())
+            self._handle.aio_notify_write()
+
+    async def run(self) -> None:
+        """Take answers until the connection is lost. Requests are small, and never fill the socket."""
+        try:
+            while not self.lost:
+                await self._step()
+                while self._requests and (done := self._handle.aio_peek_command_completed()):
+                    self._finish(done)
+        except (nbd.Error, GuestGone, OSError, trio.ClosedResourceError):
+            pass
+        finally:
+            self.drop()
+
+    def _finish(self, done: int) -> None:
+        request = self._requests.pop(done)
+        try:
+            self._handle.aio_command_completed(done)
+        except nbd.Error as error:
+            request.error = error
+        request.answered.set()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return bytes of the disk. Raises GuestGone if the connection is lost, MediumError if they cannot be read."""
+        buffer = nbd.Buffer(length)
+        request = _Request()
+        try:
+            self._requests[self._handle.aio_pread(buffer, offset)] = request
+        except nbd.Error as error:
+            self.drop()
+            raise GuestGone(f"the other end has gone: {error}") from error
+        await request.answered.wait()
+        if request.error is not None and not self.lost:
+            raise MediumError(f"reading the disk at {offset}: {request.error}")
+        if request.error is not None or self.lost:
+            raise GuestGone("the other end has gone")
+        return bytes(buffer.to_buffer())
+
+    def drop(self) -> None:
+        """Leave the other end; who waits for it is told."""
+        self.lost = True
+        for request in self._requests.values():
+            request.answered.set()
+        self._requests.clear()
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock.fileno())
+            self._sock.close()
+
+
+class NbdReader:
+    """Reads a disk of `size` bytes through whatever connection there is; a lost one is replaced once for each read."""
+
+    def __init__(self, connect: Connect, size: int, nursery: trio.Nursery) -> None:
+        self._connect = connect
+        self._size = size
+        self._nursery = nursery
+        self._connection: _Connection | None = None
+        self._connecting = trio.Lock()
+        self._stalled: int | None = None
+
+    def read_now(self, offset: int, length: int) -> memoryview | None:
+        """Return None: another process has to be asked."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`. Raises MediumError. Beyond the end, in its sector, are zeros."""
+        available = max(0, min(length, self._size - offset))
+        data = await self._read(offset, available) if available else b""
+        return data if available == length else data + bytes(length - available)
+
+    async def _read(self, offset: int, length: int) -> bytes:
+        for attempt in (1, 2):
+            try:
+                return await self._try(await self._usable(), offset, length)
+            except MediumError:
+                raise
+            except MountsafeError as error:
+                if attempt == 2:
+                    raise MediumError(str(error)) from error
+        raise AssertionError
+
+    async def _try(self, connection: _Connection, offset: int, length: int) -> bytes:
+        data = b""
+        with trio.move_on_after(REQUEST_DEADLINE) as waiting:
+            data = await connection.read(offset, length)
+        if waiting.cancelled_caught:
+            self._stalled = connection.number
+            connection.drop()
+            raise MediumError(f"no answer in {REQUEST_DEADLINE:.0f} s")
+        return data
+
+    async def _usable(self) -> _Connection:
+        async with self._connecting:
+            if self._connection is None or self._connection.lost:
+                instead, self._stalled = self._stalled, None
+                connection = _Connection(*await self._connect(instead))
+                try:
+                    with trio.move_on_after(REQUEST_DEADLINE) as waiting:
+                        await connection.ready(self._size)
+                    if waiting.cancelled_caught:
+                        self._stalled = connection.number
+                        raise DeadlinePassed(f"no greeting in {REQUEST_DEADLINE:.0f} s")
+                except BaseException:
+                    connection.drop()
+                    raise
+                self._connection = connection
+                self._nursery.start_soon(connection.run)
+            return self._connection

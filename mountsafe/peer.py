@@ -1,0 +1,61 @@
+"""A boxed child process that is asked over a control channel. It may be taken over: what it answers is untrusted.
+
+The parent makes every socket and hands one end down, so no descriptor ever comes up from a box.
+"""
+
+import socket
+
+import trio
+
+from mountsafe import channel
+from mountsafe.errors import DeadlinePassed, GuestGone, ProtocolFault
+from mountsafe.limits import CONTROL_MESSAGE
+from mountsafe.process import Child
+from mountsafe.text import printable
+
+LAST_WORDS = 0.1  # seconds for what a process said at its end to arrive
+
+
+class Peer:
+    """The process, and the talk with it. `process_name` and `what` it keeps are for messages: "the virtual machine"."""
+
+    def __init__(self, process: Child, control: socket.socket, process_name: str, what: str) -> None:
+        self.process = process
+        self._control = trio.socket.from_stdlib_socket(control)
+        self._requests = trio.Lock()
+        self._process_name = process_name
+        self._what = what
+
+    async def receive(self, deadline: float, doing: str) -> channel.Message:
+        """Return what it says next. Raises GuestGone if it has ended, DeadlinePassed."""
+        with trio.move_on_after(deadline):
+            try:
+                packet = await self._control.recv(CONTROL_MESSAGE)
+            except ConnectionError:  # it ended before it read what we had asked
+                packet = b""
+            if not packet:
+                await trio.sleep(LAST_WORDS)
+                last = self.process.last_line
+                raise GuestGone(f"{self._process_name} ended{': ' if last else ''}{last[:300]}")
+            return channel.decode(packet)
+        raise DeadlinePassed(f"{self._what} did not {doing} in {deadline:.0f} s")
+
+    async def ask(self, what: str, fds: list[int], deadline: float) -> None:
+        """Have it do something. Raises GuestGone if it could not, DeadlinePassed, ProtocolFault."""
+        async with self._requests:
+            try:
+                packet = channel.encode({"do": what})
+                await self._control.sendmsg([packet], channel.descriptors(fds))
+            except OSError as error:
+                raise GuestGone(f"{self._process_name} ended") from error
+            untrusted = await self.receive(deadline, what)
+        if untrusted.get("done") == what:
+            return
+        if untrusted.get("failed") == what:
+            raise GuestGone(f"{self._what} could not {what}: {printable(str(untrusted.get('why')), 500)}")
+        raise ProtocolFault(f"{self._process_name} answered something else")
+
+    async def stop(self) -> None:
+        """End it, and wait until every process of its box is gone."""
+        self._control.close()
+        await self.process.stop()

@@ -1,0 +1,114 @@
+"""The disk in a medium: the medium itself if it is raw, else what a container process makes of it.
+
+A container process is started anew when it died: who was connected to it notices, and asks for the disk again.
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from mountsafe.container.opened import Container
+from mountsafe.errors import GuestFault
+from mountsafe.medium.formats import Format
+from mountsafe.medium.source import Medium
+from mountsafe.session.deaths import Deaths
+
+log = logging.getLogger(__name__)
+
+
+class Storage:
+    """Lends descriptors from which the disk is read. `open` first; `size` of the disk is in bytes."""
+
+    def __init__(self, medium: Medium, nursery: trio.Nursery) -> None:
+        self.medium = medium
+        self.size = medium.size
+        self.number = 0  # how many container processes there were
+        self._nursery = nursery
+        self._container: Container | None = None
+        self._starting = trio.Lock()
+        self._deaths = Deaths("the container process")
+        self._lost = trio.Event()
+
+    @property
+    def raw(self) -> bool:
+        """Whether the disk is read from the medium's own descriptor."""
+        return self.medium.format is Format.RAW
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the container process's box, if there is one."""
+        return self._container.pid if self._container else None
+
+    async def open(self) -> None:
+        """Start what opens the medium. Raises UserError (SOURCE), GuestGone, DeadlinePassed."""
+        if not self.raw:
+            async with self._starting:
+                self._container, self.size = await self._started()
+
+    async def _started(self) -> tuple[Container, int]:
+        container = Container(self.medium)
+        self._nursery.start_soon(container.log_words)
+        try:
+            size = await container.opened()
+        except BaseException:
+            await container.stop()
+            raise
+        self.number += 1
+        self._lost = trio.Event()
+        self._nursery.start_soon(self._watch, container)
+        return container, size
+
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[int]:
+        """Give a descriptor to pass on: the medium, or a socket of one's own at whose end the disk is served by NBD.
+
+        Raises MountsafeError if there is none to be had.
+        """
+        if self.raw:
+            yield self.medium.fd
+            return
+        async with self._starting:
+            if self._container is None:
+                self._deaths.check()
+                container, size = await self._started()
+                self._container = container
+                if size != self.size:
+                    await self._bury(container, "the image has another size than before")
+                    raise GuestFault("the image has another size than before")
+            with await self._container.connect() as sock:
+                yield sock.fileno()
+
+    async def lost(self) -> None:
+        """Return when the container process of now has ended: what is connected to it is of no use any more."""
+        if self.raw:
+            await trio.sleep_forever()
+        await self._lost.wait()
+
+    async def replace(self, number: int) -> None:
+        """End the container process, which does not answer, if it is still the one of that number."""
+        async with self._starting:
+            if self._container is not None and self.number == number:
+                await self._bury(self._container, "it does not answer")
+
+    async def _watch(self, container: Container) -> None:
+        code = await container.wait()
+        async with self._starting:
+            await self._bury(container, f"it ended ({code})")
+
+    async def _bury(self, container: Container, why: str) -> None:
+        if self._container is container:
+            self._container = None
+            self._deaths.note()
+            self._lost.set()
+            log.warning("the container process is lost: %s", why)
+            await container.stop()
+
+    async def close(self) -> None:
+        """End the process, and let go of the medium."""
+        container, self._container = self._container, None
+        if container is not None:
+            await container.stop()
+        os.close(self.medium.fd)
