@@ -3,15 +3,12 @@
 from dataclasses import asdict
 from typing import Annotated
 
-import trio
 import typer
 
 from mountsafe.appliance import build as builder
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import Json
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.session.machines import prove_kvm
-from mountsafe.session.supervisor import machine_settings
 from mountsafe.text import size
 
 app = typer.Typer(
@@ -24,15 +21,9 @@ def build(
     force: Annotated[bool, typer.Option("--force", "-f", help="Build it even if it is current.")] = False,
     json: Json = False,
 ) -> None:
-    """Build the appliance, if what it is made of has changed, and find out whether KVM works.
-
-    `mount` does both by itself when it must.
-    """
+    """Build the appliance, if what it is made of has changed. `mount` does this by itself when it must."""
     with screen.progress(json) as progress:
         built = builder.build(progress) if force else builder.ensure(progress)
-        progress("starting a virtual machine")
-        with machine_settings(False) as (settings, acceleration):
-            trio.run(prove_kvm, settings, acceleration)
     _show(built, json)
 
 

@@ -3,7 +3,6 @@
 import logging
 import socket
 import time
-from contextlib import suppress
 from dataclasses import replace
 
 import trio
@@ -47,16 +46,6 @@ async def started(
             acceleration.remember(accelerator)
             return machine
     return await _boot(replace(settings, accelerator=last), LAUNCH_DEADLINE, nursery)
-
-
-async def prove_kvm(settings: MachineSettings, acceleration: Acceleration) -> None:
-    """Find out whether KVM works, if it may and nobody knows. Else the next medium would wait for that."""
-    if acceleration.usable() or acceleration.remembered() is not None:
-        return
-    async with trio.open_nursery() as nursery:
-        with suppress(GuestGone, DeadlinePassed):  # without KVM it does not start either: who mounts will be told
-            await (await started(settings, acceleration, nursery, Listener())).stop()
-        nursery.cancel_scope.cancel()
 
 
 async def _boot(settings: MachineSettings, deadline: float, nursery: trio.Nursery, lively: float = 0.0) -> Machine:
