@@ -22,7 +22,9 @@ from mountsafe.text import size
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command(epilog="Example: [bold]mountsafe inspect disk.img --json[/bold]")(inspect)
+    app.command(
+        epilog="Examples: [bold]mountsafe inspect disk.img --json[/bold], [bold]mountsafe inspect machine.vhdx[/bold]"
+    )(inspect)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,13 @@ ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 class Container:
     """A started container process. `opened` first, then `connect` as often as needed; `stop` may be called by any."""
 
-    def __init__(self, medium: Medium) -> None:
+    def __init__(self, medium: Medium, process: Child, control: socket.socket) -> None:
         self._medium = medium
+        self._peer = Peer(process, control, "the container process", "the container process")
+
+    @classmethod
+    def start(cls, medium: Medium) -> "Container":
+        """Start the process; `opened` says what came of it."""
         ours, theirs = channel.pair()
         with theirs, syscalls.descriptor(syscalls.APPLIANCE) as seccomp:
             box = sandbox.Box(CONTAINER_SCRATCH, CONTAINER_ADDRESS_SPACE, CONTAINER_PROCESSES, environment=ENVIRONMENT)
@@ -40,7 +45,7 @@ class Container:
             command = box.command(argv, sandbox.outer_uid(), seccomp)
             log.debug("%s", sandbox.shown(command))
             process = Child(command, [theirs.fileno(), medium.fd, seccomp], "container", log.info)
-        self._peer = Peer(process, ours, "the container process", "the container process")
+        return cls(medium, process, ours)
 
     @property
     def pid(self) -> int:

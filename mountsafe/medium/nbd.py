@@ -12,7 +12,7 @@ import nbd
 import trio
 
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
-from mountsafe.limits import REQUEST_DEADLINE
+from mountsafe.limits import ATTACH_DEADLINE, CALL_DEADLINE, REQUEST_DEADLINE
 from mountsafe.medium.block import MediumError
 
 # Returns a new connection, and the number of the process at its end. Its argument: the number of one that does not
@@ -127,7 +127,12 @@ class NbdReader:
     async def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes at `offset`. Raises MediumError. Beyond the end, in its sector, are zeros."""
         available = max(0, min(length, self._size - offset))
-        data = await self._read(offset, available) if available else b""
+        data = b""
+        if available:
+            with trio.move_on_after(CALL_DEADLINE) as waiting:  # others may have to be waited for, to get a connection
+                data = await self._read(offset, available)
+            if waiting.cancelled_caught:
+                raise MediumError(f"no bytes in {CALL_DEADLINE:.0f} s, new connection included")
         return data if available == length else data + bytes(length - available)
 
     async def _read(self, offset: int, length: int) -> bytes:
@@ -157,11 +162,11 @@ class NbdReader:
                 instead, self._stalled = self._stalled, None
                 connection = _Connection(*await self._connect(instead))
                 try:
-                    with trio.move_on_after(REQUEST_DEADLINE) as waiting:
+                    with trio.move_on_after(ATTACH_DEADLINE) as waiting:
                         await connection.ready(self._size)
                     if waiting.cancelled_caught:
                         self._stalled = connection.number
-                        raise DeadlinePassed(f"no greeting in {REQUEST_DEADLINE:.0f} s")
+                        raise DeadlinePassed(f"no greeting in {ATTACH_DEADLINE:.0f} s")
                 except BaseException:
                     connection.drop()
                     raise

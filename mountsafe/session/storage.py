@@ -49,7 +49,7 @@ class Storage:
                 self._container, self.size = await self._started()
 
     async def _started(self) -> tuple[Container, int]:
-        container = Container(self.medium)
+        container = Container.start(self.medium)
         self._nursery.start_soon(container.log_words)
         try:
             size = await container.opened()

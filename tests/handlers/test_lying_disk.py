@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from mountsafe.errors import GuestGone
-from mountsafe.limits import REQUEST_DEADLINE
+from mountsafe.limits import CALL_DEADLINE, REQUEST_DEADLINE
 from mountsafe.medium.block import MediumError
 from mountsafe.medium.nbd import NbdReader
 
@@ -261,3 +261,24 @@ def test_no_disk_to_be_had_is_an_error() -> None:
                 await NbdReader(connect, SIZE, nursery).read(0, 512)
 
     trio.run(run)
+
+
+def test_nobody_waits_for_ever_for_a_connection() -> None:
+    async def connect(instead: int | None) -> tuple[socket.socket, int]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            reader = NbdReader(connect, SIZE, nursery)
+            for _ in range(3):
+                nursery.start_soon(refused, reader)
+
+    async def refused(reader: NbdReader) -> None:
+        with pytest.raises(MediumError, match="no bytes"):
+            await reader.read(0, 512)
+        assert trio.current_time() < begin + CALL_DEADLINE + 1
+
+    clock = trio.testing.MockClock(autojump_threshold=0.01)
+    begin = clock.current_time()
+    trio.run(run, clock=clock)

@@ -6,6 +6,10 @@ import struct
 EXPORT_NAME = 1
 
 
+class Unreadable(Exception):
+    """The server says that it cannot read there."""
+
+
 class Nbd:
     """A connection to the server whose socket has this name."""
 
@@ -30,7 +34,9 @@ class Nbd:
         """Return bytes of the disk."""
         self._sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, offset, length))
         magic, error, handle = struct.unpack(">IIQ", self._take(16))
-        assert (magic, error, handle) == (0x67446698, 0, 7)
+        assert (magic, handle) == (0x67446698, 7)
+        if error:
+            raise Unreadable(error)
         return self._take(length)
 
     def __enter__(self) -> "Nbd":

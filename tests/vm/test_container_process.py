@@ -4,9 +4,10 @@ Outside the box every name could be opened, so what is held here is the last bar
 """
 
 import os
+import random
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from mountsafe.appliance.qmp import QmpError
 from mountsafe.container import serve
 from mountsafe.medium.formats import Format
 from tests import containers
-from tests.vm.nbd import Nbd
+from tests.vm.nbd import Nbd, Unreadable
 
 SIZE = 64 << 10
+MUTATIONS = 30  # of each format
 
 
 @pytest.fixture
@@ -106,3 +108,27 @@ def test_what_is_in_the_file_is_read(tmp_path: Path, program: Callable[[str], st
     with disk(tmp_path, data, format_) as (_, connection):
         assert connection.size >= len(raw)
         assert connection.read(0, len(raw)) == raw
+
+
+@pytest.mark.parametrize("format_", [each for each in Format if each is not Format.RAW])
+def test_damaged_headers_end_in_words(tmp_path: Path, program: Callable[[str], str], format_: Format) -> None:
+    """Whatever is changed: it is opened, or QEMU says why not, soon and alive; its memory is bounded by the box."""
+    raw = os.urandom(SIZE) * 2
+    (tmp_path / "raw").write_bytes(raw)
+    convert = ["convert", "-f", "raw", "-O", format_, tmp_path / "raw", tmp_path / "made"]
+    subprocess.run([program("qemu-img"), *convert], check=True)
+    sound = (tmp_path / "made").read_bytes()
+    # Where each keeps what it says of itself: the header, and tables behind it.
+    places = [*range(512), *range(SIZE, SIZE + 64), *range(3 * SIZE, 3 * SIZE + 512)]
+    chance = random.Random(f"mountsafe {format_}")
+    for _ in range(MUTATIONS):
+        data = bytearray(sound[: chance.choice([len(sound), len(sound), 100, 1000, len(sound) // 2])])
+        for at in chance.choices(places, k=chance.randrange(1, 5)):
+            if at < len(data):
+                data[at] = chance.choice([0, 1, 0x7F, 0x80, 0xFF])
+        with suppress(QmpError), disk(tmp_path, bytes(data), format_) as (qemu, connection):
+            assert connection.size > 0
+            with suppress(Unreadable):
+                connection.read(0, min(SIZE, connection.size))
+            assert os.readlink(f"/proc/{qemu}/exe")
+        (tmp_path / "nbd").unlink(missing_ok=True)
