@@ -126,7 +126,9 @@ async def _run(settings: channel.Message, control: socket.socket) -> None:
 
 def main() -> NoReturn:
     """Run with one argument, {control, medium, medium_size} as JSON. The first message says which file system."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="session: %(levelname)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(levelname)s: %(message)s"
+    )  # named by the parent
     settings = json.loads(sys.argv[1])
     control = socket.socket(fileno=settings["control"])
     settings["landlock"] = landlock.enclose()  # all that is imported is imported; nothing is opened from here on
