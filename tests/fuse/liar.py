@@ -1,4 +1,4 @@
-"""A far end of the agent's stream that lies for a whole conversation: it answers well for a while, and then it does not.
+"""A far end of the agent's stream that lies for a whole conversation: it answers well for a while, and then not.
 
 What it does wrong, and when, comes from a seed. `TRICKS` are the ways: what is wrong with the frames, and what with
 that which they say. A tree that has everything in it is told where nothing is wrong.

@@ -87,4 +87,4 @@ if __name__ == "__main__":
     end = time.monotonic() + float(sys.argv[3])
     while time.monotonic() < end:
         poking.once()
-    print(json.dumps({"calls": poking.calls, "slowest": poking.slowest, "errors": poking.errors}))
+    json.dump({"calls": poking.calls, "slowest": poking.slowest, "errors": poking.errors}, sys.stdout)

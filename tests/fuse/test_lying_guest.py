@@ -82,13 +82,12 @@ def poke(mounted: Mounted, stage: Stage, seed: int) -> dict[str, object]:
 def converse(stage: Stage, person: Person, **lies: Any) -> None:
     """Mount, use, unmount. `lies`: what `liar.Peer` is told."""
     mounted, report = stage.begin(person, stage.base, lies=lies)
-    try:
-        with report:
+    with report:
+        try:
             mounted.follow(report)
-    except UserError as refused:
-        assert refused.message.isprintable()
-        mounted.assert_nothing_left()
-        return
+        except UserError:  # it was refused
+            mounted.assert_nothing_left()
+            return
     found = poke(mounted, stage, lies["seed"])
     assert float(str(found["slowest"])) < QUESTIONS * CALL, found
     assert most_memory(mounted) < MEMORY_KIB
