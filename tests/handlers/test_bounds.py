@@ -3,7 +3,9 @@
 import errno
 import os
 import socket
+import threading
 from itertools import count
+from pathlib import Path
 
 import pytest
 import trio
@@ -12,12 +14,14 @@ from mountsafe import wire
 from mountsafe.appliance.client import AgentClient
 from mountsafe.errors import GuestGone
 from mountsafe.filesystem import index as index_module
+from mountsafe.filesystem import operations as operations_module
 from mountsafe.filesystem import reader as reader_module
 from mountsafe.filesystem.index import ROOT
 from mountsafe.filesystem.prefetch import prefetch
 from mountsafe.limits import CALL_DEADLINE, REQUEST_DEADLINE
+from mountsafe.medium.block import BlockReader
 from mountsafe.wire import Entry, Extent, ExtentKind, Kind
-from tests.guest import Liar, entry, folder, link, page
+from tests.guest import FolderWorker, Layout, Liar, entry, folder, link, page
 from tests.handlers.opened import Opened, fails, opened
 
 FOLDERS = 20
@@ -184,3 +188,32 @@ async def test_plans_of_many_extents_do_not_fill_the_memory(monkeypatch: pytest.
         assert await mount.read(b"0", 1, 1) == content[1:2]  # asked for again, and the oldest makes room
         assert liar.count(Kind.EXTENTS) == asked + 1
         assert mount.reader._extents == 500
+
+
+# --- disks ---------------------------------------------------------------------------------------------------------
+@pytest.mark.real_clock
+async def test_a_disk_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call ends, other files are read, and so is this one when the disk has come back."""
+    medium, tree = tmp_path / "medium", tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(b"x" * 5000)
+    (tree / "other").write_bytes(b"y" * 5000)
+    layout = Layout.store(tree, medium)
+    awake = threading.Event()
+    read_all = BlockReader._read_all
+
+    def hanging(self: BlockReader, offset: int, length: int) -> bytes:
+        awake.wait(60.0)
+        return read_all(self, offset, length)
+
+    monkeypatch.setattr(BlockReader, "read_now", lambda self, offset, length: None)
+    async with opened(lambda: FolderWorker(tree, layout=layout), medium) as mount:
+        assert await mount.read(b"file") == b"x" * 5000
+        with monkeypatch.context() as patch:
+            patch.setattr(BlockReader, "_read_all", hanging)
+            patch.setattr(operations_module, "CALL_DEADLINE", 0.3)
+            async with fails(errno.ETIMEDOUT):
+                await mount.read(b"file")
+        assert await mount.read(b"other") == b"y" * 5000
+        awake.set()
+        assert await mount.read(b"file") == b"x" * 5000

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
-
 from tests.vm.command.stage import Person, sh
 from tests.vm.command.traces import descendants
 
