@@ -91,7 +91,7 @@ def small(place: Path, kib: int, person: Person) -> Iterator[None]:
     try:
         yield
     finally:
-        sh("umount", place)
+        sh("umount", "--lazy", place)
 
 
 def test_no_room_for_a_record(root: Person, user: Person, folder: Path, image: Image) -> None:
@@ -115,7 +115,7 @@ def test_no_room_for_the_log(root: Person, user: Person, folder: Path, image: Im
         record = user.records_of(image("ext4"))
         os.kill(record["virtual_machine"], 9)  # something to log
         assert user.run(folder / "m/README.txt", program=["cat"]).ok().out
-        user.python(ASK, next(questions(folder / "m"))).ok()
+        user.python(ASK, questions(folder / "m")[0]).ok()
         user.run("unmount", folder / "m").ok()
         assert list((user.runtime / "mountsafe").iterdir()) == []
 
@@ -123,9 +123,8 @@ def test_no_room_for_the_log(root: Person, user: Person, folder: Path, image: Im
 # --- too little memory ---------------------------------------------------------------------------------------------
 def test_a_machine_with_too_little_memory(user: Person, folder: Path, image: Image, stage: Stage) -> None:
     """Its kernel has no room for itself: it panics, and that is said."""
-    poor = stage.variant(
-        "poor", {"appliance/machine.py": {"memory_mib: int = GUEST_MEMORY_MIB": "memory_mib: int = 48"}}
-    )
+    less = {"memory_mib: int = GUEST_MEMORY_MIB": "memory_mib: int = 48"}
+    poor = stage.variant("poor", {"appliance/machine.py": less})
     done = user.run("mount", image("ext4"), folder / "m", program=[str(poor)])
     assert done.code == ExitCode.APPLIANCE
     assert "the virtual machine did not start" in done.err
