@@ -178,7 +178,10 @@ class Liar:
     """A guest whose answers a test chooses: `folders` is what it lists, `files` what it reads, `say` overrides a kind.
 
     A function in `say` gets the request's body and returns the answer's, or raises HangUp, Silence, Raw, OSError.
+    Each answer comes after a pause of so many seconds.
     """
+
+    pause = 0.0
 
     def __init__(
         self, folders: dict[bytes, list[Entry]] | None = None, files: dict[bytes, bytes] | None = None

@@ -8,12 +8,13 @@ import os
 import stat
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
 from mountsafe import wire
 from mountsafe.agent import twin
 from mountsafe.agent.extents import ExtentMap
+from mountsafe.agent.names import Names, names_in
 from mountsafe.agent.programs import Refused
 
 Work = Callable[[bytes, list[bytes]], list[bytes]]
@@ -42,7 +43,7 @@ class Tree:
         self._where = os.fsencode(where)
         self._map = ExtentMap(kernel_type, mapped, changed, self._root, device)
         self._files: OrderedDict[bytes, int] = OrderedDict()
-        self._listings: OrderedDict[int, tuple[int, Iterator[os.DirEntry[str]]]] = OrderedDict()
+        self._listings: OrderedDict[int, tuple[int, Names]] = OrderedDict()
         self._next_cursor = 1
         self._following: tuple[bytes, int] | None = None  # path and cursor of the page that will be asked for next
         self._prepared: tuple[int, bytes | Exception] = NOTHING_PREPARED  # its cursor, and what to answer
@@ -210,32 +211,32 @@ class Tree:
     def _page(self, path: bytes, cursor: int) -> bytes:
         folder, listing = self._listing(path, cursor)
         shared = self._finds_by_index(folder)
-        names = [os.fsencode(found.name) for found in islice(listing, wire.MAX_PAGE_ENTRIES)]
-        if len(names) == wire.MAX_PAGE_ENTRIES:
+        page = list(islice(listing, wire.MAX_PAGE_ENTRIES))
+        if len(page) == wire.MAX_PAGE_ENTRIES:
             cursor = self._keep(cursor, folder, listing)
             self._following = (path, cursor)
         else:
             self._listings.pop(cursor, None)
             self._close_listing(folder, listing)
             cursor = 0
-        names = [name for name in names if len(name) <= wire.MAX_NAME]
-        entries = self._of_all("attributes", self._attributes, path, names) if shared else self._attributes(path, names)
+        page = [name for name in page if len(name) <= wire.MAX_NAME]
+        entries = self._of_all("attributes", self._attributes, path, page) if shared else self._attributes(path, page)
         return wire.pack_page(cursor, entries)
 
     @staticmethod
-    def _close_listing(folder: int, listing: Iterator[os.DirEntry[str]]) -> None:
-        listing.close()  # type: ignore[attr-defined]  # os.scandir's iterator has it
+    def _close_listing(folder: int, listing: Names) -> None:
+        listing.close()
         os.close(folder)
 
-    def _listing(self, path: bytes, cursor: int) -> tuple[int, Iterator[os.DirEntry[str]]]:
+    def _listing(self, path: bytes, cursor: int) -> tuple[int, Names]:
         if cursor:
             if cursor not in self._listings:
                 raise Refused(errno.ESTALE, "unknown cursor")
             return self._listings[cursor]
         folder = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
-        return folder, os.scandir(folder)
+        return folder, names_in(folder, self._type)
 
-    def _keep(self, cursor: int, folder: int, listing: Iterator[os.DirEntry[str]]) -> int:
+    def _keep(self, cursor: int, folder: int, listing: Names) -> int:
         if cursor:
             self._listings.move_to_end(cursor)
             return cursor

@@ -38,6 +38,7 @@ class AgentClient:
     def __init__(self, sock: socket.socket) -> None:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._sending = trio.Lock()
+        self._cut = False  # only half of a question was sent: the guest would take the next one for the rest
         self._places = trio.CapacityLimiter(INFLIGHT)
         self._idents = itertools.count(1)
         self._waiting: dict[int, trio.MemorySendChannel[wire.Frame]] = {}
@@ -99,6 +100,8 @@ class AgentClient:
                     if ident in self._waiting:
                         # The guest will still answer: let that be delivered to nobody.
                         self._waiting[ident] = trio.open_memory_channel[wire.Frame](1)[0]
+                    if self._cut and not scope.cancel_called:
+                        self.end(GuestGone("a question to the virtual machine was cut short"))
                     raise
             if frame is None:
                 if scope.cancelled_caught:
@@ -118,10 +121,17 @@ class AgentClient:
     async def _exchange(self, data: bytes, receive: "trio.MemoryReceiveChannel[wire.Frame]") -> wire.Frame | None:
         try:
             async with self._sending:
-                await self._stream.send_all(data)
+                await self._send(data)
             return await receive.receive()
         except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
             return None
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.Cancelled:
+            self._cut = True
+            raise
 
     def _refusal(self, untrusted_body: bytes) -> MountsafeError:
         try:

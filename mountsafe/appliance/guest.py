@@ -7,6 +7,7 @@ descriptor, read-only, when the VM already runs, so no writable overlay is made 
 
 import os
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -91,6 +92,7 @@ class Guest:
             self._running.launch()
         except RuntimeError as error:
             sys.stderr.write(f"the saved state was not taken, booting instead: {error}\n")
+            os.kill(sender, signal.SIGKILL)  # it may still wait for a QEMU that has ended
             self._running.close()
             return False
         finally:

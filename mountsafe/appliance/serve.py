@@ -73,8 +73,8 @@ def main() -> None:
     guest = Guest(settings["appliance"], settings["memory_mib"], settings["accelerator"], settings["verbose"])
     try:
         guest.launch()
-    except RuntimeError as error:
-        channel.send(control, {"failed": "launch", "why": str(error)})
+    except (RuntimeError, MountsafeError, OSError) as error:  # libguestfs's words, or QEMU ended when it had launched
+        channel.send(control, {"failed": "launch", "why": str(error).partition("\n")[0]})
         _end(1)
     assert guest.qmp is not None
     channel.send(control, {"event": "launched"})

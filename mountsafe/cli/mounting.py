@@ -153,6 +153,8 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the mount is there: Ctrl-C comes too late
         except KeyboardInterrupt:
             starting.abandon()
+            if created:
+                _remove_quietly(target)
             raise
         except UserError:
             if created:
@@ -233,7 +235,11 @@ def unmount(
     name: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DIR|SOURCE]", help="The mount point or the source.", show_default=False, readable=False
+            # A parser, for otherwise typer looks at the path, and whoever looks at a mount waits for its process.
+            metavar="[DIR|SOURCE]",
+            help="The mount point or the source.",
+            show_default=False,
+            parser=Path,
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Unmount everything that is yours.")] = False,

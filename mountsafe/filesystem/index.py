@@ -24,7 +24,7 @@ from mountsafe.errors import GuestFault
 from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.untrusted import fault_of_attributes, fault_of_name
 from mountsafe.incidents import Incidents
-from mountsafe.limits import INDEX_ENTRIES, MAX_DEPTH, MAX_DIRECTORY_ENTRIES
+from mountsafe.limits import ENTRY_BYTES, INDEX_ENTRIES, MAX_DEPTH, MAX_DIRECTORY_ENTRIES, MAX_INDEX_ENTRIES
 from mountsafe.medium.extents import NO_PLAN, ReadPlan
 
 ROOT = 1
@@ -167,16 +167,19 @@ class Index:
             await listing.wait_for(lambda: listing.complete or name in listing.names)
         return listing.names.get(name)
 
-    def listing(self, folder: Node, needed: bool = True) -> "Listing":
-        """Return what is known of a folder; the rest is being learned, in quiet moments only if nobody needs it yet."""
+    def listing(self, folder: Node, ahead: int = 0) -> "Listing":
+        """Return what is known of a folder; the rest is being learned.
+
+        `ahead`: nobody needs it yet, so it is learned in quiet moments, and only about so many entries of it.
+        """
         listing = folder.listing
-        if listing is not None and needed:
-            listing.needed = True
         if listing is None:
-            listing = folder.listing = Listing(needed)
+            listing = folder.listing = Listing(ahead)
             self._nursery.start_soon(self._learn, folder, listing)
         elif folder.ino in self._learned:
             self._learned.move_to_end(folder.ino)
+        if not ahead:
+            listing.need()
         return listing
 
     async def _learn(self, folder: Node, listing: "Listing") -> None:
@@ -194,12 +197,14 @@ class Index:
                         raise
         except Exception as error:  # noqa: BLE001  # whoever waits for the listing is told
             folder.listing = None
+            self._entries -= listing.size
             listing.fail(error)
             for _, child in listing.order:
                 self._drop_unused(child)
             self._drop_unused(folder)
         else:
-            self._keep(folder, listing)
+            self._learned[folder.ino] = folder
+            self._make_room(folder)
             listing.finish()
 
     async def _learn_pages(self, folder: Node, path: bytes, listing: "Listing") -> None:
@@ -213,11 +218,16 @@ class Index:
                 if not (again and untrusted_entry.name in listing.names):
                     self._admit(folder, path, untrusted_entry, listing)
             listing.grown()
+            size = max(len(untrusted_entries), len(body) // ENTRY_BYTES)
+            listing.size += size
+            self._entries += size
+            self._make_room(folder)
             if not cursor:
                 return
             if not listing.needed:
+                await listing.wait_for(listing.wants_more)
                 await self._agents.quiet(lambda: listing.needed)
-            told += len(untrusted_entries)  # the refused ones as well: a guest may repeat one for ever
+            told += size  # the refused ones as well: a guest may repeat one for ever
             if told >= MAX_DIRECTORY_ENTRIES or not untrusted_entries:
                 self._incidents.report("a folder without end", path)
                 return
@@ -258,19 +268,22 @@ class Index:
         digest = hashlib.blake2b(path + b"/" + name, digest_size=8, key=self._key, salt=bytes([turn]))
         return MADE_INODE | (int.from_bytes(digest.digest(), "big") >> 3)
 
-    def _keep(self, folder: Node, listing: "Listing") -> None:
-        self._learned[folder.ino] = folder
-        self._entries += len(listing.order)
+    def _make_room(self, folder: Node) -> None:
+        """Forget what was learned before other folders; OSError ENOMEM if what is being learned is too much alone."""
+        if self._entries <= self._limit:
+            return
         for ino in list(self._learned):
-            if self._entries <= self._limit:
-                return
             if ino not in (ROOT, folder.ino):
                 self._unlearn(self._learned.pop(ino))
+            if self._entries <= self._limit:
+                return
+        if self._entries > MAX_INDEX_ENTRIES:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     def _unlearn(self, folder: Node) -> None:
         listing, folder.listing = folder.listing, None
         assert listing is not None
-        self._entries -= len(listing.order)
+        self._entries -= listing.size
         for name, child in listing.order:
             if child.lookups and not child.is_folder:  # a folder may be somebody's working directory
                 self._release(folder.ino, name)
@@ -291,10 +304,12 @@ class Index:
 class Listing:
     """The entries of a folder, in the order in which the guest told them; more may come until it is complete."""
 
-    __slots__ = ("_changed", "_failure", "complete", "names", "needed", "order")
+    __slots__ = ("_ahead", "_changed", "_failure", "complete", "names", "needed", "order", "size")
 
-    def __init__(self, needed: bool) -> None:
-        self.needed = needed
+    def __init__(self, ahead: int) -> None:
+        self._ahead = ahead
+        self.needed = False
+        self.size = 0  # in entries; long ones count as several
         self.names: dict[bytes, Node] = {}
         self.order: list[tuple[bytes, Node]] = []
         self.complete = False
@@ -312,10 +327,24 @@ class Listing:
         for position in range(node.position, len(self.order)):
             yield self.order[position][1]
 
+    def need(self) -> None:
+        """Somebody waits for all of it."""
+        if not self.needed:
+            self.needed = True
+            self.grown()
+
+    def wants_more(self) -> bool:
+        """Whether more is to be learned now."""
+        return self.needed or self.size < self._ahead
+
     def grown(self) -> None:
         """Wake whoever waits for more."""
         self._changed.set()
         self._changed = trio.Event()
+
+    async def stopped(self) -> None:
+        """Wait until all of it is known, or as much as was wanted."""
+        await self.wait_for(lambda: self.complete or not self.wants_more())
 
     def finish(self) -> None:
         """There are no more."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyfuse3
+import trio
 
 from mountsafe import wire
 from mountsafe.errors import DeadlinePassed, MountsafeError
@@ -21,6 +22,7 @@ from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.index import Index, Listing, Node
 from mountsafe.filesystem.links import contained
 from mountsafe.filesystem.reader import Reader
+from mountsafe.limits import CALL_DEADLINE
 from mountsafe.medium.block import MediumError
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ T = TypeVar("T")
 
 FOREVER = 86400.0  # seconds that the kernel may keep names and attributes: nothing changes on a read-only medium
 SHOWN_XATTRS = (b"user.", b"osx.")  # security.*, trusted.* and system.* mean something to the host
-XATTR_CACHE = 256  # files whose attributes are kept
+XATTR_CACHE = 64  # files whose attributes are kept, 1 MiB each at most
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
 
@@ -42,12 +44,16 @@ class View:
 
 
 def boundary(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-    """Turn every failure of a handler into a FUSEError; a bug is logged with its traceback."""
+    """Turn every failure of a handler into a FUSEError, and one that lasts; a bug is logged with its traceback."""
 
     @functools.wraps(handler)
     async def guarded(*args: Any) -> T:
         try:
-            return await handler(*args)
+            with trio.fail_after(CALL_DEADLINE):
+                return await handler(*args)
+        except trio.TooSlowError as error:
+            log.warning("%s took longer than %.0f s", handler.__name__, CALL_DEADLINE)
+            raise pyfuse3.FUSEError(errno.ETIMEDOUT) from error
         except pyfuse3.FUSEError:
             raise
         except OSError as error:

@@ -26,8 +26,8 @@ async def prefetch(agents: Agents, index: Index, reader: Reader, limit: int = PR
         while folders and len(seen) < limit:
             folder = folders.popleft()
             await agents.quiet()
-            listing = index.listing(folder, needed=False)
-            await listing.begun()
+            listing = index.listing(folder, limit - len(seen))
+            await listing.stopped()
             nodes = [node for _, node in listing.order]
             seen += nodes
             folders.extendleft(node for node in reversed(nodes) if node.is_folder)

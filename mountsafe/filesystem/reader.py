@@ -6,6 +6,7 @@ every direct read is compared; a difference switches them off for the whole moun
 
 import errno
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import trio
@@ -16,7 +17,13 @@ from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.chunks import Chunks
 from mountsafe.filesystem.index import Node
 from mountsafe.incidents import Incidents
-from mountsafe.limits import EXTENT_PATIENCE, MAX_EXTENT_QUESTIONS, MAX_EXTENTS_PER_FILE
+from mountsafe.limits import (
+    EXTENT_PATIENCE,
+    LONG_QUESTIONS,
+    MAX_EXTENT_QUESTIONS,
+    MAX_EXTENTS,
+    MAX_EXTENTS_PER_FILE,
+)
 from mountsafe.medium.block import Disk
 from mountsafe.medium.extents import NO_PLAN, ReadPlan, Source, plan
 
@@ -35,6 +42,9 @@ class Reader:
         self._proven = False
         self._chunks = Chunks(self._ask, nursery)
         self._asked: dict[int, trio.Event] = {}  # files whose layout is on its way
+        self._long_questions = trio.CapacityLimiter(LONG_QUESTIONS)
+        self._long: OrderedDict[int, Node] = OrderedDict()  # files with plans of many extents, and how many those are
+        self._extents = 0
 
     @property
     def direct(self) -> bool:
@@ -76,7 +86,8 @@ class Reader:
             if not more:
                 self._plan(file, untrusted_extents)
             elif file is node:
-                self._plan(file, await self._all_extents(file))
+                async with self._long_questions:
+                    self._plan(file, await self._all_extents(file))
             else:
                 file.unplanned = True
 
@@ -99,6 +110,13 @@ class Reader:
         except GuestFault as fault:
             self._incidents.report(str(fault), node.path())
             node.plan = NO_PLAN
+        if len(node.plan) > wire.MAX_FILE_EXTENTS:
+            self._long[node.ino] = node
+            self._extents += len(node.plan)
+            while self._extents > MAX_EXTENTS:
+                _, oldest = self._long.popitem(last=False)
+                self._extents -= len(oldest.plan)
+                oldest.plan, oldest.unplanned = NO_PLAN, True
 
     async def read(self, node: Node, offset: int, length: int) -> bytes | memoryview:
         """Return the bytes at `offset`, fewer than `length` only at the end of the file.

@@ -94,7 +94,8 @@ class BlockReader:
         if found is not None:
             data = bytes(found)
         else:
-            data = await trio.to_thread.run_sync(self._read_all, offset, available)
+            # A disk may hang, and who gives up waiting for it leaves the thread to it.
+            data = await trio.to_thread.run_sync(self._read_all, offset, available, cancellable=True)
         return data if available == length else data + bytes(length - available)
 
     def _read_all(self, offset: int, length: int) -> bytes:

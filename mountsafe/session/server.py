@@ -152,7 +152,8 @@ async def _run(settings: channel.Message, control: socket.socket, open_disk: Ope
 
 def main() -> NoReturn:
     """Run with one argument, {control, medium} as JSON. The first message says which file system."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="session: %(levelname)s: %(message)s")
+    # Whose words they are is said by the parent.
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s: %(message)s")
     settings = json.loads(sys.argv[1])
     control = socket.socket(fileno=settings["control"])
     open_disk = disk_opener(settings["medium"])

@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from mountsafe import channel
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
-from mountsafe.limits import IDLE, INDEX_ENTRIES, STATUS_DEADLINE
+from mountsafe.limits import IDLE, INDEX_ENTRIES, STATUS_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.sandbox import PACKAGE, PYTHON
 from mountsafe.session.mounter import is_mounted, mounts, unmount
@@ -92,7 +92,10 @@ class Starting:
     def follow(self, progress: Callable[[str], None], warn: Callable[[str], None]) -> dict[str, Any]:
         """Return the record of the mount when it is there. Raises UserError when it came to nothing."""
         while True:
-            received = channel.receive(self._report)
+            try:
+                received = channel.receive(self._report)
+            except ConnectionError:  # it was killed before it had read what we told it
+                received = None
             if received is None:
                 self._process.wait()
                 raise UserError("mounting ended without a word", "--verbose shows what happened.", ExitCode.FAILURE)
@@ -138,9 +141,14 @@ class Starting:
         self._process.wait()
 
     def end(self) -> None:
-        """Ask the supervisor to unmount, whatever uses it, and wait."""
+        """Ask the supervisor to unmount, whatever uses it, and wait. One that does not answer is killed."""
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
+        try:
+            self._process.wait(UNMOUNT_DEADLINE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            running()  # cleans up
 
 
 def caller() -> tuple[int, int]:
@@ -191,6 +199,10 @@ def status() -> list[dict[str, Any]]:
     ]
 
 
+class NoAnswer(UserError):
+    """A supervisor that lives, and does nothing."""
+
+
 def request(
     runtime: Runtime, message: channel.Message, until_gone: bool = False, deadline: float | None = None
 ) -> channel.Message:
@@ -206,13 +218,13 @@ def request(
             answer = received[0] if received else {}
             if "failed" in answer:
                 raise _as_error(answer["failed"])
-            if until_gone:
-                select.select([supervisor], [], [])
+            if until_gone and not select.select([supervisor], [], [], deadline)[0]:
+                raise TimeoutError("it does not end")
         except (OSError, ProtocolFault) as error:
             if not runtime.alive():
                 return {}
-            hint = f"It may be stopped: look at process {runtime.read().get('supervisor')}."
-            raise UserError(f"no answer from the mount's supervisor: {error}", hint) from error
+            hint = f"It may be stopped: look at process {runtime.read().get('supervisor')}. unmount --force ends it."
+            raise NoAnswer(f"no answer from the mount's supervisor: {error}", hint) from error
     return answer
 
 
@@ -222,27 +234,59 @@ def _pidfd(sock: socket.socket) -> int:
     return os.pidfd_open(pid)
 
 
+def end(runtime: Runtime, record: dict[str, Any], force: bool) -> None:
+    """Have a supervisor unmount, and wait for its end. Raises UserError.
+
+    `force`: whatever uses the mount; and a supervisor that does not answer is killed.
+    """
+    try:
+        request(runtime, {"do": "unmount", "force": force}, until_gone=True, deadline=UNMOUNT_DEADLINE)
+    except NoAnswer:
+        if not force:
+            raise
+        with suppress(ProcessLookupError):
+            supervisor = os.pidfd_open(int(record["supervisor"]))
+            try:
+                if runtime.alive():  # so the number is still its own
+                    signal.pidfd_send_signal(supervisor, signal.SIGKILL)
+                select.select([supervisor], [], [])
+            finally:
+                os.close(supervisor)
+        clean_up(runtime, record)
+
+
 def unmount_all(force: bool = False) -> list[str]:
     """Unmount every medium of this user; return their sources."""
     gone = []
     for runtime, record in running():
-        request(runtime, {"do": "unmount", "force": force}, until_gone=True)
+        end(runtime, record, force)
         gone.append(str(record["source"]))
     return gone
 
 
+def _spellings(name: Path) -> Iterator[str]:
+    """Yield the absolute paths that a name may stand for, at last the one that takes a look at the place itself.
+
+    Whoever looks at a mount waits for its session process, and that may be stopped.
+    """
+    path = name.absolute()
+    yield os.fspath(path)
+    yield os.path.join(os.path.realpath(path.parent), path.name)
+    yield os.path.realpath(path)
+
+
 def unmount_one(name: Path, force: bool = False) -> str:
     """Unmount the medium whose source, folder, or one of whose mounts is `name`; return its source."""
-    wanted = {os.fspath(name.absolute()), os.path.realpath(name)}
-    for runtime, record in running():
-        names = {record["source"], record["target"], *(mount["target"] for mount in record["mounts"])}
-        if wanted & names or wanted & {os.path.realpath(record["source"])}:
-            request(runtime, {"do": "unmount", "force": force}, until_gone=True)
-            return str(record["source"])
-    for target in wanted:
-        if is_mounted(Path(target)):
-            unmount(Path(target), lazy=force)
-            return target
+    media = running()
+    for wanted in _spellings(name):
+        for runtime, record in media:
+            targets = {record["target"], *(mount["target"] for mount in record["mounts"])}
+            if wanted in targets or wanted in (record["source"], os.path.realpath(record["source"])):
+                end(runtime, record, force)
+                return str(record["source"])
+        if is_mounted(Path(wanted)):
+            unmount(Path(wanted), lazy=force)
+            return wanted
     shown = printable(os.fsencode(name), 500)
     raise UserError(f"{shown} is not mounted by mountsafe", "mountsafe list shows what is.", ExitCode.NOT_MOUNTED)
 

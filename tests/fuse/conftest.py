@@ -4,12 +4,13 @@ import json
 import os
 import pickle
 import pwd
+import re
 import select
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -191,14 +192,22 @@ class Mounted:
 
 
 class Stage:
-    """Folders that every person of a test can reach, with the program in them: a checkout may be private."""
+    """Folders that every person of a test can reach, with the program in them: a checkout may be private.
 
-    def __init__(self, base: Path, repository: Path) -> None:
+    `limits`: what is otherwise in the program's limits.py.
+    """
+
+    def __init__(self, base: Path, repository: Path, limits: Mapping[str, float] | None = None) -> None:
         self.base = base
         self._numbers = iter(range(1000))
         self._begun: list[Mounted] = []
         for name in ("mountsafe", "tests"):
             shutil.copytree(repository / name, base / "program" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        path = base / "program/mountsafe/limits.py"
+        for name, value in (limits or {}).items():
+            text, found = re.subn(rf"^{name} = [^ \n]+", f"{name} = {value}", path.read_text(), flags=re.MULTILINE)
+            assert found == 1, name
+            path.write_text(text)
 
     def folder(self, person: Person | None = None, mode: int = 0o755) -> Path:
         """A new folder, of a person if one is named."""

@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mountsafe.session import runtime, supervisor  # the path comes first
+from tests.fuse import liar
 from tests.guest import FolderWorker, Layout
 
 
@@ -33,6 +34,7 @@ class FolderMachines:
         self._fd = medium.fd
         self._processes: list[subprocess.Popen[bytes]] = []
         self._held: list[socket.socket] = []
+        self._streams = 0
         self._users: set[object] = set()
 
     @property
@@ -45,7 +47,9 @@ class FolderMachines:
         if self.guest.get("silent"):
             self._held.append(theirs)
             return ours
-        command = [sys.executable, __file__, "agent", json.dumps(self.guest), str(theirs.fileno())]
+        self._streams += 1
+        guest = self.guest | {"stream": self._streams}
+        command = [sys.executable, __file__, "agent", json.dumps(guest), str(theirs.fileno())]
         with theirs:
             self._start(command, theirs.fileno())
         return ours
@@ -74,6 +78,9 @@ class FolderMachines:
 
 def agent(guest: dict[str, Any], fd: int) -> None:
     """Answer on a stream until it is closed."""
+    if lies := guest.get("lies"):
+        liar.serve(fd, **lies | {"seed": lies["seed"] + 1000 * guest["stream"]})
+        return
     layout = Layout.load(Path(guest["layout"])) if guest["layout"] else None
     worker = FolderWorker(Path(guest["folder"]), guest["fstype"], layout, guest["size"], guest["start"])
     worker.serve(fd)

@@ -44,6 +44,7 @@ async def serve(guest: Guest, sock: socket.socket) -> None:
         try:
             while data := await stream.receive_some():
                 for request in decoder.feed(data):
+                    await trio.sleep(getattr(guest, "pause", 0.0))
                     await stream.send_all(guest.answer(request))
         except (HangUp, trio.BrokenResourceError):
             pass
