@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from images import images
+
 # No example has a deadline: how long one takes says more about the machine than about the code.
 settings.register_profile("mountsafe", deadline=None, print_blob=True)
 settings.load_profile("mountsafe")
@@ -17,6 +19,23 @@ settings.load_profile("mountsafe")
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where unpacked images are kept."""
+    return tmp_path_factory.mktemp("images")
+
+
+@pytest.fixture
+def image(library: Path) -> Callable[[str], Path]:
+    """A function that returns the path of an unpacked image."""
+
+    def unpacked(name: str) -> Path:
+        path = library / f"{name}.img"
+        return path if path.exists() else images.unpack(name, library)
+
+    return unpacked
 
 
 def missing(what: str) -> None:

@@ -312,6 +312,9 @@ def _numbers(st: os.stat_result) -> tuple[int, ...]:
 
 
 def _fitting(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """The same, cut to what fits: there are media with times beyond the year 2262."""
-    mode, nlink, *rest = numbers
-    return (mode, nlink & 0xFFFFFFFF, *(max(-(1 << 63), min((1 << 63) - 1, number)) for number in rest))
+    """The same, cut to what fits: there are media with times beyond the year 2262, and damaged ones with sizes that the
+    kernel takes for negative. The host finds those too large.
+    """
+    mode, nlink, uid, gid, ino, size, blocks, *times = numbers
+    rest = (number & 0xFFFFFFFFFFFFFFFF for number in (ino, size, blocks))
+    return (mode, nlink & 0xFFFFFFFF, uid, gid, *rest, *(max(-(1 << 63), min((1 << 63) - 1, t)) for t in times))

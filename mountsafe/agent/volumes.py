@@ -22,11 +22,20 @@ def find_medium(seconds: float = 10.0, disks: str = "/sys/class/scsi_disk") -> s
             names: list[str] = []
             with suppress(FileNotFoundError):  # the kernel announces a disk before its block device
                 names = os.listdir(f"{disks}/{device}/device/block") if device.endswith(MEDIUM_ADDRESS) else []
-            if names and os.path.exists(f"/dev/{names[0]}"):
+            if names and _opens(f"/dev/{names[0]}"):
                 return names[0]
         if time.monotonic() > end:
             raise Refused(errno.ENODEV, "the medium did not appear in the appliance")
         time.sleep(0.005)
+
+
+def _opens(device: str) -> bool:
+    """Whether a disk can be opened: at first it has no node, then one that leads nowhere."""
+    try:
+        os.close(os.open(device, os.O_RDONLY))
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENXIO)
+    return True
 
 
 def _blkid(device: str) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mountsafe.appliance import contents, features, freeze, kernel, modules
+from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.inputs import Inputs, Recipe
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.limits import GUEST_MEMORY_MIB
@@ -64,6 +65,11 @@ def location() -> Path:
         return SYSTEM
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "mountsafe/appliance"
+
+
+def acceleration() -> Acceleration:
+    """Return what this user knows of KVM; it is kept beside his appliances."""
+    return Acceleration(location().parent / "kvm.json")
 
 
 def find() -> Appliance | None:

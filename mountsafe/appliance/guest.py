@@ -16,7 +16,7 @@ from pathlib import Path
 import guestfs
 
 from mountsafe.appliance import hardware, thaw
-from mountsafe.appliance.qmp import MEDIUM_SET, SANDBOX, Qmp
+from mountsafe.appliance.qmp import MEDIUM_SET, SANDBOX, Qmp, QmpError
 from mountsafe.limits import ATTACH_DEADLINE
 
 QMP_SOCKET = "/tmp/qmp"
@@ -34,6 +34,8 @@ class Guest:
         self._accelerator = accelerator
         self._verbose = verbose
         self._streams = 0
+        self._ports: set[str] = set()  # of streams
+        self._ended: set[str] = set()  # streams without a port, whose host end QEMU may still hold
         self.qmp: Qmp | None = None
         self.console: socket.socket | None = None
         self._prepare_cache(self._appliance)
@@ -127,13 +129,14 @@ class Guest:
         """Unplug the medium."""
         assert self.qmp is not None
         self.qmp.execute("device_del", {"id": MEDIUM})
-        self.qmp.wait_for("DEVICE_DELETED")
+        self.qmp.wait_for_end_of(MEDIUM)
         self.qmp.execute("blockdev-del", {"node-name": MEDIUM})
         self.qmp.execute("remove-fd", {"fdset-id": MEDIUM_SET})
 
     def open_stream(self, fd: int) -> None:
         """Give the VM a new virtio-serial port whose host end is the socket `fd`; the agent starts a worker on it."""
         assert self.qmp is not None
+        self.remove_ended_streams()
         self._streams += 1
         name = f"ms{self._streams}"
         self.qmp.execute("getfd", {"fdname": name}, fd)
@@ -142,6 +145,20 @@ class Guest:
         self.qmp.execute("chardev-add", {"id": name, "backend": backend})
         port = {"driver": "virtserialport", "id": name, "chardev": name, "name": f"org.mountsafe.{self._streams}"}
         self.qmp.execute("device_add", port)
+        self._ports.add(name)
+
+    def remove_ended_streams(self) -> None:
+        """Unplug the ports whose worker has closed them: a VM has 29 for us."""
+        assert self.qmp is not None
+        for change in self.qmp.take("VSERPORT_CHANGE"):
+            if not change["open"] and change["id"] in self._ports:
+                self.qmp.execute("device_del", {"id": change["id"]})
+                self._ports.remove(change["id"])
+                self._ended.add(change["id"])
+        for name in list(self._ended):
+            with suppress(QmpError):  # the port still has it: the next time then
+                self.qmp.execute("chardev-remove", {"id": name})
+                self._ended.remove(name)
 
 
 def _console_end() -> socket.socket:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import stat
+from collections import deque
 from typing import Any
 
 from mountsafe.errors import GuestGone, MountsafeError
@@ -11,6 +12,7 @@ from mountsafe.errors import GuestGone, MountsafeError
 # QEMU's own seccomp filter: no old system calls, no privilege, no new process, no change of scheduling.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 MEDIUM_SET = 1  # the set of descriptors that the medium is in
+EVENTS = 256  # kept; a guest can cause as many as it likes
 
 
 class QmpError(MountsafeError):
@@ -18,9 +20,13 @@ class QmpError(MountsafeError):
 
 
 class Qmp:
-    """A connection to QEMU's monitor: the path of its socket, or a connected one. Blocks; answers take milliseconds."""
+    """A connection to QEMU's monitor: the path of its socket, or a connected one. Blocks; answers take milliseconds.
+
+    `events`: what QEMU said unasked and nobody has taken yet, oldest first.
+    """
 
     def __init__(self, monitor: str | socket.socket, seconds: float) -> None:
+        self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
         if isinstance(monitor, str):
             self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._sock.settimeout(seconds)
@@ -62,6 +68,7 @@ class Qmp:
                     return answer["return"]
                 if "error" in answer:
                     raise QmpError(f"{command}: {answer['error'].get('desc', '')}")
+                self.events.append(answer)
         except TimeoutError as error:
             raise GuestGone(f"QEMU did not answer {command}") from error
         except (ConnectionError, BrokenPipeError) as error:
@@ -74,14 +81,20 @@ class Qmp:
         return {"driver": driver, "filename": f"/dev/fdset/{MEDIUM_SET}", "read-only": True, "locking": "off"}
 
     def drain(self) -> bool:
-        """Read one event; False when QEMU is gone."""
+        """Take in one event; False when QEMU is gone."""
         try:
-            self._next()
+            self.events.append(self._next())
         except (GuestGone, OSError):
             return False
         return True
 
-    def wait_for(self, event: str) -> None:
-        """Read events until one has this name."""
-        while self._next().get("event") != event:
-            pass
+    def take(self, event: str) -> list[dict[str, Any]]:
+        """Return the data of the events of this name that have come, and forget them."""
+        found = [told["data"] for told in self.events if told.get("event") == event]
+        self.events = deque((told for told in self.events if told.get("event") != event), EVENTS)
+        return found
+
+    def wait_for_end_of(self, device: str) -> None:
+        """Take in events until this device is gone."""
+        while all(data.get("device") != device for data in self.take("DEVICE_DELETED")):
+            self.events.append(self._next())

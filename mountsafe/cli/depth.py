@@ -1,7 +1,7 @@
 """`doctor --sandbox`: what holds the processes of each live mount in, as the kernel tells it."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +18,67 @@ from mountsafe.text import size
 BOX = "bwrap"  # bubblewrap's own processes wait, and run none of what is in the box
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A process of a mount, what it does there, and what holds it in."""
+
+    role: str
+    layers: Layers
+
+    def facts(self) -> dict[str, Any]:
+        """What `--json` shows."""
+        return {"role": self.role, **asdict(self.layers)}
+
+
 def show(json: bool) -> None:
     """Print the layers of every mount of this user. Raises UserError (NOT_MOUNTED) if there is none."""
-    found = [_medium(record) for record in start.status()]
+    found = [(_medium(record), list(_held(record))) for record in start.status()]
     if not found:
         hint = "The layers are those of live mounts: mountsafe mount IMAGE DIR, then again."
         raise UserError("nothing is mounted", hint, ExitCode.NOT_MOUNTED)
     if json:
-        screen.print_json(found)
+        screen.print_json([{**medium, "processes": [each.facts() for each in held]} for medium, held in found])
         return
-    for medium in found:
-        _print(medium)
+    for medium, held in found:
+        _print(medium, held)
 
 
 def _medium(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of a medium's processes and mounts, for programs."""
+    """Return what is known of a medium and its mounts."""
     points = {each.point: each for each in mounted()}
-    boxes = {"appliance": [record["virtual_machine"]], "container": [record["container"]]}
-    boxes |= {"session": [mount["session"] for mount in record["mounts"]]}
-    processes = [{"role": "supervisor", **_seen(record["supervisor"])}]
-    for role, pids in boxes.items():
-        for pid in filter(None, pids):
-            processes += [{"role": role, **_seen(each)} for each in (pid, *descendants(pid))]
     mounts = [
         {"target": target, "flags": list(points[target].options) if target in points else [], "landlock": told}
         for target, told in ((mount["target"], mount.get("landlock", 0)) for mount in record["mounts"])
     ]
-    return {"source": record["source"], "mounts": mounts, "kernel_landlock": landlock.version(), "processes": processes}
+    return {"source": record["source"], "mounts": mounts, "kernel_landlock": landlock.version()}
 
 
-def _seen(pid: int) -> dict[str, Any]:
+def _held(record: dict[str, Any]) -> Iterator[Held]:
+    """Yield the processes of a medium."""
+    yield Held("supervisor", _layers(record["supervisor"]))
+    boxes = {"appliance": [record["virtual_machine"]], "container": [record["container"]]}
+    boxes |= {"session": [mount["session"] for mount in record["mounts"]]}
+    for role, pids in boxes.items():
+        for pid in filter(None, pids):
+            for each in (pid, *descendants(pid)):
+                yield Held(role, _layers(each))
+
+
+def _layers(pid: int) -> Layers:
     try:
-        return asdict(layers.read(pid))
+        return layers.read(pid)
     except OSError as error:
         raise UserError(
             f"process {pid} cannot be looked at: {error.strerror}", "Try again: it may have ended."
         ) from error
 
 
-def _print(medium: dict[str, Any]) -> None:
+def _print(medium: dict[str, Any], held: list[Held]) -> None:
     for mount in medium["mounts"]:
         flags = " ".join(mount["flags"])
         screen.say(f"{medium['source']} on {mount['target']}: {flags}")
-    shown = [each for each in medium["processes"] if each["program"] != BOX]
-    columns = [dict(_rows(each)) for each in shown]
+    shown = [each for each in held if each.layers.program != BOX]
+    columns = [dict(_rows(each.layers)) for each in shown]
     screen.table(
         ["", *(_title(each) for each in shown)],
         [[name, *(column[name] for column in columns)] for name in columns[0]],
@@ -71,21 +88,19 @@ def _print(medium: dict[str, Any]) -> None:
         f"Landlock: the kernel has version {medium['kernel_landlock'] or 'none'}; it tells of no process whether it is"
         f" held by it. What the session processes said when they had asked for it: {told}"
     )
-    if all(each["role"] != "appliance" for each in medium["processes"]):
+    if all(each.role != "appliance" for each in held):
         screen.say("No virtual machine runs at the moment: nobody has asked it anything.")
     screen.say("")
 
 
-def _title(process: dict[str, Any]) -> str:
-    role = str(process["role"])
-    if process["program"].startswith("qemu"):
-        return "QEMU" if role == "appliance" else "QEMU, container"
-    return role
+def _title(process: Held) -> str:
+    if process.layers.program.startswith("qemu"):
+        return "QEMU" if process.role == "appliance" else f"QEMU, {process.role}"
+    return process.role
 
 
-def _rows(process: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(seen: Layers) -> Iterator[tuple[str, str]]:
     """Yield the table's rows for one process: names and words."""
-    seen = Layers(**{name: process[name] for name in Layers.__dataclass_fields__})
     yield "process", str(seen.pid)
     yield "user", f"{seen.uid}, map {'; '.join(seen.uid_map)}"
     yield "own namespaces", " ".join(seen.namespaces) or "none"

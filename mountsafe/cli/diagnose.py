@@ -12,7 +12,7 @@ import typer
 
 from mountsafe import sandbox
 from mountsafe.appliance import build, kernel
-from mountsafe.appliance.acceleration import KVM, Acceleration
+from mountsafe.appliance.acceleration import KVM
 from mountsafe.cli import depth, screen
 from mountsafe.cli.mounting import Json
 from mountsafe.errors import ExitCode, UserError
@@ -116,7 +116,7 @@ def _appliance() -> Finding:
 
 
 def _kvm() -> Finding:
-    acceleration = Acceleration(build.location().parent / "kvm.json")
+    acceleration = build.acceleration()
     if why := acceleration.usable():
         mend = "sudo usermod -aG kvm $USER" if KVM.exists() and os.geteuid() != 0 else ""
         if os.geteuid() == 0 and KVM.exists():

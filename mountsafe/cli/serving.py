@@ -71,6 +71,6 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         found = None if user is None else person.by_name(user)
     except KeyError as error:
         raise UserError(f"there is no user {user}", "Name one of this machine.", ExitCode.USAGE) from error
-    who = (lambda: person.at_seat("seat0")) if found is None else lambda: found
+    who = person.at_seat if found is None else lambda: found
     supervisors = Spare(spare, partial(limited, memory, cpu, MEDIUM_PROCESSES))
     trio.run(Service(rules, Wishes(who, str(media), HIDDEN, idle, supervisors), most).run)

@@ -14,6 +14,7 @@ from mountsafe.errors import ExitCode, UserError
 
 _LOGIND = DBusAddress("/org/freedesktop/login1", "org.freedesktop.login1", "org.freedesktop.login1.Manager")
 TIMEOUT = 10.0
+SEAT = "seat0"  # the machine's own; others are made of more screens and keyboards
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def by_name(name: str) -> Person:
     return Person(found.pw_name, found.pw_uid, found.pw_gid)
 
 
-def at_seat(seat: str) -> Person | None:
+def at_seat(seat: str = SEAT) -> Person | None:
     """Return who sits there now, by logind; None if nobody does, or nobody can tell."""
     try:
         with open_dbus_connection(bus="SYSTEM") as connection:

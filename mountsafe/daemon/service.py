@@ -14,7 +14,6 @@ import trio
 
 from mountsafe import __version__
 from mountsafe.appliance import build
-from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.daemon import notify
 from mountsafe.daemon.control import Control, Told
 from mountsafe.daemon.journal import about
@@ -143,8 +142,9 @@ class Service:
         """Unmount a medium, let go of it, and cut its drive's power if nothing else of the drive is in use."""
         keeper = self._named(device)
         await keeper.eject()
-        if self._is_idle(keeper.device.drive):
-            await trio.to_thread.run_sync(cut_power, keeper.device.drive)
+        drive = keeper.device.drive
+        if drive and self._is_idle(drive):
+            await trio.to_thread.run_sync(cut_power, drive)
 
     def _is_idle(self, drive: str) -> bool:
         """Whether nothing of a drive is kept or in use: a card reader has several slots, a disk several partitions."""
@@ -182,7 +182,7 @@ class Service:
     def status(self) -> Told:
         """Return what the daemon says of itself."""
         states = [keeper.state for keeper in self._keepers.values()]
-        acceleration = Acceleration(build.location().parent / "kvm.json")
+        acceleration = build.acceleration()
         return {
             "version": __version__,
             "media": len(states),

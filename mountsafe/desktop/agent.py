@@ -25,8 +25,7 @@ from mountsafe.system.scope import apart
 
 log = logging.getLogger(__name__)
 QUEUE = 1000  # signals that wait
-SEAT = "seat0"
-_SEAT = f"/org/freedesktop/login1/seat/{SEAT}"  # it tells when another user sits down
+_SEAT = f"/org/freedesktop/login1/seat/{person.SEAT}"  # it tells when another user sits down
 _BUS = "org.freedesktop.DBus"
 
 
@@ -138,7 +137,7 @@ class Agent:
             return []
         at_seat = self._any_seat
         if not at_seat and any(map(is_blocked, media)):
-            found = await trio.to_thread.run_sync(person.at_seat, SEAT)
+            found = await trio.to_thread.run_sync(person.at_seat)
             at_seat = found is not None and found.name == self._name
         return [each for each in media if each["user"] == self._name or (not each["user"] and at_seat)]
 

@@ -23,7 +23,6 @@ class Device:
     """A block device as udev knows it. `disk`: the name of the whole disk; `facts` None: it is no medium.
 
     `drive`: the folder in /sys of the USB device that it is behind, "" if there is none.
-
     `properties` are fit to be shown: many of them are the device's own words, or its medium's.
     """
 
@@ -101,11 +100,10 @@ def is_to_be_detached(name: str) -> bool | None:
 
 def cut_power(drive: str) -> None:
     """Let the USB port of a drive cut its power, as udisks does: it can be pulled out, and is gone until then."""
-    if drive:
-        try:
-            Path(drive, "remove").write_text("1", encoding="ascii")
-        except OSError as error:
-            log.warning("the drive keeps its power: %s", error)
+    try:
+        Path(drive, "remove").write_text("1", encoding="ascii")
+    except OSError as error:
+        log.warning("the drive keeps its power: %s", error)
 
 
 def disk_of(device: pyudev.Device) -> str:

@@ -122,7 +122,7 @@ def machine_settings(verbose: bool) -> Iterator[tuple[MachineSettings, Accelerat
     if appliance is None:
         raise UserError("the appliance is missing", "mountsafe appliance build", ExitCode.DEPENDENCY)
     with appliance.held():
-        yield MachineSettings(appliance.path, verbose=verbose), Acceleration(build.location().parent / "kvm.json")
+        yield MachineSettings(appliance.path, verbose=verbose), build.acceleration()
 
 
 class Supervisor:

@@ -25,7 +25,8 @@ LARGEST_BASE = 1 << 20  # as it is stored: a mutation copies it
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One image to open. `way`: "session" (without a command line), or who runs the command: "root", "user".
+    """One image to open. `way`: who runs the command ("root", "user"), or without a command line "session", in a
+    virtual machine of its own, or "shared", in one that is there for many images.
 
     `source`: an image of the corpus, a file, or the base of a mutation, whose `seed` or `edits` say what is changed.
     """
@@ -69,7 +70,7 @@ def of_mutations(count: int, seed: int, names: list[str]) -> Iterator[Case]:
     """`count` mutations, in turns of every base."""
     for number in range(count):
         name = names[number % len(names)]
-        yield Case(f"mutation/{seed}/{number}", "session", name, f"{seed} {number} {name}")
+        yield Case(f"mutation/{seed}/{number}", "shared", name, f"{seed} {number} {name}")
 
 
 # --- bases ---------------------------------------------------------------------------------------------------------

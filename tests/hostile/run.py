@@ -2,9 +2,11 @@
 
     sudo ./dev hostile [--set corpus|mutations|all|DIR] [--mutations N] [--minutes N] [--seed N] [--state DIR] [--json]
 
-Every image of the corpus through the command line, in turns as root and as an ordinary user; mutations of valid images
-through the session itself. One virtual machine for each image, two images at a time. What was run is in the state's
-folder: a run that was stopped goes on where it was. What broke is run again, alone, and made smaller; exit code 1.
+Every image of the corpus through the command line, in turns as root and as an ordinary user, each in a virtual machine
+of its own; mutations of valid images through the session itself, plugged into a virtual machine that is renewed after
+50 of them and after whatever went wrong. Two images at a time. What was run is in the state's folder: a run that was
+stopped goes on where it was. What broke is run again, alone and in a virtual machine of its own, and made smaller; exit
+code 1.
 """
 
 import argparse
@@ -213,7 +215,7 @@ class Run:
             if self.stopped.is_set():
                 break
             self._console.print(f"again, alone: {case.name}", markup=False)
-            second = worker.run(case)
+            second = worker.run(alone(case))
             record["again"] = second["broke"]
             if second["broke"]:
                 smallest = self._smaller(case, kinds(second), worker, workshop)
@@ -228,7 +230,7 @@ class Run:
         edits = [(edit.offset, edit.data.hex()) for edit in workshop.edits(case)]
         for edit in list(edits):
             fewer = [each for each in edits if each is not edit]
-            tried = replace(case, name=f"{case.name}/smaller", seed=None, edits=tuple(fewer))
+            tried = replace(alone(case), name=f"{case.name}/smaller", seed=None, edits=tuple(fewer))
             if not self.stopped.is_set() and kinds(worker.run(tried)) & wanted:
                 edits = fewer
         return replace(case, seed=None, edits=tuple(edits))
@@ -238,6 +240,11 @@ class Run:
         workshop.make(case, path)
         path.with_suffix(".json").write_text(json.dumps({"case": asdict(case), "record": record}, indent=1))
         self._console.print(f"kept: {path}", markup=False)
+
+
+def alone(case: Case) -> Case:
+    """Return the same case with a virtual machine of its own."""
+    return replace(case, way="session") if case.way == "shared" else case
 
 
 def kinds(record: dict[str, Any]) -> set[str]:

@@ -16,17 +16,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import trio
 
 from mountsafe import wire
 from mountsafe.appliance.acceleration import Acceleration
-from mountsafe.appliance.machine import MachineSettings
+from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.limits import (
     CALL_DEADLINE,
@@ -40,6 +41,7 @@ from mountsafe.limits import (
 )
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, choose
+from mountsafe.session.machines import Listener, started
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 from mountsafe.session.supervisor import machine_settings
 from tests.hostile.cases import Case, Workshop, load_bases
@@ -54,11 +56,12 @@ SLACK = 15.0  # seconds beyond a deadline: two processors, several virtual machi
 OPENING = LAUNCH_DEADLINE + PROBE_DEADLINE + MOUNT_DEADLINE  # of one volume
 SETTLE = 5.0  # what is left after so long stays
 LINES = 2000  # of a trial's log
+RENEWED = 50  # after so many images a virtual machine that they share is replaced
 STATED = {0, ExitCode.SOURCE, ExitCode.APPLIANCE, ExitCode.DEADLINE}  # how a command may end for what is on an image
 
 OTHERS = r"\bloop\d+\b|^set_capacity_and_notify|^systemd|audit"  # the kernel's words on what no trial has
 _BUG = re.compile(r"Traceback \(most recent|session: (ERROR|CRITICAL)|^a bug|was never (awaited|retrieved)")
-_AGENT_BUG = re.compile(r"^[A-Za-z.]+(Error|Exception|Fault|Exit|Interrupt)\(|^(struct|wire)\.\w+\(")
+_AGENT_BUG = re.compile(r"^error\(|^[A-Za-z.]+(Error|Exception|Fault|Exit|Interrupt)\(|^(struct|wire)\.\w+\(")
 _OOPS = re.compile(r"\] (BUG|Oops|Kernel panic|general protection|WARNING: CPU|kernel BUG|UBSAN|KASAN|INFO: task)")
 _SESSION_END = re.compile(r"the session process ended \((-?\d+)\)")
 _LATE = re.compile(r"no answer|did not \w+ in|within \d+ s|passed")
@@ -180,7 +183,9 @@ BOUNDS = {"machine": MACHINE_MEMORY, "session": SESSION_MEMORY, "supervisor": SE
 class Listening(TappedMachines):
     """Notes what the agent calls a failure: its own bugs come as one."""
 
-    bugs: list[str]
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.bugs: list[str] = []
 
     def tap(self, frame: wire.Frame) -> bytes:
         if frame.kind == wire.Kind.ERROR:
@@ -191,14 +196,71 @@ class Listening(TappedMachines):
         return super().tap(frame)
 
 
+class Warm:
+    """A virtual machine that runs before an image comes and after it went, or none."""
+
+    def __init__(self, settings: MachineSettings, acceleration: Acceleration, nursery: trio.Nursery) -> None:
+        self.settings = settings
+        self.acceleration = acceleration
+        self._nursery = nursery
+        self._images = 0
+        self.machine: Machine | None = None
+
+    async def ready(self) -> None:
+        """Have one, and not for too many images."""
+        if self._images >= RENEWED:
+            await self.end()
+        if self.machine is None:
+            self._images = 0
+            self.machine = await started(self.settings, self.acceleration, self._nursery, Listener())
+        self._images += 1
+
+    async def end(self) -> None:
+        """End it: it may not be what it was."""
+        machine, self.machine = self.machine, None
+        if machine is not None:
+            await machine.stop()
+
+
+class Sharing(Listening):
+    """Plugs the image into the virtual machine that is there, and unplugs it instead of ending that."""
+
+    def __init__(self, warm: Warm, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._warm = warm
+        self._borrowed: Machine | None = None
+
+    async def _start(self) -> Machine:
+        machine, self._warm.machine = self._warm.machine, None
+        if machine is None:  # it died of this image: another starts, and ends with it
+            return await super()._start()
+        self._borrowed = machine
+        return await self._attached(machine)
+
+    async def release(self, user: object) -> None:
+        """Let it run."""
+        self._users.discard(user)
+
+    async def close(self) -> None:
+        """Unplug the image."""
+        machine = self._machine
+        if machine is not None and machine is self._borrowed:
+            try:
+                await machine.detach()
+            except MountsafeError as error:
+                logging.getLogger("mountsafe").info("not unplugged: %s", error)
+            else:
+                self._machine, self._warm.machine = None, machine
+        await super().close()
+
+
 class Trials:
     """Runs cases on a stage."""
 
-    def __init__(self, stage: Stage, workshop: Workshop, settings: MachineSettings, acceleration: Acceleration) -> None:
+    def __init__(self, stage: Stage, workshop: Workshop, warm: Warm) -> None:
         self._stage = stage
         self._workshop = workshop
-        self._settings = settings
-        self._acceleration = acceleration
+        self._warm = warm
         self._kernel = KernelLog()
         self._lines = Lines()
         self._script = stage.root / "walk.py"
@@ -206,8 +268,10 @@ class Trials:
         logging.getLogger().addHandler(self._lines)
         logging.getLogger("mountsafe").setLevel(logging.INFO)
 
-    def run(self, case: Case) -> Record:
+    async def run(self, case: Case) -> Record:
         """Run a case."""
+        if case.way == "shared":
+            await self._warm.ready()
         record = Record(case.name, case.way, case.source)
         persons = self._stage.persons
         image = self._stage.root / "medium.img"
@@ -219,25 +283,29 @@ class Trials:
         self._lines.kept, self._lines.bytes = [], 0
         began = time.monotonic()
         if case.way == "session":
-            self._through_session(image, option, record)
+            await self._through_session(Listening, image, option, record)
+        elif case.way == "shared":
+            await self._through_session(partial(Sharing, self._warm), image, option, record)
         else:
-            self._through_command(persons[case.way], image, option, record)
+            await trio.to_thread.run_sync(self._through_command, persons[case.way], image, option, record)
         record.seconds = round(time.monotonic() - began, 2)
-        self._look_back(record, before)
+        await self._look_back(record, before)
         if signature(image) != made:
             record.broke.append("written: the image was changed")
         image.unlink()
         return record
 
-    def _look_back(self, record: Record, before: dict[Person, Traces]) -> None:
+    async def _look_back(self, record: Record, before: dict[Person, Traces]) -> None:
         judge(self._lines.kept, record)
+        if record.oopses or record.deaths or record.late:
+            await self._warm.end()
         record.broke += [f"kernel: {line}" for line in self._kernel.news()]
         end = time.monotonic() + SETTLE
         while (left := [taken.news(person) for person, taken in before.items()]) != [{}] * len(left):
             if time.monotonic() > end:
                 record.broke.append(f"left: {json.dumps(left)}")
                 break
-            time.sleep(0.02)
+            await trio.sleep(0.02)
         for person, taken in before.items():
             taken.restore(person)
         patience = CALL_DEADLINE if record.deaths or record.late else REQUEST_DEADLINE
@@ -253,9 +321,11 @@ class Trials:
         for kind, peak in peaks().items():
             record.memory[kind] = max(record.memory.get(kind, 0), peak)
 
-    def _through_session(self, image: Path, option: str | None, record: Record) -> None:
+    async def _through_session(
+        self, tapped: Callable[..., Listening], image: Path, option: str | None, record: Record
+    ) -> None:
         try:
-            trio.run(self._session, image, option, record)
+            await self._session(tapped, image, option, record)
         except UserError as error:
             record.failed(error.message, error.code)
         except MountsafeError as error:
@@ -265,10 +335,10 @@ class Trials:
             record.broke.append(f"crash: {error!r}")
             logging.getLogger("mountsafe").exception("a bug in the supervisor's part")
 
-    async def _session(self, image: Path, option: str | None, record: Record) -> None:
+    async def _session(self, tapped: Callable[..., Listening], image: Path, option: str | None, record: Record) -> None:
         began = time.monotonic()
-        async with opened(image, self._settings, self._acceleration, Listening) as (machines, medium, found):
-            machines.bugs = []
+        warm = self._warm
+        async with opened(image, warm.settings, warm.acceleration, tapped) as (machines, medium, found):
             for number, volume in enumerate(choose(found, None, option)):
                 record.volumes += 1
                 try:
@@ -348,18 +418,28 @@ def environment(person: Person) -> Iterator[None]:
     yield
 
 
-def main() -> None:
+async def answer(stage: Stage, bases: Path, answers: TextIO) -> None:
     """Answer cases until there are no more."""
+    async with trio.open_nursery() as nursery:
+        with machine_settings(False) as (settings, acceleration):
+            warm = Warm(settings, acceleration, nursery)
+            trials = Trials(stage, Workshop(load_bases(bases)), warm)
+            while line := await trio.to_thread.run_sync(sys.stdin.readline):
+                print(json.dumps(vars(await trials.run(Case(**json.loads(line))))), file=answers, flush=True)
+            await warm.end()
+        nursery.cancel_scope.cancel()
+
+
+def main() -> None:
+    """Run trials on a stage."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides
     repository = Path(__file__).resolve().parents[2]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with build_stage(repository) as stage:
         print(json.dumps({"stage": str(stage.root)}), file=answers, flush=True)
-        with environment(stage.persons["root"]), machine_settings(False) as (settings, acceleration):
-            trials = Trials(stage, Workshop(load_bases(Path(sys.argv[1]))), settings, acceleration)
-            for line in sys.stdin:
-                print(json.dumps(vars(trials.run(Case(**json.loads(line))))), file=answers, flush=True)
+        with environment(stage.persons["root"]):
+            trio.run(answer, stage, Path(sys.argv[1]), answers)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from images import images
 from tests.conftest import missing
 from tests.hotplug import machine as machines
 from tests.hotplug.daemon import RULES, Daemon
@@ -24,18 +22,6 @@ def machine(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFact
             missing(path)
     with machines.machine(tmp_path_factory.mktemp("machine")) as made:
         yield made
-
-
-@pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function that returns the path of an unpacked image."""
-    folder = tmp_path_factory.mktemp("images")
-
-    def unpacked(name: str) -> Path:
-        path = folder / f"{name}.img"
-        return path if path.exists() else images.unpack(name, folder)
-
-    return unpacked
 
 
 @pytest.fixture(scope="module")

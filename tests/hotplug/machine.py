@@ -5,7 +5,6 @@ that what another udevd says of the same devices is not heard. The kernel, its e
 machine's. When the namespaces' processes have ended, everything is gone.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from tests.done import Done
 
 UDEVD = "/usr/lib/systemd/systemd-udevd"
 POLKITD = "/usr/lib/polkit-1/polkitd"
@@ -37,23 +37,6 @@ polkit.addRule(function(action, subject) {
     return open ? polkit.Result.YES : polkit.Result.NOT_HANDLED;
 });
 """
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended."""
-
-    command: tuple[str, ...]
-    code: int
-    out: str
-    err: str
-
-    def ok(self) -> "Done":
-        assert self.code == 0, f"{self.command} ended with {self.code}\n{self.out}\n{self.err}"
-        return self
-
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 def wait_for(condition: Callable[[], bool], what: str, instead: Callable[[], str] = str) -> None:
@@ -123,6 +106,19 @@ class Machine:
         lines = self.run("udevadm", "info", "--query=property", f"--name={device}").ok().out.splitlines()
         return dict(line.split("=", 1) for line in lines)
 
+    def kernel_mounts(self, device: str) -> list[str]:
+        """The mounts of a device by this kernel itself, a line of mountinfo each."""
+        lines = self.run("cat", "/proc/self/mountinfo").ok().out.splitlines()
+        return [line for line in lines if line.split(" - ")[1].split()[1] == device]
+
+    def _detached(self, device: str) -> bool:
+        """Try to end the kernel's mounts of a device, and the device. Who has just mounted it may be busy with it."""
+        if self.kernel_mounts(device):
+            self.run("umount", "--all-targets", device)
+        if Path(device).name in attached():
+            self.run("losetup", "--detach", device)
+        return Path(device).name not in attached()
+
     @contextmanager
     def loop(self, image: Path) -> Iterator[str]:
         """Attach an image: a medium is plugged in."""
@@ -131,8 +127,7 @@ class Machine:
             self.run("udevadm", "settle", "--timeout=30").ok()
             yield device
         finally:
-            subprocess.run(self.command("umount", "--quiet", "--all-targets", device), timeout=DEADLINE, check=False)
-            self.run("losetup", "--detach", device)
+            wait_for(lambda: self._detached(device), f"the end of {device}")
             self.run("udevadm", "settle", "--timeout=30")
 
 

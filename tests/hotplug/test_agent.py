@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.done import Done
 from tests.hotplug.daemon import MEDIA, RULES, Daemon, label
-from tests.hotplug.machine import USER, Done, Machine, wait_for
+from tests.hotplug.machine import USER, Machine, wait_for
 from tests.hotplug.test_asking import SERIAL_FOR_LOOPS, state
 
 Image = Callable[[str], Path]

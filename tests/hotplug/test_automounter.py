@@ -33,16 +33,10 @@ def daemon(automounter: Machine, tmp_path: Path) -> Iterator[Daemon]:
     automounter.mountsafe("policy", "uninstall").ok()
 
 
-def kernel_mounts(machine: Machine, device: str) -> list[str]:
-    """The mounts of a device by this kernel itself."""
-    lines = machine.run("cat", "/proc/self/mountinfo").ok().out.splitlines()
-    return [line for line in lines if line.split(" - ")[1].split()[1] == device]
-
-
 def test_without_rules_it_mounts_what_is_plugged_in(automounter: Machine, image: Image) -> None:
     """Else the next test would prove nothing."""
     with automounter.loop(image("xfs")) as device:
-        wait_for(lambda: kernel_mounts(automounter, device) != [], "a mount by udiskie")
+        wait_for(lambda: automounter.kernel_mounts(device) != [], "a mount by udiskie")
 
 
 def test_beside_the_daemon_it_mounts_nothing(daemon: Daemon, image: Image) -> None:
@@ -50,10 +44,10 @@ def test_beside_the_daemon_it_mounts_nothing(daemon: Daemon, image: Image) -> No
         with daemon.machine.loop(image(name)) as device:
             daemon.wait_for_mounts(label(name))
             time.sleep(PATIENCE)
-            assert kernel_mounts(daemon.machine, device) == []
+            assert daemon.machine.kernel_mounts(device) == []
         daemon.wait_for_mounts()
 
 
 def test_afterwards_it_mounts_again(automounter: Machine, image: Image) -> None:
     with automounter.loop(image("xfs")) as device:
-        wait_for(lambda: kernel_mounts(automounter, device) != [], "a mount by udiskie")
+        wait_for(lambda: automounter.kernel_mounts(device) != [], "a mount by udiskie")

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.done import Done
 from tests.hotplug.daemon import MEDIA, Daemon, label
-from tests.hotplug.machine import USER, Done, Machine, wait_for
+from tests.hotplug.machine import USER, Machine, wait_for
 
 Image = Callable[[str], Path]
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
 from images import images
 from tests.hotplug.daemon import MEDIA, Daemon, label, shown
 from tests.hotplug.machine import Machine, wait_for
@@ -127,6 +129,31 @@ def test_a_daemon_that_was_killed_leaves_nothing_and_the_next_goes_on(daemon: Da
         (expected,) = (entry.sha256 for entry in images.expected("ext4") if entry.path == b"README.txt")
         assert shown.split()[0] == expected
     daemon.wait_for_mounts()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_daemon_that_ends_again_and_again_while_media_come_loses_none(
+    daemon: Daemon, image: Image, number: signal.Signals
+) -> None:
+    machine = daemon.machine
+    kinds = ("vfat", "xfs", "ext4", "hfsplus")
+    reading = f"while sleep 0.02; do cat {MEDIA}/*/README.txt >/dev/null 2>&1; done"
+    with ExitStack() as plugged:
+        reader = subprocess.Popen(machine.command("sh", "-c", reading), stdin=subprocess.DEVNULL)
+        plugged.callback(reader.wait)
+        plugged.callback(reader.kill)
+        for turn, kind in enumerate(kinds):
+            plugged.enter_context(machine.loop(image(kind)))
+            time.sleep(0.4 * turn)  # in the middle of claiming, starting, mounting, showing
+            daemon.stop(number)
+            daemon._start()
+        daemon.wait_for_mounts(*map(label, kinds))
+        for kind in kinds:
+            shown = machine.run("sha256sum", f"{MEDIA}/{label(kind)}/README.txt", user=True).ok().out
+            (expected,) = (entry.sha256 for entry in images.expected(kind) if entry.path == b"README.txt")
+            assert shown.split()[0] == expected
+    daemon.wait_for_mounts()
+    wait_for(lambda: not left(daemon), "an end without a trace", lambda: f"{left(daemon)}\n{daemon.words()}")
 
 
 def test_a_claimed_device_is_read_only_and_afterwards_as_it_was(daemon: Daemon, image: Image) -> None:

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 
 import pytest
 
-from images import images
 from tests.conftest import missing
 from tests.machine import base
-from tests.machine.emulated import QEMU, Machine
+from tests.machine.emulated import QEMU, FrozenError, Machine
+
+FROZEN = 75  # the exit code that says so: EX_TEMPFAIL of sysexits.h, as `./dev machine-test` knows
 
 
 @pytest.fixture(scope="session")
@@ -50,22 +50,14 @@ def machine(
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add what the machine has to say to each failure."""
     report = yield
+    if call.excinfo is not None and call.excinfo.errisinstance(FrozenError):
+        pytest.exit(f"the emulated machine stopped: {call.excinfo.value}", FROZEN)
     running = getattr(item, "funcargs", {}).get("machine")
     if report.failed and isinstance(running, Machine):
         report.sections.append(("the machine", running.report()))
     return report
-
-
-@pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function that returns the path of an unpacked image."""
-    folder = tmp_path_factory.mktemp("images")
-
-    def unpacked(name: str) -> Path:
-        path = folder / f"{name}.img"
-        return path if path.exists() else images.unpack(name, folder)
-
-    return unpacked

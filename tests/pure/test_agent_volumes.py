@@ -1,5 +1,6 @@
 """Finding the medium in the guest."""
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -19,6 +20,22 @@ def test_a_disk_without_its_block_device_yet_is_waited_for(tmp_path: Path) -> No
     timer.start()
     assert find_medium(10.0, str(tmp_path)) == "null"
     timer.join()
+
+
+def test_a_node_that_leads_nowhere_yet_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next moment: the node is there, and the disk behind it is not."""
+    (tmp_path / "0:0:8:0/device/block/null").mkdir(parents=True)
+    real, tried = os.open, []
+
+    def late(path: str, flags: int) -> int:
+        tried.append(path)
+        if len(tried) < 3:
+            raise OSError(errno.ENXIO, "No such device or address")
+        return real(path, flags)
+
+    monkeypatch.setattr(os, "open", late)
+    assert find_medium(10.0, str(tmp_path)) == "null"
+    assert tried == ["/dev/null"] * 3
 
 
 def test_a_medium_that_never_comes_is_refused(tmp_path: Path) -> None:

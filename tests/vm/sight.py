@@ -218,7 +218,7 @@ def _folder(stack: ExitStack) -> Path:
 
 @asynccontextmanager
 async def opened(
-    image: Path, settings: MachineSettings, acceleration: Acceleration, tapped: type[M]
+    image: Path, settings: MachineSettings, acceleration: Acceleration, tapped: Callable[..., M]
 ) -> AsyncIterator[tuple[M, Medium, list[Volume]]]:
     """Start an image's virtual machine and give what is on it; end the machine. Raises UserError."""
     medium = open_medium(image)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from images import images
 from tests.conftest import missing
 from tests.vm.command.stage import Person, Stage, build_stage
 from tests.vm.command.traces import Traces
@@ -44,17 +43,6 @@ def library(stage: Stage) -> Path:
     path = stage.root / "images"
     path.mkdir(mode=0o755)
     return path
-
-
-@pytest.fixture(scope="session")
-def image(library: Path) -> Callable[[str], Path]:
-    """A function that returns the path of an unpacked image."""
-
-    def unpacked(name: str) -> Path:
-        path = library / f"{name}.img"
-        return path if path.exists() else images.unpack(name, library)
-
-    return unpacked
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from mountsafe.sandbox import PYTHON
+from tests.done import Done
 
 ACCOUNT = "mountsafe-test"
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -45,25 +46,6 @@ def checked(result: int, what: str) -> None:
 def sh(*command: str | os.PathLike[str]) -> None:
     """Run a host program that must succeed."""
     subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A command that has ended."""
-
-    command: Sequence[str]
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        """What it printed, as JSON."""
-        return json.loads(self.out)
-
-    def ok(self) -> "Done":
-        """Itself, if it succeeded."""
-        assert self.code == 0, f"{self.command} ended with {self.code}\n{self.out}\n{self.err}"
-        return self
 
 
 class Started(subprocess.Popen[str]):

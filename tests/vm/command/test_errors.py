@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mountsafe.errors import ExitCode
-from tests.vm.command.stage import PATH, Done, Person, sh
+from tests.done import Done
+from tests.vm.command.stage import PATH, Person, sh
 from tests.vm.command.traces import Traces
 
 Image = Callable[[str], Path]

@@ -14,7 +14,8 @@ import pytest
 
 from images import images
 from mountsafe import landlock
-from tests.vm.command.stage import Done, Person, Stage
+from tests.done import Done
+from tests.vm.command.stage import Person, Stage
 from tests.vm.command.traces import Traces
 
 Image = Callable[[str], Path]
