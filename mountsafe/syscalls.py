@@ -69,7 +69,7 @@ SESSION = Filter(
                 *_words("execve openat access faccessat2 readlink readlinkat getdents64 newfstatat statx chdir getcwd"),
                 *_words("prlimit64 arch_prctl set_tid_address set_robust_list rseq sysinfo uname"),
                 *_words("landlock_create_ruleset landlock_add_rule landlock_restrict_self wait4"),
-                # descriptors
+                # descriptors; libnbd sends and receives on a socket that is connected, no more
                 *_words("read readv pread64 preadv preadv2 write writev close close_range lseek fstat dup dup2 dup3"),
                 *_words("fcntl fadvise64 pipe2 epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll"),
                 *_words("select pselect6 eventfd2"),

@@ -95,7 +95,7 @@ def _print(medium: dict[str, Any], held: list[Held]) -> None:
 
 def _title(process: Held) -> str:
     if process.layers.program.startswith("qemu"):
-        return "QEMU" if process.role == "appliance" else "QEMU, container"
+        return "QEMU" if process.role == "appliance" else f"QEMU, {process.role}"
     return process.role
 
 
