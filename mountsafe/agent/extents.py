@@ -20,8 +20,9 @@ EXTENT_LAST, EXTENT_UNWRITTEN = 0x1, 0x800
 EXTENT_OPAQUE = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400
 FIBMAP_STEPS = 2048  # ioctls for one answer to EXTENTS: each takes some microseconds in an emulated machine
 
-# File systems whose FIEMAP or FIBMAP answers are addresses on their own device. Not btrfs (logical addresses).
-MAPS_EXTENTS = frozenset({b"ext2", b"ext3", b"ext4", b"xfs", b"f2fs", b"nilfs2", b"ocfs2", b"erofs", b"gfs2"})
+# File systems whose FIEMAP or FIBMAP answers are addresses on their own device. Not btrfs (logical addresses), and not
+# erofs (its driver does not say which extents are compressed).
+MAPS_EXTENTS = frozenset({b"ext2", b"ext3", b"ext4", b"xfs", b"f2fs", b"nilfs2", b"ocfs2", b"gfs2"})
 MAPS_BLOCKS = frozenset(
     {b"vfat", b"msdos", b"exfat", b"iso9660", b"udf", b"hfs", b"hfsplus", b"minix", b"jfs", b"ntfs-3g"}
 )

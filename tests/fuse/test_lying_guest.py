@@ -31,14 +31,15 @@ LIMITS = {
     "MOUNT_DEADLINE": 2.0,
     "CALL_DEADLINE": CALL,
     "EXTENT_PATIENCE": 1.0,
-    "MAX_DIRECTORY_ENTRIES": 20_000,
-    "INDEX_ENTRIES": 5_000,
-    "PREFETCH_ENTRIES": 2_000,
-    "MAX_INDEX_ENTRIES": 50_000,
+    "MAX_DIRECTORY_ENTRIES": 4_000,
+    "INDEX_ENTRIES": 2_000,
+    "PREFETCH_ENTRIES": 1_000,
+    "MAX_INDEX_ENTRIES": 10_000,
 }
 MOUNTED = 4  # good answers with which a mount comes to be
+SAID = ("impossible", "endless", "loop")  # lies that do not end the stream
 QUESTIONS = 4  # of the kernel, for one system call: two names on the way, opening, reading ahead
-MEMORY_KIB = 160 << 10  # of the session process: Python and libraries take 25 MiB, 50,000 entries 40 MiB
+MEMORY_KIB = 80 << 10  # of the session process: Python takes 25 MiB, 10,000 entries 10, chunks of files 24
 ONLY_USER = pytest.mark.parametrize("person", ["user"], indirect=True)
 
 
@@ -100,7 +101,7 @@ def converse(stage: Stage, person: Person, **lies: Any) -> None:
 @ONLY_USER
 @pytest.mark.parametrize("trick", TRICKS)
 def test_one_lie_again_and_again(hasty: Stage, person: Person, trick: str) -> None:
-    converse(hasty, person, seed=1, trick=trick, rate=0.2, after=MOUNTED)
+    converse(hasty, person, seed=1, trick=trick, rate=0.95 if trick in SAID else 0.2, after=MOUNTED)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

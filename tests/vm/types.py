@@ -30,7 +30,7 @@ TYPES: dict[str, Type] = {
     "btrfs": Type(AGENT, "its extents are logical addresses, often compressed"),
     "cramfs": Type(NOT, "Debian's kernel has no driver"),
     "crypto_LUKS": Type(NOT, "encrypted: not supported yet"),
-    "erofs": Type(DIRECT),
+    "erofs": Type(AGENT, "its files may be compressed, and its driver does not say which"),
     "ewf": Type(NOT, _CONTAINER),
     "exfat": Type(DIRECT),
     "ext2": Type(DIRECT),
