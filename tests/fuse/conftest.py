@@ -250,6 +250,7 @@ class Stage:
             "created_target": False,
             "size": size,
             "block_device": False,
+            "format": "raw",
             "uid": person.uid,
             "gid": person.gid,
             **asdict(MountOptions(**{"owner": "image", **(options or {})})),

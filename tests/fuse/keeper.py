@@ -5,7 +5,6 @@ process of this host that runs the real agent over a folder: `python3 keeper.py 
 """
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mountsafe.session import runtime, supervisor  # the path comes first
+from mountsafe.session.storage import Storage
 from tests.fuse import liar
 from tests.guest import FolderWorker, Layout
 
@@ -29,9 +29,9 @@ class FolderMachines:
     guest: dict[str, Any] = {}  # noqa: RUF012  # set once, for this process
 
     def __init__(  # the same parameters
-        self, settings: object, acceleration: object, medium: Any, nursery: object, listener: object, spare: object
+        self, settings: object, acceleration: object, storage: Storage, nursery: object, listener: object, spare: object
     ) -> None:
-        self._fd = medium.fd
+        self.storage = storage
         self._processes: list[subprocess.Popen[bytes]] = []
         self._held: list[socket.socket] = []
         self._streams = 0
@@ -73,7 +73,7 @@ class FolderMachines:
 
     async def close(self) -> None:
         self._kill()
-        os.close(self._fd)
+        await self.storage.close()
 
 
 def agent(guest: dict[str, Any], fd: int) -> None:

@@ -111,13 +111,9 @@ class Machine:
         lines = self.run("cat", "/proc/self/mountinfo").ok().out.splitlines()
         return [line for line in lines if line.split(" - ")[1].split()[1] == device]
 
-    def _detached(self, device: str) -> bool:
-        """Try to end the kernel's mounts of a device, and the device. Who has just mounted it may be busy with it."""
-        if self.kernel_mounts(device):
-            self.run("umount", "--all-targets", device)
-        if Path(device).name in attached():
-            self.run("losetup", "--detach", device)
-        return Path(device).name not in attached()
+    def _unmounted(self, device: str) -> bool:
+        """Try to end what the kernel mounted of a device: who has just done that may still be busy with it."""
+        return self.kernel_mounts(device) == [] or self.run("umount", "--all-targets", device).code == 0
 
     @contextmanager
     def loop(self, image: Path) -> Iterator[str]:
@@ -127,7 +123,8 @@ class Machine:
             self.run("udevadm", "settle", "--timeout=30").ok()
             yield device
         finally:
-            wait_for(lambda: self._detached(device), f"the end of {device}")
+            wait_for(lambda: self._unmounted(device), f"the end of {device}'s mounts")
+            self.run("losetup", "--detach", device)
             self.run("udevadm", "settle", "--timeout=30")
 
 

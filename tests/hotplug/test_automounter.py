@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.hotplug.daemon import RULES, Daemon, label
-from tests.hotplug.machine import USER, Machine, wait_for
+from tests.hotplug.machine import USER, Machine, attached, wait_for
 
 Image = Callable[[str], Path]
 PATIENCE = 3.0  # seconds: several times of what it takes to mount
@@ -33,10 +33,16 @@ def daemon(automounter: Machine, tmp_path: Path) -> Iterator[Daemon]:
     automounter.mountsafe("policy", "uninstall").ok()
 
 
+def assert_is_mounted(machine: Machine, image: Path) -> None:
+    """Plug it in, see that the kernel mounts it, and pull it out; wait for its end, for an XFS is mounted only once."""
+    with machine.loop(image) as device:
+        wait_for(lambda: machine.kernel_mounts(device) != [], "a mount by udiskie")
+    wait_for(lambda: Path(device).name not in attached(), f"the end of {device}")
+
+
 def test_without_rules_it_mounts_what_is_plugged_in(automounter: Machine, image: Image) -> None:
     """Else the next test would prove nothing."""
-    with automounter.loop(image("xfs")) as device:
-        wait_for(lambda: automounter.kernel_mounts(device) != [], "a mount by udiskie")
+    assert_is_mounted(automounter, image("xfs"))
 
 
 def test_beside_the_daemon_it_mounts_nothing(daemon: Daemon, image: Image) -> None:
@@ -49,5 +55,4 @@ def test_beside_the_daemon_it_mounts_nothing(daemon: Daemon, image: Image) -> No
 
 
 def test_afterwards_it_mounts_again(automounter: Machine, image: Image) -> None:
-    with automounter.loop(image("xfs")) as device:
-        wait_for(lambda: automounter.kernel_mounts(device) != [], "a mount by udiskie")
+    assert_is_mounted(automounter, image("xfs"))
