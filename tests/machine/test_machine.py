@@ -86,6 +86,12 @@ def scopes(machine: Machine) -> list[str]:
     return [line.split()[0] for line in told.ok().out.splitlines()]
 
 
+def notes(machine: Machine) -> list[str]:
+    """The records of mounts and of claims."""
+    told = machine.sh("ls -A /run/mountsafe/mounts /run/mountsafe/claims")
+    return [line for line in told.split() if not line.endswith(":")]
+
+
 def states(machine: Machine) -> list[str]:
     """What the daemon says of the media that it keeps."""
     return [each["state"] for each in machine.run("mountsafe", "devices", "--json").ok().json()]
@@ -226,8 +232,7 @@ def test_a_stick_that_is_pulled_while_it_is_used_is_gone(machine: Machine, image
     assert "it was pulled out while it was shown" in said
     assert "sda ext4 EXT4 is let go" in said.splitlines()
     machine.run("systemctl", "stop", "reader")
-    left = machine.sh("ls -A /run/mountsafe/mounts /run/mountsafe/claims")
-    assert [line for line in left.split() if not line.endswith(":")] == []
+    machine.wait_for(lambda: notes(machine) == [], "the end of what was noted of it")
     assert machine.run("pgrep", "-f", "qemu-system").code == 1
     assert machine.run("systemctl", "is-active", "mountsafe").out.strip() == "active"
 
