@@ -135,6 +135,9 @@ def _volumes(fstype: bytes, size: int, start: int) -> list[wire.Volume]:
 
 
 # --- not honest ----------------------------------------------------------------------------------------------------
+IMPOSSIBLE_NAMES = (b"", b".", b"..", b"a/b", b"../../etc/passwd", b"a\0b")
+
+
 def entry(name: bytes, ino: int = 0, **fields: Any) -> Entry:
     """An entry as the wire carries it: an empty file if nothing else is said."""
     plain = Entry(name, stat.S_IFREG | 0o644, 1, 1000, 1000, ino, 0, 0, 0, 0, 0, b"")

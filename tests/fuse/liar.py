@@ -15,7 +15,7 @@ from zlib import crc32
 
 from mountsafe import wire
 from mountsafe.wire import Entry, Extent, ExtentKind, Kind
-from tests.guest import entry, folder, layout, link, page
+from tests.guest import IMPOSSIBLE_NAMES, entry, folder, layout, link, page
 
 CONTENT = bytes(range(256)) * 1024
 HUGE = (1 << 63) - 1
@@ -39,12 +39,7 @@ def tree(path: bytes) -> list[Entry]:
 
 # --- what is said --------------------------------------------------------------------------------------------------
 IMPOSSIBLE = [
-    entry(b""),
-    entry(b"."),
-    entry(b".."),
-    entry(b"a/b"),
-    entry(b"../../etc/passwd"),
-    entry(b"a\0b"),
+    *map(entry, IMPOSSIBLE_NAMES),
     entry(b"\xff" * 255, mode=0o170000),
     entry(b"large", size=1 << 63),
     entry(b"larger", size=(1 << 64) - 1, blocks=(1 << 64) - 1),

@@ -15,7 +15,7 @@ from mountsafe.filesystem.index import MADE_INODE, ROOT
 from mountsafe.filesystem.links import BLOCKED
 from mountsafe.filesystem.operations import View
 from mountsafe.wire import Entry, Kind
-from tests.guest import Liar, entry, folder, link, page
+from tests.guest import IMPOSSIBLE_NAMES, Liar, entry, folder, link, page
 from tests.handlers.opened import fails, opened
 
 GOOD = entry(b"good", 12)
@@ -25,12 +25,7 @@ GOOD = entry(b"good", 12)
 @pytest.mark.parametrize(
     "lie",
     [
-        entry(b""),
-        entry(b"."),
-        entry(b".."),
-        entry(b"a/b"),
-        entry(b"../../etc/passwd"),
-        entry(b"a\0b"),
+        *map(entry, IMPOSSIBLE_NAMES),
         entry(b"x", mode=0o644),
         entry(b"x", mode=0o170000),
         entry(b"x", mode=0xFFFFFFFF),
