@@ -136,6 +136,9 @@ def machine(scratch: Path) -> Iterator[Machine]:
         own = os.readlink("/proc/self/ns/mnt")
         wait_for(lambda: os.readlink(f"/proc/{holder.pid}/ns/mnt") != own, "the namespace")
         wait_for(lambda: Path(f"/proc/{holder.pid}/comm").read_text().strip() == "sleep", "its holder")
+        for name in made.others:
+            # Rules for loop devices are refused where one is in use; here its mounts are another's, and end here alone.
+            made.run("umount", "--all-targets", f"/dev/{name}")
         for folder in OWN_MEMORY:
             made.run("mkdir", "-p", folder).ok()
             made.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", folder).ok()
