@@ -16,6 +16,11 @@ KERNEL_LINES = 3  # the last ones of its log, in the answer to a mount that fail
 _QUIET = "ro,nosuid,nodev,noexec,noatime"
 # blkid's name -> the (kernel type, options) to try in turn
 MOUNT_AS: dict[bytes, list[tuple[str, str]]] = {
+    # A superblock can ask for a kernel panic at the first error that is found.
+    b"ext2": [("ext2", "errors=continue")],
+    b"ext3": [("ext3", "errors=continue")],
+    b"ext4": [("ext4", "errors=continue")],
+    b"ext4dev": [("ext4", "errors=continue")],
     b"ntfs": [("ntfs-3g", "streams_interface=xattr,locale=C.UTF-8")],
     b"ntfs3": [("ntfs-3g", "streams_interface=xattr,locale=C.UTF-8")],
     b"vfat": [("vfat", "utf8,umask=022")],
@@ -32,7 +37,6 @@ MOUNT_AS: dict[bytes, list[tuple[str, str]]] = {
     b"ufs": [("ufs", f"ufstype={kind}") for kind in ("ufs2", "44bsd", "sun", "sunx86", "old")],
     b"sysv": [("sysv", ""), ("v7", "")],
     b"ocfs2": [("ocfs2", "heartbeat=none,localflocks")],
-    b"ext4dev": [("ext4", "")],
     b"gfs2": [("gfs2", "lockproto=lock_nolock,spectator"), ("gfs2", "lockproto=lock_nolock")],
 }
 # Modules that a driver asks for by a name that they do not have.

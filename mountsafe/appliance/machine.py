@@ -1,6 +1,7 @@
 """One VM as the host sees it: a boxed child process and its control channel."""
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from mountsafe.process import Child
 from mountsafe.text import printable
 
 Log = Callable[[str], None]
+_PANIC = re.compile(r"Kernel panic - not syncing: (.{1,200})")  # kernel/panic.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,27 @@ class MachineSettings:
         return sandbox.python("mountsafe.appliance.serve", json.dumps(settings))
 
 
+class Console:
+    """Passes what a VM's process says on to a log, and keeps why the guest's kernel gave up, if it did: untrusted."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.panic = ""
+
+    def hear(self, line: str) -> None:
+        """Hear a line, which is fit to be shown."""
+        if found := _PANIC.search(line):
+            self.panic = found[1]
+        self._log(line)
+
+
 class Machine:
     """A started VM. Calls are made by one task at a time; `stop` may be called by any, and more than once."""
 
-    def __init__(self, process: Child, control: socket.socket, accelerator: str) -> None:
+    def __init__(self, process: Child, control: socket.socket, console: Console, accelerator: str) -> None:
         self.accelerator = accelerator
         self._process = process
+        self._console = console
         self._peer = Peer(process, control, "the appliance process", "the virtual machine")
 
     @classmethod
@@ -72,13 +89,19 @@ class Machine:
             command = settings.box().command(settings.argv(theirs.fileno()), sandbox.outer_uid(), seccomp)
             if settings.verbose:
                 log(sandbox.shown(command))
-            process = Child(command, [theirs.fileno(), seccomp], "guest", log)
-        return cls(process, ours, settings.accelerator)
+            console = Console(log)
+            process = Child(command, [theirs.fileno(), seccomp], "guest", console.hear)
+        return cls(process, ours, console, settings.accelerator)
 
     @property
     def pid(self) -> int:
         """The process id of the box."""
         return self._process.pid
+
+    @property
+    def panic(self) -> str:
+        """Why the guest's kernel gave up, in its own words; "" if it did not."""
+        return self._console.panic
 
     async def launched(self, deadline: float = LAUNCH_DEADLINE, lively: float = 0.0) -> None:
         """Wait until the VM runs. Raises GuestGone with the reason, or DeadlinePassed.

@@ -87,11 +87,18 @@ class Machines:
         self._users: set[object] = set()
         self._deaths = Deaths("the virtual machine")
         self.accelerator = ""
+        self._last: Machine | None = None
 
     @property
     def pid(self) -> int | None:
         """The process id of the running VM's box, if one runs."""
         return self._machine.pid if self._machine else None
+
+    @property
+    def panic(self) -> str:
+        """Why the kernel of the VM that runs, or else of the last one that was lost, gave up; "" if it did not."""
+        machine = self._machine or self._last
+        return machine.panic if machine else ""
 
     async def stream(self, user: object) -> socket.socket:
         """Return a new stream to the agent, starting a VM if none runs. Raises GuestGone or DeadlinePassed.
@@ -144,8 +151,9 @@ class Machines:
     async def _bury(self, why: str) -> None:
         machine, self._machine = self._machine, None
         if machine is not None:
+            self._last = machine
             self._deaths.note()
-            self._listener.incident(why)
+            self._listener.incident(f"its kernel gave up ({machine.panic})" if machine.panic else why)
             await machine.stop()
 
     async def release(self, user: object) -> None:

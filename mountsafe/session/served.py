@@ -201,12 +201,20 @@ class ServedVolume:
         elif event == "misbehaved":
             await self._machines.end_misbehaving(why)
         elif event in ("refused", "failed"):
-            shown = self.volume.describe()
-            hint = "The guest's kernel said so. " * (event == "refused") + "--verbose shows more."
-            code = ExitCode.SOURCE if event == "refused" else ExitCode.APPLIANCE
-            self._fail(UserError(f"cannot mount {shown}: {why}", hint, code))
+            self._fail(self._not_mounted(event == "refused", why))
         else:
             raise ProtocolFault("an unknown message")
+
+    def _not_mounted(self, refused: bool, why: str) -> UserError:
+        what = f"cannot mount {self.volume.describe()}: {why}"
+        if refused:
+            return UserError(what, "The guest's kernel said so. --verbose shows more.", ExitCode.SOURCE)
+        if panic := self._machines.panic:
+            hint = (
+                "What is on it made the virtual machine's kernel give up, as it might have yours. --verbose shows more."
+            )
+            return UserError(f"{what}: {panic}", hint, ExitCode.APPLIANCE)
+        return UserError(what, "--verbose shows more.", ExitCode.APPLIANCE)
 
     async def _send(self, message: channel.Message, fds: list[int]) -> None:
         await self._control.sendmsg([channel.encode(message)], channel.descriptors(fds))

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from mountsafe import channel
-from mountsafe.appliance.machine import Machine
+from mountsafe.appliance.machine import Console, Machine
 from mountsafe.errors import DeadlinePassed, GuestGone
 from mountsafe.process import Child
 
@@ -42,7 +42,7 @@ def test_an_appliance_process_that_ends_while_it_is_asked(reads: bool) -> None:
         theirs.close()  # with a request that was not read, the other end is told of a reset
 
     ours, theirs = channel.pair()
-    trio.run(ask, Machine(cast("Child", Ended()), ours, "tcg"), theirs)
+    trio.run(ask, Machine(cast("Child", Ended()), ours, Console(print), "tcg"), theirs)
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,19 @@ def test_a_guest_that_says_something_is_given_more_time(process: object, seconds
 
     ours, theirs = channel.pair()
     clock = trio.testing.MockClock(autojump_threshold=0.01)
-    trio.run(launch, Machine(cast("Child", process), ours, "kvm"), theirs, clock=clock)
+    trio.run(launch, Machine(cast("Child", process), ours, Console(print), "kvm"), theirs, clock=clock)
+
+
+def test_why_a_guests_kernel_gave_up_is_kept() -> None:
+    heard: list[str] = []
+    console = Console(heard.append)
+    assert console.panic == ""
+    lines = [
+        "guest: [    8.67] EXT4-fs error (device sdc): ext4_lookup:1855: iget: bad extra_isize",
+        "guest: [    8.68] Kernel panic - not syncing: EXT4-fs (device sdc): panic forced after error",
+        "guest: [    8.69] CPU: 0 PID: 123 Comm: python3",
+    ]
+    for line in lines:
+        console.hear(line)
+    assert console.panic == "EXT4-fs (device sdc): panic forced after error"
+    assert heard == lines

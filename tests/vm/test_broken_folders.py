@@ -3,6 +3,7 @@
 Linux tells neither an empty name nor one with a slash, and stays where it met it: what comes after is the agent's work.
 """
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -110,3 +111,19 @@ def test_the_rest_of_a_folder_is_shown(
         assert len(shown - GOOD) == len([name for name in shown if name.startswith(instead)])
     assert 1 <= len(sight.incidents) <= len(BROKEN)  # those that lie beside each other are one gap
     assert "a name of impossible length" in sight.incidents[0]
+
+
+def test_a_superblock_cannot_have_the_kernel_give_up(looking: Looking, tmp_path: Path) -> None:
+    """`tune2fs -e panic`, and a folder that cannot be read: without our word against it, no such medium would open."""
+    top, image = tmp_path / "top", tmp_path / "image"
+    for folder in ("good", "bad"):
+        (top / folder).mkdir(parents=True)
+        (top / folder / "file").write_text(folder)
+    image.touch()
+    os.truncate(image, 16 * MIB)
+    sh("mkfs.ext4", "-q", "-d", top, image)
+    sh("tune2fs", "-e", "panic", image)
+    sh("debugfs", "-w", "-R", "set_inode_field /bad block[0] 0", image)  # the head of its extents
+    shown = see(looking, image).entries
+    assert set(shown) == {b"good", b"good/file", b"bad", b"lost+found"}
+    assert (shown[b"good/file"].size, shown[b"good/file"].fault) == (4, "")
