@@ -1,4 +1,4 @@
-"""What is run: every image of the corpus or of a folder as it is, and mutations of valid images."""
+"""What is run: every image of the corpus or of a folder as it is, and mutations of valid images and containers."""
 
 import json
 import mmap
@@ -15,9 +15,10 @@ from random import Random
 from images import images
 from tests.hostile import mutations
 from tests.hostile.mutations import Edit
-from tests.vm import corpus, types
+from tests.vm import containers, corpus, types
 
 INDEX = "bases.json"
+CONTAINED = ("hostile-names", "dirty-ext4")  # small ones: it is their containers that are damaged
 OF_A_TYPE = 2  # images of the corpus that mutations of a type are made of, besides ours
 OFTENER = 3
 LARGEST_BASE = 1 << 20  # as it is stored: a mutation copies it
@@ -73,6 +74,13 @@ def of_mutations(count: int, seed: int, names: list[str]) -> Iterator[Case]:
         yield Case(f"mutation/{seed}/{number}", "shared", name, f"{seed} {number} {name}")
 
 
+def of_containers(count: int, seed: int, names: list[str]) -> Iterator[Case]:
+    """`count` mutations of containers, in turns of every kind."""
+    for number in range(count):
+        name = names[number % len(names)]
+        yield Case(f"container/{seed}/{number}", "shared", name, f"{seed} {number} {name}")
+
+
 # --- bases ---------------------------------------------------------------------------------------------------------
 def make_bases(folder: Path, of_the_corpus: bool = True) -> dict[str, Base]:
     """Unpack what mutations are made of into `folder`, if that was not done yet."""
@@ -88,18 +96,48 @@ def make_bases(folder: Path, of_the_corpus: bool = True) -> dict[str, Base]:
         path = folder / f"{len(made)}.img"
         corpus.unpack(image, path)
         made[image.path] = Base(str(path), image.fstype, image.option)
-    text = json.dumps({name: asdict(base) for name, base in made.items()}, indent=1)
-    (folder / INDEX).write_text(text, encoding="utf-8")
+    _store_bases(folder, made)
     return made
 
 
+def make_containers(folder: Path) -> dict[str, Base]:
+    """Make the containers that mutations are made of in `folder`, if that was not done yet."""
+    if made := load_bases(folder):
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CONTAINED:
+        disk = images.unpack(name, folder)
+        for way, words in containers.WAYS.items():
+            path = folder / f"{name}.{way}"
+            containers.convert(disk, way, path)
+            made[path.name] = Base(str(path), words[0], None)
+        disk.unlink()
+    _store_bases(folder, made)
+    return made
+
+
+def _store_bases(folder: Path, made: dict[str, Base]) -> None:
+    text = json.dumps({name: asdict(base) for name, base in made.items()}, indent=1)
+    (folder / INDEX).write_text(text, encoding="utf-8")
+
+
 def load_bases(folder: Path) -> dict[str, Base]:
-    """Return what `make_bases` has made, if it did."""
+    """Return what `make_bases` or `make_containers` has made in `folder`, if they did."""
     try:
         stored = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     return {name: Base(**base) for name, base in stored.items()}
+
+
+def containers_in(folder: Path) -> Path:
+    """Where the containers of a folder of bases are."""
+    return folder / "containers"
+
+
+def all_bases(folder: Path) -> dict[str, Base]:
+    """Return everything that was made in a folder."""
+    return load_bases(folder) | load_bases(containers_in(folder))
 
 
 def _populated() -> Iterator[corpus.Image]:

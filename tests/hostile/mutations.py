@@ -1,8 +1,8 @@
 """Seeded damage to valid images, made where a file system's driver looks: pure, and the same for ever.
 
-Metadata is found in three ways: by following the format (ext, FAT, exFAT), by the marks that structures carry (XFS,
-btrfs, UDF, NTFS and others), and otherwise by being no noise. Where a checksum would only show that something was
-changed, it is set right again (`seal`), or the feature is switched off.
+Metadata is found in three ways: by following the format (ext, FAT, exFAT, qcow2), by the marks that structures carry
+(XFS, btrfs, UDF, NTFS, VHDX and others), and otherwise by being no noise. Where a checksum would only show that
+something was changed, it is set right again (`seal`), or the feature is switched off.
 """
 
 import re
@@ -79,7 +79,7 @@ def crc_udf(data: bytes) -> int:
 
 
 def _seal_at(place: int) -> Callable[[bytes], bytes]:
-    """XFS: CRC32C of the whole structure, with zero in the checksum's place, little endian."""
+    """XFS and VHDX: CRC32C of the whole structure, with zero in the checksum's place, little endian."""
 
     def seal(data: bytes) -> bytes:
         empty = data[:place] + bytes(4) + data[place + 4 :]
@@ -110,10 +110,20 @@ def _seal_exfat(data: bytes) -> bytes:
     return data[: 11 * sector] + struct.pack("<I", total) * (sector // 4)
 
 
+def _seal_vhd(place: int) -> Callable[[bytes], bytes]:
+    """VHD: the sum of all bytes, inverted, with zero in the checksum's place, big endian."""
+
+    def seal(data: bytes) -> bytes:
+        total = sum(data[:place]) + sum(data[place + 4 :])
+        return data[:place] + struct.pack(">I", ~total & 0xFFFFFFFF) + data[place + 4 :]
+
+    return seal
+
+
 # --- finding metadata ----------------------------------------------------------------------------------------------
 def find(data: Image, parts: Parts, fstype: str) -> Map:
     """Return what can be damaged on an image. `parts` is where it has data."""
-    formats = {"ext2": _ext, "ext3": _ext, "ext4": _ext, "vfat": _fat, "exfat": _exfat}
+    formats = {"ext2": _ext, "ext3": _ext, "ext4": _ext, "vfat": _fat, "exfat": _exfat, "qcow2": _qcow2}
     found: Map | None = None
     if fstype in formats:
         try:
@@ -174,6 +184,14 @@ _MARKS = {
     "squashfs": [Mark(b"hsqs", 512)],
     "erofs": [Mark(b"\xe2\xe1\xf5\xe0", 512, align=1024)],
     "romfs": [Mark(b"-rom1fs-", 512)],
+    "vmdk": [Mark(b"KDMV", 512)],
+    "vdi": [Mark(b"\x7f\x10\xda\xbe", 512, shift=64)],
+    "vpc": [Mark(b"conectix", 512, _seal_vhd(64)), Mark(b"cxsparse", 1024, _seal_vhd(36))],
+    "vhdx": [
+        Mark(b"head", 4096, _seal_at(4), 64 << 10),
+        Mark(b"regi", 64 << 10, _seal_at(4), 64 << 10),
+        Mark(b"metadata", 512, align=64 << 10),
+    ],
 }
 
 
@@ -282,6 +300,29 @@ def _exfat(data: Image) -> Map:
             [Spot(at, 32) for at in range(start, min(start + cluster, len(data) - 32), 32) if data[at]],
         )
     )
+
+
+def _qcow2(data: Image) -> Map:
+    """qcow2: header and its extensions, the tables of clusters, the tables of their reference counts."""
+    cluster = 1 << struct.unpack_from(">I", data, 20)[0]
+    used, first, counts = struct.unpack_from(">IQQ", data, 36)
+    seconds = _big_offsets(data, first, used)
+    return Map(
+        (
+            [Spot(0, 112)],
+            [Spot(104, 512)],
+            [Spot(first, 8 * used)],
+            [Spot(at, min(cluster, 512)) for at in seconds],
+            [Spot(counts, 64)],
+            [Spot(at, min(cluster, 512)) for at in _big_offsets(data, counts, 8)],
+        )
+    )
+
+
+def _big_offsets(data: Image, table: int, entries: int) -> list[int]:
+    """Return where a table's entries point to, without their flags."""
+    pointers = (entry & 0x00FFFFFFFFFFFE00 for entry in struct.unpack_from(f">{entries}Q", data, table))
+    return [at for at in pointers if 0 < at < len(data)]
 
 
 # --- damage --------------------------------------------------------------------------------------------------------

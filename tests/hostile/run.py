@@ -1,12 +1,12 @@
 """Open images that nobody trusts, by the hundred, and see that nothing but the mount comes of it.
 
-    sudo ./dev hostile [--set corpus|mutations|all|DIR] [--mutations N] [--minutes N] [--seed N] [--state DIR] [--json]
+    sudo ./dev hostile [--set all|corpus|mutations|containers|DIR] [--minutes N] [--json] ...   (--help shows the rest)
 
 Every image of the corpus through the command line, in turns as root and as an ordinary user, each in a virtual machine
-of its own; mutations of valid images through the session itself, plugged into a virtual machine that is renewed after
-50 of them and after whatever went wrong. Two images at a time. What was run is in the state's folder: a run that was
-stopped goes on where it was. What broke is run again, alone and in a virtual machine of its own, and made smaller; exit
-code 1.
+of its own; mutations of valid images, and of valid containers, through the session itself, plugged into a virtual
+machine that is renewed after 50 of them and after whatever went wrong. Two images at a time. What was run is in the
+state's folder: a run that was stopped goes on where it was. What broke is run again, alone and in a virtual machine of
+its own, and made smaller; exit code 1.
 """
 
 import argparse
@@ -31,13 +31,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tests.hostile import cases, results
-from tests.hostile.cases import Base, Case, Workshop
+from tests.hostile.cases import Case, Workshop
 from tests.vm import corpus
 from tests.vm.command.traces import descendants
 from tests.vm.sight import AT_A_TIME, Looking
 
 STATE = Path("/var/tmp/mountsafe-hostile")
 MUTATIONS = 5000
+CONTAINERS = 1000
+SETS = ("corpus", "mutations", "containers")
 PATIENCE = 900.0  # seconds for one image: longer than every deadline that one can use up; then its process is killed
 STARTING = 900.0  # for a stage to be built, the appliance included
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -256,8 +258,13 @@ def kinds(record: dict[str, Any]) -> set[str]:
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="./dev hostile", description="Open images that nobody trusts, and look.")
-    parser.add_argument("--set", default="all", help="all, corpus, mutations, or a folder of images (default: all)")
-    parser.add_argument("--mutations", type=int, default=MUTATIONS, metavar="N", help=f"how many ({MUTATIONS})")
+    parser.add_argument("--set", default="all", help=f"all, {', '.join(SETS)}, or a folder of images (all)")
+    parser.add_argument(
+        "--mutations", type=int, default=MUTATIONS, metavar="N", help=f"how many of images ({MUTATIONS})"
+    )
+    parser.add_argument(
+        "--containers", type=int, default=CONTAINERS, metavar="N", help=f"and of containers ({CONTAINERS})"
+    )
     parser.add_argument("--minutes", type=float, default=0, metavar="N", help="stop after so long")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the mutations (1)")
     parser.add_argument("--state", type=Path, default=STATE, metavar="DIR", help=f"what was run ({STATE})")
@@ -266,14 +273,17 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def chosen(options: argparse.Namespace, bases: dict[str, Base]) -> Iterator[Case]:
-    """Yield the cases that are asked for."""
-    if options.set not in ("all", "corpus", "mutations"):
+def chosen(options: argparse.Namespace, bases: Path) -> Iterator[Case]:
+    """Yield the cases that are asked for; make in `bases` what they are made of."""
+    if options.set not in ("all", *SETS):
         yield from cases.of_folder(Path(options.set).resolve(strict=True))
     if options.set in ("all", "corpus"):
         yield from cases.of_corpus()
     if options.set in ("all", "mutations"):
-        yield from cases.of_mutations(options.mutations, options.seed, cases.turns(bases))
+        yield from cases.of_mutations(options.mutations, options.seed, cases.turns(cases.make_bases(bases)))
+    if options.set in ("all", "containers"):
+        made = list(cases.make_containers(cases.containers_in(bases)))
+        yield from cases.of_containers(options.containers, options.seed, made)
 
 
 def main(given: list[str] | None = None) -> int:
@@ -287,9 +297,8 @@ def main(given: list[str] | None = None) -> int:
         console.print(f"no corpus in {corpus.folder()}")
         return 1
     state = State(options.state.resolve())
-    bases = cases.make_bases(state.bases) if options.set in ("all", "mutations") else {}
     Looking().close()  # the appliance is built, and whether KVM works is known
-    wanted = list(chosen(options, bases))
+    wanted = list(chosen(options, state.bases))
     Random(options.seed).shuffle(wanted)  # what was run when it is stopped is a sample of everything
     known = {case.name: case for case in wanted}
     done = {record["name"]: record for record in state.records() if record["name"] in known}
@@ -299,7 +308,7 @@ def main(given: list[str] | None = None) -> int:
     run.bulk((case for name, case in known.items() if name not in done), len(done))
     done = {record["name"]: record for record in state.records() if record["name"] in known}
     suspects = {name: (known[name], each) for name, each in done.items() if each["broke"] and "again" not in each}
-    run.again(suspects, Workshop(bases))
+    run.again(suspects, Workshop(cases.all_bases(state.bases)))
     summary = results.summary(list(done.values()), len(known))
     (state.folder / "RESULTS.md").write_text(results.markdown(summary), encoding="utf-8")
     if options.write:

@@ -61,6 +61,7 @@ trial.main()
 @pytest.fixture(scope="module")
 def ready(program: Callable[[str], str]) -> None:
     """Everything that a run needs is here."""
+    program("qemu-img")
     if os.geteuid() != 0:
         missing("root")
     try:
@@ -70,9 +71,10 @@ def ready(program: Callable[[str], str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bases(ready: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases")
     cases.make_bases(folder, of_the_corpus=False)
+    cases.make_containers(cases.containers_in(folder))
     return folder
 
 
@@ -94,6 +96,12 @@ def test_a_damaged_image_breaks_nothing(worker: run.Worker, bases: Path, number:
     (case,) = (
         case for case in cases.of_mutations(MUTATIONS, SEED, names[:MUTATIONS]) if case.name.endswith(f"/{number}")
     )
+    clean(worker.run(case))
+
+
+@pytest.mark.parametrize("way", ["qcow2", "vmdk", "vdi", "vpc", "vhdx"])
+def test_a_damaged_container_breaks_nothing(worker: run.Worker, way: str) -> None:
+    (case,) = cases.of_containers(1, SEED, [f"{cases.CONTAINED[0]}.{way}"])
     clean(worker.run(case))
 
 

@@ -31,6 +31,7 @@ from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.limits import (
     CALL_DEADLINE,
+    CONTAINER_ADDRESS_SPACE,
     GUEST_MEMORY_MIB,
     LAUNCH_DEADLINE,
     LOG_BYTES,
@@ -44,7 +45,7 @@ from mountsafe.medium.volumes import Volume, choose
 from mountsafe.session.machines import Listener, started
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 from mountsafe.session.supervisor import machine_settings
-from tests.hostile.cases import Case, Workshop, load_bases
+from tests.hostile.cases import Case, Workshop, all_bases
 from tests.hostile.walk import walk
 from tests.vm.command.stage import Person, Stage, build_stage
 from tests.vm.command.traces import Traces, running
@@ -170,13 +171,21 @@ def peaks() -> dict[str, int]:
             status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             kind = next((kind for kind in KINDS if KINDS[kind] in command), "")
+            if kind == "machine" and NO_MACHINE in command:
+                kind = "container"
             if kind and status["Name"] != "bwrap":
                 found[kind] = max(found.get(kind, 0), int(status["VmHWM"].split()[0]) * 1024)
     return found
 
 
 KINDS = {"machine": b"qemu-system", "session": b"mountsafe.session.server", "supervisor": b"session.supervisor"}
-BOUNDS = {"machine": MACHINE_MEMORY, "session": SESSION_MEMORY, "supervisor": SESSION_MEMORY}
+NO_MACHINE = b"-machine\0none"  # QEMU, but it only opens a container
+BOUNDS = {
+    "container": CONTAINER_ADDRESS_SPACE,
+    "machine": MACHINE_MEMORY,
+    "session": SESSION_MEMORY,
+    "supervisor": SESSION_MEMORY,
+}
 
 
 # --- without a command line ----------------------------------------------------------------------------------------
@@ -423,7 +432,7 @@ async def answer(stage: Stage, bases: Path, answers: TextIO) -> None:
     async with trio.open_nursery() as nursery:
         with machine_settings(False) as (settings, acceleration):
             warm = Warm(settings, acceleration, nursery)
-            trials = Trials(stage, Workshop(load_bases(bases)), warm)
+            trials = Trials(stage, Workshop(all_bases(bases)), warm)
             while line := await trio.to_thread.run_sync(sys.stdin.readline):
                 print(json.dumps(vars(await trials.run(Case(**json.loads(line))))), file=answers, flush=True)
             await warm.end()

@@ -166,6 +166,15 @@ class Machine:
         self.run("systemctl", "--no-block", "reboot")
         self.wait_for_boot()
 
+    def sleep(self, seconds: float) -> None:
+        """Suspend it to memory (S3), as closing a lid does, and wake it again."""
+        self.run(
+            "bash", "-c", "echo deep >/sys/power/mem_sleep && { sleep 1; echo mem >/sys/power/state; } &>/dev/null &"
+        )
+        self.wait_for(lambda: self._qmp.execute("query-status")["status"] == "suspended", "its sleep")
+        time.sleep(seconds)
+        self._qmp.execute("system_wakeup")
+
     def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> float:
         """Return after how many seconds a condition held."""
         started = time.monotonic()

@@ -222,6 +222,32 @@ def test_a_broken_file_system_is_refused_by_the_guest_and_kept_from_the_host(
     assert machine.run("systemctl", "is-active", "mountsafe").out.strip() == "active"
 
 
+def test_neither_a_clock_that_jumps_nor_a_sleep_ends_a_mount(machine: Machine, image: Image) -> None:
+    """The clock is set, and the whole machine suspended to memory, while a file is open and the caches are empty."""
+
+    def intact() -> bool:
+        machine.sh("echo 3 >/proc/sys/vm/drop_caches")
+        return seen(machine, f"{MEDIA}/EXT4") == expected(images.expected("ext4"))
+
+    with plugged(machine, image("ext4")):
+        shown(machine, "EXT4")
+        machine.run("systemd-run", f"--uid={USER}", "--unit=holder", "tail", "-f", f"{MEDIA}/EXT4/README.txt").ok()
+        virtual = machine.run("pgrep", "-f", "qemu-system").ok().out
+        for jump in ("5 hours", "-10 hours", "5 hours"):
+            machine.run("date", f"--set={jump}").ok()
+            assert intact()
+        with machine.step("suspended to memory, awake, all files read"):
+            machine.sleep(5.0)
+            assert intact()
+        assert "PM: suspend exit" in machine.run("journalctl", "--boot", "--dmesg", "--output=cat").out
+        assert machine.run("pgrep", "-f", "qemu-system").ok().out == virtual
+        assert machine.run("systemctl", "is-active", "holder").out.strip() == "active"
+        machine.run("systemctl", "stop", "holder").ok()
+        assert "virtual machine is lost" not in journal(machine)
+        machine.run("mountsafe", "eject", f"{MEDIA}/EXT4", user=True).ok()
+    assert machine.run("systemctl", "is-active", "mountsafe").out.strip() == "active"
+
+
 def test_a_stick_that_is_pulled_while_it_is_used_is_gone(machine: Machine, image: Image) -> None:
     with plugged(machine, image("ext4")):
         shown(machine, "EXT4")

@@ -1,5 +1,6 @@
 """Damage to images: the same for the same seed, where drivers look, and past their checksums."""
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -8,8 +9,10 @@ import pytest
 from images import images
 from tests.hostile import cases, mutations
 from tests.hostile.mutations import Edit, Map, crc32c, crc_udf
+from tests.vm import containers
 
 TYPES = ("ext4", "vfat", "exfat", "xfs", "btrfs", "udf", "ntfs")
+CONTAINERS = ("qcow2", "vmdk", "vdi", "vpc", "vhdx")
 
 
 def test_checksums_are_those_of_the_standards() -> None:
@@ -18,9 +21,17 @@ def test_checksums_are_those_of_the_standards() -> None:
     assert crc_udf(b"123456789") == 0x31C3
 
 
-@pytest.fixture(scope="module", params=TYPES)
-def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Map]:
-    path = images.unpack(request.param, tmp_path_factory.mktemp("base"))
+@pytest.fixture(scope="module", params=(*TYPES, *CONTAINERS))
+def image(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]
+) -> tuple[bytes, Map]:
+    folder = tmp_path_factory.mktemp("base")
+    if request.param in CONTAINERS:
+        program("qemu-img")
+        path = folder / "container"
+        containers.convert(images.unpack("hostile-names", folder), request.param, path)
+    else:
+        path = images.unpack(request.param, folder)
     data = path.read_bytes()
     return data, mutations.find(data, list(cases.parts(path)), request.param)
 

@@ -4,7 +4,6 @@ Each is looked at with direct reads, which go to the container process by NBD, a
 Others' containers come from the corpus.
 """
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,24 +12,11 @@ import pytest
 from images import images
 from mountsafe.errors import ExitCode, UserError
 from tests.conftest import missing
-from tests.vm import corpus
+from tests.vm import containers, corpus
+from tests.vm.containers import WAYS
 from tests.vm.sight import Look, Looking
 from tests.vm.test_images import differences
 
-# Words that qemu-img takes after `-O`.
-WAYS = {
-    "qcow2": ["qcow2"],
-    "qcow2-zstd": ["qcow2", "-c", "-o", "compression_type=zstd"],
-    "qcow2-old": ["qcow2", "-o", "compat=0.10,cluster_size=512"],
-    "qcow2-l2": ["qcow2", "-o", "extended_l2=on"],
-    "vmdk": ["vmdk"],
-    "vmdk-stream": ["vmdk", "-o", "subformat=streamOptimized"],
-    "vdi": ["vdi"],
-    "vdi-static": ["vdi", "-o", "static=on"],
-    "vpc": ["vpc"],
-    "vpc-fixed": ["vpc", "-o", "subformat=fixed"],
-    "vhdx": ["vhdx"],
-}
 DISKS = ["ext4", "ntfs", "disk-mbr"]
 
 
@@ -38,13 +24,14 @@ DISKS = ["ext4", "ntfs", "disk-mbr"]
 def made(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]) -> Callable[[str, str], Path]:
     """A function that returns an image of images/ in a format."""
     folder = tmp_path_factory.mktemp("containers")
+    program("qemu-img")
 
     def convert(name: str, way: str) -> Path:
         target = folder / f"{name}.{way}"
         if not target.exists():
             source = folder / f"{name}.img"
             source = source if source.exists() else images.unpack(name, folder)
-            subprocess.run([program("qemu-img"), "convert", "-O", *WAYS[way], source, target], check=True)
+            containers.convert(source, way, target)
         return target
 
     return convert
