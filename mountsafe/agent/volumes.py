@@ -67,8 +67,9 @@ def _unescape(value: bytes) -> bytes:
 
 def _is_iso9660(device: str) -> bool:
     """Whether it is an ISO 9660 image: blkid(8) looks for none on a disk of up to 1.44 MB with a partition table."""
-    with open(f"/dev/{device}", "rb") as file:
+    with open(f"/dev/{device}", "rb") as file, suppress(OSError):  # a place that cannot be read
         return os.pread(file.fileno(), 5, 16 * 2048 + 1) == b"CD001"
+    return False
 
 
 def _volume(device: str, kind: int, number: int, start: int) -> wire.Volume:

@@ -75,11 +75,14 @@ class Container:
         message = f"{self._medium.name} cannot be opened as {self._medium.format}: {why}"
         return UserError(message, "It may be damaged. --format says what to take it for.", ExitCode.SOURCE)
 
-    async def connect(self) -> socket.socket:
-        """Return a socket at whose other end the disk is served by NBD. Raises GuestGone, DeadlinePassed."""
+    async def connect(self, relayed: bool) -> socket.socket:
+        """Return a socket at whose other end the disk is served by NBD. Raises GuestGone, DeadlinePassed.
+
+        `relayed`: for a client that is QEMU (see `relay`).
+        """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            await self._peer.ask("connect", [sock.fileno()], ATTACH_DEADLINE)
+            await self._peer.ask("relay" if relayed else "connect", [sock.fileno()], ATTACH_DEADLINE)
         except BaseException:
             sock.close()
             raise

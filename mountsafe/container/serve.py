@@ -1,8 +1,9 @@
-"""The container process: has QEMU's block layer open an image, and serves the disk in it by NBD. One thread, no trio.
+"""The container process: has QEMU's block layer open an image, and serves the disk in it by NBD. No trio.
 
 It says {"event": "opened", "size": bytes of the disk}, or {"failed": "open"} with a "fault" (`formats.Fault`) or a
-"why". After that the one request is {"do": "connect"} with a socket, which this end connects: a socket's name means
-something in its maker's box alone, so none is needed outside. It ends when the parent closes the channel or QEMU ends.
+"why". After that the requests are {"do": "connect"} and {"do": "relay"} (as `relay` says) with a socket, which this end
+connects: a socket's name means something in its maker's box alone, so none is needed outside. It ends when the parent
+closes the channel or QEMU ends.
 
 An image can name other files: a backing file, a data file, extents. Who names one is refused by what its header says,
 before QEMU sees it. Should QEMU understand a header in another way, it still follows no name: it is told that there is
@@ -24,11 +25,12 @@ from typing import Any, NoReturn
 
 from mountsafe import channel
 from mountsafe.appliance.qmp import SANDBOX, Qmp
+from mountsafe.container.relay import relay
 from mountsafe.errors import MountsafeError, ProtocolFault
 from mountsafe.limits import CONTAINER_CONNECTIONS, CONTAINER_DEADLINE
 from mountsafe.medium.formats import SECTOR, Format, fault
 
-SOCKET = "/tmp/nbd"
+SOCKET, RELAYED = "/tmp/nbd", "/tmp/relayed"
 MEDIUM, DISK = "medium", "disk"
 WHY = 1000  # characters of QEMU's words
 WITH_BACKING = (Format.QCOW2, Format.VMDK)  # QEMU's drivers that know of a backing file
@@ -108,22 +110,37 @@ def _open(settings: dict[str, Any]) -> tuple["subprocess.Popen[bytes]", Qmp, cha
     return child, qmp, {"event": "opened", "size": size}
 
 
-def _answer(control: socket.socket) -> bool:
+def _answer(control: socket.socket, relayed: socket.socket) -> bool:
     received = channel.receive(control)
     if received is None:
         return False
     message, fds = received
     what = str(message.get("do"))
-    if what != "connect" or len(fds) != 1:
+    if what not in ("connect", "relay") or len(fds) != 1:
         raise ProtocolFault(f"unknown request {what!r} with {len(fds)} descriptors")
     try:
         with socket.socket(fileno=fds[0]) as theirs:
-            theirs.connect(SOCKET)
+            if what == "connect":
+                theirs.connect(SOCKET)
+            else:
+                _relay(theirs, relayed)
     except OSError as error:
         channel.send(control, {"failed": what, "why": str(error)})
     else:
         channel.send(control, {"done": what})
     return True
+
+
+def _relay(theirs: socket.socket, relayed: socket.socket) -> None:
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.connect(SOCKET)
+        theirs.connect(RELAYED)
+        client, _ = relayed.accept()
+    except BaseException:
+        server.close()
+        raise
+    relay(client, server)
 
 
 def main() -> None:
@@ -139,6 +156,9 @@ def main() -> None:
     except (MountsafeError, OSError) as error:
         channel.send(control, {"failed": "open", "why": str(error)[:WHY]})
         _end(1)
+    relayed = socket.socket(socket.AF_UNIX)
+    relayed.bind(RELAYED)
+    relayed.listen()
     channel.send(control, said)
     watched: list[Any] = [control, qmp]
     while True:
@@ -147,5 +167,5 @@ def main() -> None:
             code = qemu.wait()
             sys.stderr.write(f"QEMU ended {f'by signal {-code}' if code < 0 else f'with code {code}'}\n")
             _end(1)
-        if control in ready and not _answer(control):
+        if control in ready and not _answer(control, relayed):
             _end(0)

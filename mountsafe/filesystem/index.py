@@ -214,6 +214,10 @@ class Index:
             question = wire.pack_list(path, cursor)
             body = await self._agents.request(wire.Kind.LIST, question, needed=listing.needed)
             cursor, untrusted_entries = self._agents.unpack(wire.unpack_page, body)
+            if not again and untrusted_entries and all(each.name in listing.names for each in untrusted_entries):
+                # Some drivers come back to the beginning, for ever, where an entry is broken.
+                self._incidents.report("a folder that repeats itself", path)
+                return
             for untrusted_entry in untrusted_entries:
                 if not (again and untrusted_entry.name in listing.names):
                     self._admit(folder, path, untrusted_entry, listing)

@@ -137,7 +137,7 @@ class Machines:
     async def _attached(self, machine: Machine) -> Machine:
         number = self.storage.number
         try:
-            async with self.storage.lent() as fd:
+            async with self.storage.lent(to_qemu=True) as fd:
                 number = self.storage.number
                 await machine.attach(fd)
         except BaseException as error:

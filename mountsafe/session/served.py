@@ -234,7 +234,7 @@ class ServedVolume:
         if type(untrusted_instead) is int:
             await storage.replace(untrusted_instead)
         try:
-            async with storage.lent() as fd:
+            async with storage.lent(to_qemu=False) as fd:
                 await self._send({"event": "disk", "number": storage.number}, [fd])
         except MountsafeError as error:
             await self._send({"event": "none", "why": str(error)}, [])

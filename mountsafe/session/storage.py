@@ -62,10 +62,10 @@ class Storage:
         return container, size
 
     @asynccontextmanager
-    async def lent(self) -> AsyncIterator[int]:
+    async def lent(self, to_qemu: bool) -> AsyncIterator[int]:
         """Give a descriptor to pass on: the medium, or a socket of one's own at whose end the disk is served by NBD.
 
-        Raises MountsafeError if there is none to be had.
+        `to_qemu`: to a virtual machine. Raises MountsafeError if there is none to be had.
         """
         if self.raw:
             yield self.medium.fd
@@ -78,7 +78,7 @@ class Storage:
                 if size != self.size:
                     await self._bury(container, "the image has another size than before")
                     raise GuestFault("the image has another size than before")
-            with await self._container.connect() as sock:
+            with await self._container.connect(to_qemu) as sock:
                 yield sock.fileno()
 
     async def lost(self) -> None:

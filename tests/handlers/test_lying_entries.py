@@ -189,6 +189,15 @@ async def test_an_endless_folder_is_cut(step: Any, monkeypatch: pytest.MonkeyPat
         assert liar.count(Kind.LIST) <= 101
 
 
+async def test_a_folder_that_repeats_itself_ends_at_once() -> None:
+    """UDF's driver starts anew where an entry is broken: found by the hostile run, where it went on for two minutes."""
+    liar = endless(lambda number: [GOOD, entry(b"other")])
+    async with opened(lambda: liar) as mount:
+        assert await mount.names() == [b"good", b"other"]
+        assert mount.incidents.count == 1
+        assert liar.count(Kind.LIST) == 2
+
+
 async def test_a_cursor_that_is_always_stale_ends() -> None:
     liar = Liar()
 

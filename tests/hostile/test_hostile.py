@@ -157,6 +157,8 @@ def test_a_trial_that_dies_is_noticed_and_the_next_one_runs(ready: None, bases: 
         ("the session process ended (-11)", "crash"),
         ("the session process ended (1)", ""),
         ("session: WARNING: incident 1: an impossible name", ""),
+        ("session: ERROR: fuse_read(): fuse_reply_* failed with Invalid argument", "crash"),
+        ("session: ERROR: fuse_releasedir(): fuse_reply_* failed with No such file or directory", ""),
     ],
 )
 def test_a_log_is_judged(line: str, what: str) -> None:

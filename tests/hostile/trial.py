@@ -61,7 +61,9 @@ RENEWED = 50  # after so many images a virtual machine that they share is replac
 STATED = {0, ExitCode.SOURCE, ExitCode.APPLIANCE, ExitCode.DEADLINE}  # how a command may end for what is on an image
 
 OTHERS = r"\bloop\d+\b|^set_capacity_and_notify|^systemd|audit"  # the kernel's words on what no trial has
-_BUG = re.compile(r"Traceback \(most recent|session: (ERROR|CRITICAL)|^a bug|was never (awaited|retrieved)")
+# But for pyfuse3's words when what the kernel forgets last is answered: at the unmount nobody waits for that any more.
+_ERROR = r"session: (ERROR(?!: fuse_release(dir)?\(\): )|CRITICAL)"
+_BUG = re.compile(rf"Traceback \(most recent|{_ERROR}|^a bug|was never (awaited|retrieved)")
 _AGENT_BUG = re.compile(r"^error\(|^[A-Za-z.]+(Error|Exception|Fault|Exit|Interrupt)\(|^(struct|wire)\.\w+\(")
 _OOPS = re.compile(r"\] (BUG|Oops|Kernel panic|general protection|WARNING: CPU|kernel BUG|UBSAN|KASAN|INFO: task)")
 _SESSION_END = re.compile(r"the session process ended \((-?\d+)\)")

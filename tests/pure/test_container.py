@@ -94,7 +94,7 @@ def test_a_socket_that_is_not_connected_is_no_socket(said: Any) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer)
             with pytest.raises((GuestGone, ProtocolFault)) as failure:
-                await container.connect()
+                await container.connect(relayed=False)
         assert str(failure.value).isprintable()
         container._peer._control.close()
 

@@ -181,6 +181,35 @@ def test_a_huge_disk_that_holds_nothing(user: Person, folder: Path, program: Cal
     assert user.run("inspect", source, "--json").ok().json()["size"] == 60 << 40
 
 
+def unreadable(path: Path, cluster: int) -> None:
+    """Have a cluster of a qcow2 image (of 64 KiB; of the first 512 MiB) say that it is compressed, where nothing is."""
+    with path.open("r+b") as file:
+        file.seek(40)
+        file.seek(*struct.unpack(">Q", file.read(8)))
+        (second,) = struct.unpack(">Q", file.read(8))
+        file.seek((second & 0x00FFFFFFFFFFFE00) + 8 * cluster)
+        file.write(struct.pack(">Q", 1 << 62))
+
+
+def test_a_cluster_that_cannot_be_read(user: Person, folder: Path, contained: Callable[[str, str], Path]) -> None:
+    """Its bytes are an error, and the rest goes on, through the virtual machine as well: QEMU's server hangs up."""
+    source, top = contained("squashfs", "qcow2"), folder / "m"
+    unreadable(source, 3)  # no place where the guest looks for what is on it
+    with mounted(user, source, top) as record:
+        assert not record["mounts"][0]["direct_reads"]
+        machine = user.records_of(source)["virtual_machine"]
+        bad = []
+        for entry in [each for each in images.expected("squashfs") if each.kind == "file"]:
+            done = user.run(top / os.fsdecode(entry.path), program=["sha256sum"])
+            if done.code:
+                assert "Input/output error" in done.err
+                bad.append(entry.path)
+            else:
+                assert done.out.split()[0] == entry.sha256
+        assert bad == [b"random.bin"]
+        assert user.records_of(source)["virtual_machine"] == machine
+
+
 # --- a part dies ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("victim", ["qemu", "serve", "outer"])
 def test_a_container_process_that_dies(
