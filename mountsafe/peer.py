@@ -17,7 +17,10 @@ LAST_WORDS = 0.1  # seconds for what a process said at its end to arrive
 
 
 class Peer:
-    """The process, and the talk with it. `process_name` and `what` it keeps are for messages: "the virtual machine"."""
+    """The process, and the talk with it. `process_name` and `what` it keeps are for messages: "the virtual machine".
+
+    It is asked by one task at a time; `stop` may be called by any, and more than once.
+    """
 
     def __init__(self, process: Child, control: socket.socket, process_name: str, what: str) -> None:
         self.process = process
@@ -25,6 +28,19 @@ class Peer:
         self._requests = trio.Lock()
         self._process_name = process_name
         self._what = what
+
+    @property
+    def pid(self) -> int:
+        """The process id of the box."""
+        return self.process.pid
+
+    async def log_words(self) -> None:
+        """Log what the process says, and the guest's console if it has one, until it ends."""
+        await self.process.log_words()
+
+    async def wait(self) -> int:
+        """Wait until the process has ended; return its code."""
+        return await self.process.wait()
 
     async def receive(self, deadline: float, doing: str) -> channel.Message:
         """Return what it says next. Raises GuestGone if it has ended, DeadlinePassed."""

@@ -72,14 +72,13 @@ class Console:
         self._log(line)
 
 
-class Machine:
-    """A started VM. Calls are made by one task at a time; `stop` may be called by any, and more than once."""
+class Machine(Peer):
+    """A started VM."""
 
     def __init__(self, process: Child, control: socket.socket, console: Console, accelerator: str) -> None:
+        super().__init__(process, control, "the appliance process", "the virtual machine")
         self.accelerator = accelerator
-        self._process = process
         self._console = console
-        self._peer = Peer(process, control, "the appliance process", "the virtual machine")
 
     @classmethod
     def start(cls, settings: MachineSettings, log: Log) -> "Machine":
@@ -94,11 +93,6 @@ class Machine:
         return cls(process, ours, console, settings.accelerator)
 
     @property
-    def pid(self) -> int:
-        """The process id of the box."""
-        return self._process.pid
-
-    @property
     def panic(self) -> str:
         """Why the guest's kernel gave up, in its own words; "" if it did not."""
         return self._console.panic
@@ -109,41 +103,29 @@ class Machine:
         A guest that has said something until the deadline is only slow: it gets `lively` seconds more.
         """
         try:
-            untrusted = await self._peer.receive(deadline, "start")
+            untrusted = await self.receive(deadline, "start")
         except DeadlinePassed:
-            if not (lively and self._process.last_line):
+            if not (lively and self.process.last_line):
                 raise
-            untrusted = await self._peer.receive(lively, "start")
+            untrusted = await self.receive(lively, "start")
         if untrusted.get("event") != "launched":
             raise GuestGone(f"the virtual machine did not start: {printable(str(untrusted.get('why')), 500)}")
 
     async def attach(self, fd: int) -> None:
         """Plug the medium behind `fd` in."""
-        await self._peer.ask("attach", [fd], ATTACH_DEADLINE)
+        await self.ask("attach", [fd], ATTACH_DEADLINE)
 
     async def detach(self) -> None:
         """Unplug it again. Only tests and a shared warm VM do; a medium's own VM ends with it."""
-        await self._peer.ask("detach", [], ATTACH_DEADLINE)
+        await self.ask("detach", [], ATTACH_DEADLINE)
 
     async def open_stream(self) -> socket.socket:
         """Return the host end of a new stream to the agent."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
-                await self._peer.ask("stream", [theirs.fileno()], ATTACH_DEADLINE)
+                await self.ask("stream", [theirs.fileno()], ATTACH_DEADLINE)
         except BaseException:
             ours.close()
             raise
         return ours
-
-    async def log_words(self) -> None:
-        """Log what the process and the guest's console say, until the process ends."""
-        await self._process.log_words()
-
-    async def wait(self) -> int:
-        """Wait until the process has ended; return its code."""
-        return await self._process.wait()
-
-    async def stop(self) -> None:
-        """End the VM and wait until every process of its box is gone."""
-        await self._peer.stop()

@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 
-class Container:
-    """A started container process. `opened` first, then `connect` as often as needed; `stop` may be called by any."""
+class Container(Peer):
+    """A started container process. `opened` first, then `connect` as often as needed."""
 
     def __init__(self, medium: Medium, process: Child, control: socket.socket) -> None:
+        super().__init__(process, control, "the container process", "the container process")
         self._medium = medium
-        self._peer = Peer(process, control, "the container process", "the container process")
 
     @classmethod
     def start(cls, medium: Medium) -> "Container":
@@ -47,17 +47,12 @@ class Container:
             process = Child(command, [theirs.fileno(), medium.fd, seccomp], "container", log.info)
         return cls(medium, process, ours)
 
-    @property
-    def pid(self) -> int:
-        """The process id of the box."""
-        return self._peer.process.pid
-
     async def opened(self) -> int:
         """Wait until the image is open; return the size of the disk in it, in bytes.
 
         Raises UserError (SOURCE) if it cannot be opened, GuestGone or DeadlinePassed if the process failed.
         """
-        untrusted = await self._peer.receive(CONTAINER_DEADLINE, "open the image")
+        untrusted = await self.receive(CONTAINER_DEADLINE, "open the image")
         if untrusted.get("failed") == "open":
             raise self._refusal(untrusted)
         size = untrusted.get("size")
@@ -82,23 +77,11 @@ class Container:
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            await self._peer.ask("relay" if relayed else "connect", [sock.fileno()], ATTACH_DEADLINE)
+            await self.ask("relay" if relayed else "connect", [sock.fileno()], ATTACH_DEADLINE)
         except BaseException:
             sock.close()
             raise
         return sock
-
-    async def log_words(self) -> None:
-        """Log what the process says, until it ends."""
-        await self._peer.process.log_words()
-
-    async def wait(self) -> int:
-        """Wait until the process has ended; return its code."""
-        return await self._peer.process.wait()
-
-    async def stop(self) -> None:
-        """End it, and wait until every process of its box is gone."""
-        await self._peer.stop()
 
 
 def require() -> None:

@@ -32,7 +32,7 @@ def told(said: channel.Message | bytes) -> int:
         try:
             return await container.opened()
         finally:
-            container._peer._control.close()
+            container._control.close()
 
     ours, theirs = channel.pair()
     with theirs:
@@ -96,7 +96,7 @@ def test_a_socket_that_is_not_connected_is_no_socket(said: Any) -> None:
             with pytest.raises((GuestGone, ProtocolFault)) as failure:
                 await container.connect(relayed=False)
         assert str(failure.value).isprintable()
-        container._peer._control.close()
+        container._control.close()
 
     ours, theirs = channel.pair()
     trio.run(connect, Container(MEDIUM, cast("Child", Silent()), ours), theirs)

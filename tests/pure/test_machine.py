@@ -32,7 +32,7 @@ def test_an_appliance_process_that_ends_while_it_is_asked(reads: bool) -> None:
             nursery.start_soon(end, theirs)
             with pytest.raises(GuestGone):
                 await machine.open_stream()
-        machine._peer._control.close()
+        machine._control.close()
 
     async def end(theirs: socket.socket) -> None:
         await trio.testing.wait_all_tasks_blocked()
@@ -60,7 +60,7 @@ def test_a_guest_that_says_something_is_given_more_time(process: object, seconds
                 with pytest.raises(DeadlinePassed):
                     await machine.launched(20.0, 40.0)
             nursery.cancel_scope.cancel()
-        machine._peer._control.close()
+        machine._control.close()
         theirs.close()
 
     async def say_it_runs(theirs: socket.socket) -> None:
