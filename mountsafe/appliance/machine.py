@@ -23,7 +23,8 @@ from mountsafe.process import Child
 from mountsafe.text import printable
 
 Log = Callable[[str], None]
-_PANIC = re.compile(r"Kernel panic - not syncing: (.{1,200})")  # kernel/panic.c
+# The words of Linux's kernel/panic.c, lib/bug.c, arch/x86/mm/fault.c and arch/x86/kernel/traps.c.
+_CRASH = re.compile(r"\] ((?:Kernel panic - not syncing: |kernel BUG at |BUG: |general protection fault).{,200})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +60,16 @@ class MachineSettings:
 
 
 class Console:
-    """Passes what a VM's process says on to a log, and keeps why the guest's kernel gave up, if it did: untrusted."""
+    """Passes what a VM's process says on to a log, and keeps why the guest's kernel crashed first: untrusted."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self.panic = ""
+        self.crash = ""
 
     def hear(self, line: str) -> None:
         """Hear a line, which is fit to be shown."""
-        if found := _PANIC.search(line):
-            self.panic = found[1]
+        if not self.crash and (found := _CRASH.search(line)):
+            self.crash = found[1]
         self._log(line)
 
 
@@ -93,9 +94,9 @@ class Machine(Peer):
         return cls(process, ours, console, settings.accelerator)
 
     @property
-    def panic(self) -> str:
-        """Why the guest's kernel gave up, in its own words; "" if it did not."""
-        return self._console.panic
+    def crash(self) -> str:
+        """Why the guest's kernel crashed, in its own words; "" if it did not."""
+        return self._console.crash
 
     async def launched(self, deadline: float = LAUNCH_DEADLINE, lively: float = 0.0) -> None:
         """Wait until the VM runs. Raises GuestGone with the reason, or DeadlinePassed.

@@ -95,10 +95,10 @@ class Machines:
         return self._machine.pid if self._machine else None
 
     @property
-    def panic(self) -> str:
-        """Why the kernel of the VM that runs, or else of the last one that was lost, gave up; "" if it did not."""
+    def crash(self) -> str:
+        """Why the kernel of the VM that runs, or else of the last one that was lost, crashed; "" if it did not."""
         machine = self._machine or self._last
-        return machine.panic if machine else ""
+        return machine.crash if machine else ""
 
     async def stream(self, user: object) -> socket.socket:
         """Return a new stream to the agent, starting a VM if none runs. Raises GuestGone or DeadlinePassed.
@@ -153,7 +153,7 @@ class Machines:
         if machine is not None:
             self._last = machine
             self._deaths.note()
-            self._listener.incident(f"its kernel gave up ({machine.panic})" if machine.panic else why)
+            self._listener.incident(f"its kernel crashed ({machine.crash})" if machine.crash else why)
             await machine.stop()
 
     async def release(self, user: object) -> None:

@@ -209,11 +209,11 @@ class ServedVolume:
         what = f"cannot mount {self.volume.describe()}: {why}"
         if refused:
             return UserError(what, "The guest's kernel said so. --verbose shows more.", ExitCode.SOURCE)
-        if panic := self._machines.panic:
+        if crash := self._machines.crash:
             hint = (
-                "What is on it made the virtual machine's kernel give up, as it might have yours. --verbose shows more."
+                "What is on it made the virtual machine's kernel crash, as it might have yours. --verbose shows more."
             )
-            return UserError(f"{what}: {panic}", hint, ExitCode.APPLIANCE)
+            return UserError(f"{what}: {crash}", hint, ExitCode.APPLIANCE)
         return UserError(what, "--verbose shows more.", ExitCode.APPLIANCE)
 
     async def _send(self, message: channel.Message, fds: list[int]) -> None:

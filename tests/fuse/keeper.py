@@ -26,7 +26,7 @@ class FolderMachines:
     """In the place of `session.machines.Machines`: a process instead of a virtual machine."""
 
     accelerator = "none"
-    panic = ""
+    crash = ""
     guest: dict[str, Any] = {}  # noqa: RUF012  # set once, for this process
 
     def __init__(  # the same parameters

@@ -72,16 +72,21 @@ def test_a_guest_that_says_something_is_given_more_time(process: object, seconds
     trio.run(launch, Machine(cast("Child", process), ours, Console(print), "kvm"), theirs, clock=clock)
 
 
-def test_why_a_guests_kernel_gave_up_is_kept() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Kernel panic - not syncing: EXT4-fs (device sdc): panic forced after error",
+        "kernel BUG at fs/ocfs2/super.c:1234!",
+        "BUG: kernel NULL pointer dereference, address: 0000000000000000",
+    ],
+)
+def test_why_a_guests_kernel_crashed_is_kept(words: str) -> None:
     heard: list[str] = []
     console = Console(heard.append)
-    assert console.panic == ""
-    lines = [
-        "guest: [    8.67] EXT4-fs error (device sdc): ext4_lookup:1855: iget: bad extra_isize",
-        "guest: [    8.68] Kernel panic - not syncing: EXT4-fs (device sdc): panic forced after error",
-        "guest: [    8.69] CPU: 0 PID: 123 Comm: python3",
-    ]
+    lines = ["guest: [    8.67] EXT4-fs error (device sdc): iget: bad extra_isize", f"guest: [    8.68] {words}"]
     for line in lines:
+        assert console.crash == ""
         console.hear(line)
-    assert console.panic == "EXT4-fs (device sdc): panic forced after error"
-    assert heard == lines
+    console.hear("guest: [    8.69] Kernel panic - not syncing: Fatal exception")
+    assert console.crash == words
+    assert heard[:2] == lines
