@@ -11,6 +11,12 @@ from mountsafe import wire
 from mountsafe.agent.programs import Refused, read_text, run
 
 MEDIUM_ADDRESS = ":0:8:0"  # where the host plugs the medium: SCSI channel, target and LUN
+FOUND = (0, 8)  # blkid's exit codes: something is there, or several things that exclude each other
+ENDS = 512 << 10  # bytes at the beginning and at the end of a device, where most signatures are
+SIGNIFICANT = (
+    *("ext4", "ext3", "ext2", "vfat", "exfat", "ntfs", "hfsplus", "hfs", "iso9660", "udf", "xfs", "btrfs", "f2fs"),
+    *("squashfs", "erofs", "crypto_LUKS", "BitLocker", "LVM2_member", "linux_raid_member"),
+)
 BLKGETSIZE64, BLKRRPART = 0x80081272, 0x125F  # include/uapi/linux/fs.h
 
 
@@ -38,8 +44,36 @@ def _opens(device: str) -> bool:
     return True
 
 
+def _signatures(device: str) -> str:
+    """Return what blkid(8) says of a device.
+
+    Where it cannot read a place that some type would have its signature at, it says nothing at all: then it is asked
+    for one type after the other.
+    """
+    command = ("blkid", "-p", "-o", "udev", f"/dev/{device}")
+    code, words = run(*command)
+    if code in FOUND or not _has_bad_ends(device):
+        return words
+    for fstype in SIGNIFICANT:
+        code, told = run(*command, "-n", fstype)
+        if code in FOUND:
+            words = told
+            if "ID_FS_TYPE=" in told:
+                break
+    return words
+
+
+def _has_bad_ends(device: str) -> bool:
+    """Whether something cannot be read where signatures are."""
+    with open(f"/dev/{device}", "rb") as file, suppress(OSError):
+        size = file.seek(0, os.SEEK_END)
+        length = min(ENDS, size)
+        return any(len(os.pread(file.fileno(), length, at)) < length for at in (0, size - length))
+    return True
+
+
 def _blkid(device: str) -> dict[str, bytes]:
-    _, words = run("blkid", "-p", "-o", "udev", f"/dev/{device}")
+    words = _signatures(device)
     found: dict[str, bytes] = {}
     for line in words.splitlines():
         key, equals, value = line.partition("=")

@@ -5,6 +5,7 @@ import fcntl
 import os
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
@@ -61,18 +62,19 @@ def open_medium(source: Path, wanted: Format | None = None) -> Medium:
         if size == 0:
             raise UserError(f"{shown} is empty", "There is nothing to open in it.", ExitCode.SOURCE)
         if wanted is None:
-            wanted = Format.RAW if stat.S_ISBLK(opened.st_mode) else _detected(fd, size, shown)
+            wanted = Format.RAW if stat.S_ISBLK(opened.st_mode) else detect(partial(_readable, fd), size)
         return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode), wanted)
     except BaseException:
         os.close(fd)
         raise
 
 
-def _detected(fd: int, size: int, shown: str) -> Format:
+def _readable(fd: int, offset: int, length: int) -> bytes:
+    """Return what is at a place, nothing if it cannot be read: the header of a container could not be used either."""
     try:
-        return detect(lambda offset, length: os.pread(fd, length, offset), size)
-    except OSError as error:
-        raise _cannot_open(shown, error) from error
+        return os.pread(fd, length, offset)
+    except OSError:
+        return b""
 
 
 def device_size(fd: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from images import images
 from mountsafe.errors import ExitCode
 from mountsafe.sandbox import PYTHON
 from tests.vm.command import badisk
@@ -47,6 +48,18 @@ except OSError as error:
 else:
     print(0)
 """
+
+
+@pytest.mark.parametrize(("name", "block"), [("iso9660", 0), ("ext4", 8), ("ext4", 16)])
+def test_a_bad_sector_where_other_types_have_their_signature(
+    root: Person, folder: Path, image: Image, tmp_path: Path, name: str, block: int
+) -> None:
+    """The type is found. Nothing of this ISO 9660 is there, and of this ext4 a part of lost+found or of the journal."""
+    with bad_disk(image(name), tmp_path / "disk", block * BLOCK, (block + 1) * BLOCK) as disk:
+        root.run("mount", disk, folder / "m").ok()
+        [readme] = [entry for entry in images.expected(name) if entry.path == b"README.txt"]
+        assert content(root, folder / "m/README.txt") == readme.sha256
+        root.run("unmount", folder / "m").ok()
 
 
 @pytest.mark.parametrize("kind", ["direct", "agent"])
