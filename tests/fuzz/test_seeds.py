@@ -1,4 +1,4 @@
-"""The fuzzer's targets with its seeds, and with what hypothesis makes: a look at each in seconds, not a search."""
+"""The fuzzer's targets with its seeds, what its long runs kept, and what hypothesis makes: seconds, and no search."""
 
 import pytest
 from hypothesis import given
@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from mountsafe import wire
 from mountsafe.wire import VolumeKind
+from tests.fuzz.corpus import kept
 from tests.fuzz.targets import SEEDS, TARGETS
 
 SIZE = 1 << 20
@@ -18,13 +19,21 @@ def test_each_target_has_seeds_that_hold(name: str) -> None:
         TARGETS[name](seed)
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_the_fuzzer_kept_holds(name: str) -> None:
+    inputs = kept(name)
+    assert inputs
+    for data in inputs:
+        TARGETS[name](data)
+
+
 CHANGES = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 4), st.binary(max_size=8)), max_size=4)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 @given(data=st.data())
 def test_a_seed_that_is_changed_somewhere(name: str, data: st.DataObject) -> None:
-    seed = data.draw(st.sampled_from(SEEDS[name]))
+    seed = data.draw(st.sampled_from(SEEDS[name] + kept(name)))
     for at, cut, put in data.draw(CHANGES):
         at %= len(seed) + 1
         seed = seed[:at] + put + seed[at + cut :]
