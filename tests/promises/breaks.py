@@ -1,0 +1,103 @@
+"""How each promise of SECURITY.md is broken on purpose: `old` for `new` in a file of mountsafe/, wherever it stands.
+
+Each leaves a program that runs, and does what nobody should be able to.
+"""
+
+from typing import NamedTuple
+
+FOR_EVER = 'float("inf")'
+
+
+class Break(NamedTuple):
+    """One change."""
+
+    file: str
+    old: str
+    new: str
+
+
+BREAKS: dict[int, list[Break]] = {
+    1: [
+        Break("medium/source.py", "os.O_RDONLY | os.O_CLOEXEC", "os.O_RDWR | os.O_CLOEXEC"),
+        Break("appliance/qmp.py", '"read-only": True', '"read-only": False'),
+        Break(
+            "appliance/guest.py", '"node-name": MEDIUM, "read-only": True', '"node-name": MEDIUM, "read-only": False'
+        ),
+        Break("agent/mounting.py", '_QUIET = "ro,', '_QUIET = "rw,'),
+    ],
+    2: [Break("sandbox.py", '"--unshare-all", ', '"--unshare-all", "--share-net", ')],
+    3: [Break("sandbox.py", '"--cap-drop", "ALL", ', "")],
+    4: [Break("sandbox.py", "start = os.getpid()", "start = 0")],
+    5: [Break("filesystem/untrusted.py", 'if b"/" in untrusted_name or b"\\0" in untrusted_name:', "if False:")],
+    6: [
+        Break(
+            "appliance/client.py",
+            'raise GuestFault(f"an answer to request {untrusted_frame.ident}, which nobody made")',
+            "return",
+        )
+    ],
+    7: [Break("medium/extents.py", "if physical < 0 or physical + length > window.size:", "if physical < 0:")],
+    8: [Break("filesystem/reader.py", "if told == data[: len(told)]:", "if True:")],
+    9: [
+        Break("session/mounter.py", "(0 if request.follow_links else MS_NOSYMFOLLOW)", "0"),
+        Break("filesystem/links.py", 'if untrusted_target.startswith(b"/"):', "if False:"),
+        Break("filesystem/links.py", "if not climbing or climbed > depth - 1:", "if False:"),
+    ],
+    10: [
+        Break("session/mounter.py", "MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC", "MS_RDONLY"),
+        Break("session/mounter.py", 'f"ro,nosuid,nodev,noexec,', 'f"ro,suid,dev,exec,'),
+    ],
+    11: [Break("filesystem/index.py", "stat.S_ISREG(entry.mode)\n        and min(", "True\n        or min(")],
+    12: [
+        Break("filesystem/index.py", "if told >= MAX_DIRECTORY_ENTRIES or not untrusted_entries:", "if False:"),
+        Break("filesystem/index.py", "if not again and untrusted_entries and all(", "if False and all("),
+    ],
+    13: [Break("text.py", "if unicodedata.category(char) not in _ESCAPED_CATEGORIES:", "if True:")],
+    14: [Break("appliance/client.py", "with trio.move_on_after(deadline)", f"with trio.move_on_after({FOR_EVER})")],
+    15: [Break("sandbox.py", ', "--die-with-parent"', "")],
+    16: [Break("cli/mounting.py", "            starting.abandon()\n", "")],
+    17: [Break("text.py", "import unicodedata\n", "import unicodedata\n\nimport guestfs\n")],
+    18: [Break("medium/source.py", "exclusive = os.O_EXCL if stat.S_ISBLK(kind) else 0", "exclusive = 0")],
+    19: [
+        Break("policy/udev.py", 'ENV{{ID_FS_TYPE}}="{MASK}", ENV{{ID_FS_USAGE}}="other"\n', ""),
+        Break("policy/udev.py", 'ENV{UDISKS_IGNORE}="1", ENV{UDISKS_AUTO}="0", ', ""),
+        Break("policy/udev.py", 'ENV{UDISKS_SYSTEM}="1", ENV{SYSTEMD_READY}="0"', 'ENV{MOUNTSAFE_SEEN}="1"'),
+    ],
+    20: [Break("medium/claim.py", "os.O_RDONLY | os.O_EXCL", "os.O_RDONLY")],
+    21: [Break("policy/rules.py", "return cls([], str(error))", "return cls([])")],
+    22: [Break("system/generated.py", "    if not found:\n        return\n    told", "    return\n    told")],
+    23: [Break("daemon/control.py", "if not authorized:", "if False:")],
+    24: [Break("daemon/control.py", "if uid == 0:", "if True:")],
+    25: [Break("desktop/notifications.py", "html.escape(notice.body, quote=False)", "notice.body")],
+    26: [Break("sandbox.py", "if seccomp is not None:", "if False:")],
+    27: [Break("filesystem/agents.py", "with trio.move_on_after(CALL_DEADLINE):", "with trio.CancelScope():")],
+    28: [
+        Break(
+            "filesystem/index.py",
+            "        if self._entries <= self._limit:\n            return\n        for ino",
+            "        return\n        for ino",
+        )
+    ],
+    29: [
+        Break(
+            "appliance/client.py",
+            "        except wire.WireError as error:\n            reason",
+            "        except ZeroDivisionError as error:\n            reason",
+        )
+    ],
+    30: [Break("agent/names.py", "if error.errno not in BROKEN:", "if True:")],
+    31: [Break("limits.py", "UNMOUNT_DEADLINE = 20.0", "UNMOUNT_DEADLINE = 100000.0")],
+    32: [
+        Break(
+            "medium/block.py",
+            'raise MediumError(f"reading the medium at {offset}: {error.strerror}") from error',
+            "data = bytes(length)",
+        )
+    ],
+    33: [Break("limits.py", "AGENT_CHUNKS = 24", "AGENT_CHUNKS = 2400")],
+    34: [Break("session/deaths.py", "time.monotonic()", "time.time()")],
+    35: [
+        Break("container/serve.py", "    if why is not None:\n        raise Refused(why.name)\n", ""),
+        Break("container/serve.py", "resource.RLIMIT_NOFILE, (lowest, before[1])", "resource.RLIMIT_NOFILE, before"),
+    ],
+}

@@ -1,0 +1,95 @@
+"""`./dev promises [N...]`: break each promise of SECURITY.md on purpose, and see that the test named there fails.
+
+Each break is made in a copy of the checkout. Some tests need root, a virtual machine, or some minutes.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+from tests.promises.breaks import BREAKS  # noqa: E402  # from this checkout, whatever is installed
+
+_ROW = re.compile(r"^\| (\d+) \| .* \| (tests/\S+::\S+) \|$", re.MULTILINE)
+FAILED = 1  # pytest's exit code for a test that failed; others say that it could not be run
+
+
+def promises() -> dict[int, str]:
+    """Return the test that holds each promise."""
+    text = (REPOSITORY / "SECURITY.md").read_text(encoding="utf-8")
+    return {int(number): test for number, test in _ROW.findall(text)}
+
+
+def copy(target: Path) -> None:
+    """Copy what belongs to the checkout, and what git does not know yet."""
+    listing = ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split("\0"):
+        if name and (REPOSITORY / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, target / name)
+
+
+def broken(number: int, checkout: Path) -> None:
+    """Break a promise in a copy. Raises ValueError if the code is not as the break expects it."""
+    for change in BREAKS[number]:
+        path = checkout / "mountsafe" / change.file
+        text = path.read_text(encoding="utf-8")
+        if change.old not in text:
+            raise ValueError(f"promise {number}: {change.file} has no {change.old!r}")
+        path.write_text(text.replace(change.old, change.new), encoding="utf-8")
+
+
+def tested(number: int, *tests: str) -> bool:
+    """Whether tests pass in a copy in which a promise is broken; 0 for none. Raises RuntimeError if they cannot run."""
+    with tempfile.TemporaryDirectory(prefix="mountsafe-promise-", dir="/var/tmp") as name:
+        checkout = Path(name)
+        checkout.chmod(0o755)
+        copy(checkout)
+        if number:
+            broken(number, checkout)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(["-x"] * bool(number)), *tests]
+        environment = {**os.environ, "PYTHONPATH": name, "CI": "true"}
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    passed = done.returncode == 0
+    if done.returncode > FAILED or passed == bool(number):
+        sys.stderr.write(done.stdout[-4000:] + done.stderr[-2000:])
+    if done.returncode > FAILED:
+        raise RuntimeError(f"pytest ended with {done.returncode}")
+    return passed
+
+
+def say(words: str) -> None:
+    """Tell the person."""
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
+
+
+def main(given: list[str]) -> int:
+    """Run with the numbers of promises; all if there are none."""
+    held = promises()
+    chosen = [int(each) for each in given] or sorted(held)
+    if not tested(0, *(held[number] for number in chosen)):
+        say("some of these tests fail although nothing is broken")
+        return 1
+    say("none is broken: all their tests pass")
+    unheld = []
+    for number in chosen:
+        began = time.monotonic()
+        passed = tested(number, held[number])
+        told = "ITS TEST PASSES" if passed else "its test fails"
+        say(f"promise {number:2} is broken: {told:<16}{time.monotonic() - began:5.0f} s  {held[number]}")
+        unheld += [number] * passed
+    if unheld:
+        say(f"not held: {', '.join(map(str, unheld))}")
+    return 1 if unheld else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
