@@ -43,9 +43,10 @@ class FakeChild:
 
 
 class FakeMachines:
-    """Counts what is asked of the virtual machine."""
+    """Counts what is asked of the virtual machine, whose kernel has crashed."""
 
     ended = 0
+    crash = "kernel BUG at fs/x.c:1!"
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
