@@ -168,9 +168,8 @@ class Machine:
 
     def sleep(self, seconds: float) -> None:
         """Suspend it to memory (S3), as closing a lid does, and wake it again."""
-        self.run(
-            "bash", "-c", "echo deep >/sys/power/mem_sleep && { sleep 1; echo mem >/sys/power/state; } &>/dev/null &"
-        )
+        # A moment later, so that the command is answered before.
+        self.sh("echo deep >/sys/power/mem_sleep; (sleep 1; echo mem >/sys/power/state) >/dev/null 2>&1 &")
         self.wait_for(lambda: self._qmp.execute("query-status")["status"] == "suspended", "its sleep")
         time.sleep(seconds)
         self._qmp.execute("system_wakeup")
