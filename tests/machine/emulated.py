@@ -201,11 +201,11 @@ class Machine:
         return f"--- journal\n{journal}\n--- console\n{console}"
 
     # --- sticks ------------------------------------------------------------------------------------------------------
-    def plug(self, name: str, image: Path) -> None:
-        """Plug a stick with this content in."""
+    def plug(self, name: str, image: Path, removable: bool = True) -> None:
+        """Plug a stick with this content in; one that is not `removable` is a USB disk."""
         file = {"driver": "file", "filename": str(image)}
         self._qmp.execute("blockdev-add", {"node-name": f"node-{name}", "driver": "raw", "file": file})
-        device = {"driver": "usb-storage", "bus": "xhci.0", "id": name, "drive": f"node-{name}", "removable": True}
+        device = {"driver": "usb-storage", "bus": "xhci.0", "id": name, "drive": f"node-{name}", "removable": removable}
         self._qmp.execute("device_add", {**device, "serial": name})
 
     def pull(self, name: str) -> None:

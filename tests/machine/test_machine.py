@@ -62,10 +62,10 @@ def installed(machine: Machine) -> None:
 
 
 @contextmanager
-def plugged(machine: Machine, image: Path, written: bool = False) -> Iterator[None]:
+def plugged(machine: Machine, image: Path, written: bool = False, removable: bool = True) -> Iterator[None]:
     """A stick is plugged in and pulled out; no byte of it may change unless it is `written`."""
     before = hashlib.sha256(image.read_bytes()).digest()
-    machine.plug("stick", image)
+    machine.plug("stick", image, removable)
     try:
         yield
         assert written or hashlib.sha256(image.read_bytes()).digest() == before
@@ -223,13 +223,16 @@ def test_a_broken_file_system_is_refused_by_the_guest_and_kept_from_the_host(
 
 
 def test_neither_a_clock_that_jumps_nor_a_sleep_ends_a_mount(machine: Machine, image: Image) -> None:
-    """The clock is set, and the whole machine suspended to memory, while a file is open and the caches are empty."""
+    """The clock is set, and the whole machine suspended to memory, while a file is open and the caches are empty.
+
+    It is a USB disk: of a stick, which says that its medium is removable, Linux believes after a sleep that it is another.
+    """
 
     def intact() -> bool:
         machine.sh("echo 3 >/proc/sys/vm/drop_caches")
         return seen(machine, f"{MEDIA}/EXT4") == expected(images.expected("ext4"))
 
-    with plugged(machine, image("ext4")):
+    with plugged(machine, image("ext4"), removable=False):
         shown(machine, "EXT4")
         machine.run("systemd-run", f"--uid={USER}", "--unit=holder", "tail", "-f", f"{MEDIA}/EXT4/README.txt").ok()
         virtual = machine.run("pgrep", "-f", "qemu-system").ok().out

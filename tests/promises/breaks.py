@@ -55,7 +55,10 @@ BREAKS: dict[int, list[Break]] = {
     13: [Break("text.py", "if unicodedata.category(char) not in _ESCAPED_CATEGORIES:", "if True:")],
     14: [Break("appliance/client.py", "with trio.move_on_after(deadline)", f"with trio.move_on_after({FOR_EVER})")],
     15: [Break("sandbox.py", ', "--die-with-parent"', "")],
-    16: [Break("cli/mounting.py", "            starting.abandon()\n", "")],
+    16: [
+        Break("cli/mounting.py", "            if created:\n                _remove_quietly(target)\n", ""),
+        Break("session/supervisor.py", "            self._remove_folders()\n", "            pass\n"),
+    ],
     17: [Break("text.py", "import unicodedata\n", "import unicodedata\n\nimport guestfs\n")],
     18: [Break("medium/source.py", "exclusive = os.O_EXCL if stat.S_ISBLK(kind) else 0", "exclusive = 0")],
     19: [
@@ -79,11 +82,9 @@ BREAKS: dict[int, list[Break]] = {
         )
     ],
     29: [
-        Break(
-            "appliance/client.py",
-            "        except wire.WireError as error:\n            reason",
-            "        except ZeroDivisionError as error:\n            reason",
-        )
+        Break("appliance/client.py", "with trio.move_on_after(deadline)", f"with trio.move_on_after({FOR_EVER})"),
+        Break("filesystem/agents.py", "with trio.move_on_after(CALL_DEADLINE):", "with trio.CancelScope():"),
+        Break("filesystem/operations.py", "with trio.fail_after(CALL_DEADLINE):", "with trio.CancelScope():"),
     ],
     30: [Break("agent/names.py", "if error.errno not in BROKEN:", "if True:")],
     31: [Break("limits.py", "UNMOUNT_DEADLINE = 20.0", "UNMOUNT_DEADLINE = 100000.0")],
