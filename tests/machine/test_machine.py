@@ -225,7 +225,8 @@ def test_a_broken_file_system_is_refused_by_the_guest_and_kept_from_the_host(
 def test_neither_a_clock_that_jumps_nor_a_sleep_ends_a_mount(machine: Machine, image: Image) -> None:
     """The clock is set, and the whole machine suspended to memory, while a file is open and the caches are empty.
 
-    It is a USB disk: of a stick, which says that its medium is removable, Linux believes after a sleep that it is another.
+    It is a USB disk: of a stick, which says that its medium is removable, Linux believes after a sleep that it is
+    another one.
     """
 
     def intact() -> bool:
