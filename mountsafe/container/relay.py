@@ -18,7 +18,8 @@ REPLY = struct.Struct(">QIII")  # magic, the option, the answer, bytes that foll
 REPLY_MAGIC = 0x3E889045565A9
 EXPORT_NAME, ABORT, GO, STRUCTURED_REPLY = 1, 2, 7, 8
 LAST = (EXPORT_NAME, ABORT, GO)  # what comes after them is no option, or none that matters
-UNSUPPORTED = 1 << 31 | 1
+ACKNOWLEDGED, FAILED = 1, 1 << 31
+UNSUPPORTED = FAILED | 1
 MOST = 64 << 10  # bytes of an option
 PIECE = 256 << 10
 
@@ -70,7 +71,7 @@ def _pass_replies(server: socket.socket, client: socket.socket) -> None:
         if length > MOST:
             raise _Ended
         client.sendall(head + _exactly(server, length))
-        if answer == 1 or answer >> 31:
+        if answer == ACKNOWLEDGED or answer & FAILED:
             return
 
 

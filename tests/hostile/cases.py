@@ -15,7 +15,7 @@ from random import Random
 from images import images
 from tests.hostile import mutations
 from tests.hostile.mutations import Edit
-from tests.vm import containers, corpus, types
+from tests.vm import corpus, qemu_img, types
 
 INDEX = "bases.json"
 CONTAINED = ("hostile-names", "dirty-ext4")  # small ones: it is their containers that are damaged
@@ -67,58 +67,52 @@ def turns(bases: Iterable[str]) -> list[str]:
     return [name for name in bases if name not in ours] * OFTENER + ours
 
 
-def of_mutations(count: int, seed: int, names: list[str]) -> Iterator[Case]:
-    """`count` mutations, in turns of every base."""
+def of_mutations(count: int, seed: int, names: list[str], kind: str = "mutation") -> Iterator[Case]:
+    """`count` mutations, in turns of every base. `kind` is what their names begin with."""
     for number in range(count):
         name = names[number % len(names)]
-        yield Case(f"mutation/{seed}/{number}", "shared", name, f"{seed} {number} {name}")
-
-
-def of_containers(count: int, seed: int, names: list[str]) -> Iterator[Case]:
-    """`count` mutations of containers, in turns of every kind."""
-    for number in range(count):
-        name = names[number % len(names)]
-        yield Case(f"container/{seed}/{number}", "shared", name, f"{seed} {number} {name}")
+        yield Case(f"{kind}/{seed}/{number}", "shared", name, f"{seed} {number} {name}")
 
 
 # --- bases ---------------------------------------------------------------------------------------------------------
 def make_bases(folder: Path, of_the_corpus: bool = True) -> dict[str, Base]:
     """Unpack what mutations are made of into `folder`, if that was not done yet."""
-    if made := load_bases(folder):
-        return made
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in images.names():
-        kinds = [volume.filesystem for volume in images.volumes(name)]
-        if any(kind in types.TYPES and types.TYPES[kind].read for kind in kinds) and name != "truncated":
-            path = images.unpack(name, folder)
-            made[f"images/{name}"] = Base(str(path), kinds[0] if len(kinds) == 1 else "", None)
-    for image in _populated() if of_the_corpus else ():
-        path = folder / f"{len(made)}.img"
-        corpus.unpack(image, path)
-        made[image.path] = Base(str(path), image.fstype, image.option)
-    _store_bases(folder, made)
-    return made
+    return load_bases(folder) or _made(folder, _images(folder, of_the_corpus))
 
 
 def make_containers(folder: Path) -> dict[str, Base]:
     """Make the containers that mutations are made of in `folder`, if that was not done yet."""
-    if made := load_bases(folder):
-        return made
+    return load_bases(folder) or _made(folder, _containers(folder))
+
+
+def _made(folder: Path, bases: Iterator[tuple[str, Base]]) -> dict[str, Base]:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in CONTAINED:
-        disk = images.unpack(name, folder)
-        for way, words in containers.WAYS.items():
-            path = folder / f"{name}.{way}"
-            containers.convert(disk, way, path)
-            made[path.name] = Base(str(path), words[0], None)
-        disk.unlink()
-    _store_bases(folder, made)
+    made = dict(bases)
+    text = json.dumps({name: asdict(base) for name, base in made.items()}, indent=1)
+    (folder / INDEX).write_text(text, encoding="utf-8")
     return made
 
 
-def _store_bases(folder: Path, made: dict[str, Base]) -> None:
-    text = json.dumps({name: asdict(base) for name, base in made.items()}, indent=1)
-    (folder / INDEX).write_text(text, encoding="utf-8")
+def _images(folder: Path, of_the_corpus: bool) -> Iterator[tuple[str, Base]]:
+    for name in images.names():
+        kinds = [volume.filesystem for volume in images.volumes(name)]
+        if any(kind in types.TYPES and types.TYPES[kind].read for kind in kinds) and name != "truncated":
+            path = images.unpack(name, folder)
+            yield f"images/{name}", Base(str(path), kinds[0] if len(kinds) == 1 else "", None)
+    for number, image in enumerate(_populated() if of_the_corpus else ()):
+        path = folder / f"{number}.img"
+        corpus.unpack(image, path)
+        yield image.path, Base(str(path), image.fstype, image.option)
+
+
+def _containers(folder: Path) -> Iterator[tuple[str, Base]]:
+    for name in CONTAINED:
+        disk = images.unpack(name, folder)
+        for way, words in qemu_img.WAYS.items():
+            path = folder / f"{name}.{way}"
+            qemu_img.convert(disk, way, path)
+            yield path.name, Base(str(path), words[0], None)
+        disk.unlink()
 
 
 def load_bases(folder: Path) -> dict[str, Base]:

@@ -283,7 +283,7 @@ def chosen(options: argparse.Namespace, bases: Path) -> Iterator[Case]:
         yield from cases.of_mutations(options.mutations, options.seed, cases.turns(cases.make_bases(bases)))
     if options.set in ("all", "containers"):
         made = list(cases.make_containers(cases.containers_in(bases)))
-        yield from cases.of_containers(options.containers, options.seed, made)
+        yield from cases.of_mutations(options.containers, options.seed, made, "container")
 
 
 def main(given: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from tests.conftest import missing
 from tests.hostile import cases, results, run
 from tests.hostile.cases import Case
 from tests.hostile.trial import Record, judge
-from tests.vm import corpus
+from tests.vm import corpus, qemu_img
 from tests.vm.sight import Looking
 
 SEED = 7
@@ -99,9 +99,9 @@ def test_a_damaged_image_breaks_nothing(worker: run.Worker, bases: Path, number:
     clean(worker.run(case))
 
 
-@pytest.mark.parametrize("way", ["qcow2", "vmdk", "vdi", "vpc", "vhdx"])
+@pytest.mark.parametrize("way", qemu_img.FORMATS)
 def test_a_damaged_container_breaks_nothing(worker: run.Worker, way: str) -> None:
-    (case,) = cases.of_containers(1, SEED, [f"{cases.CONTAINED[0]}.{way}"])
+    (case,) = cases.of_mutations(1, SEED, [f"{cases.CONTAINED[0]}.{way}"], "container")
     clean(worker.run(case))
 
 

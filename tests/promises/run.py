@@ -3,6 +3,7 @@
 Each break is made in a copy of the checkout. Some tests need root, a virtual machine, or some minutes.
 """
 
+import argparse
 import os
 import re
 import shutil
@@ -12,11 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.promises.breaks import BREAKS
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from tests.promises.breaks import BREAKS  # noqa: E402  # from this checkout, whatever is installed
-
 _ROW = re.compile(r"^\| (\d+) \| .* \| (tests/\S+::\S+) \|$", re.MULTILINE)
 FAILED = 1  # pytest's exit code for a test that failed; others say that it could not be run
 
@@ -71,10 +70,14 @@ def say(words: str) -> None:
     sys.stdout.flush()
 
 
-def main(given: list[str]) -> int:
+def main() -> int:
     """Run with the numbers of promises; all if there are none."""
     held = promises()
-    chosen = [int(each) for each in given] or sorted(held)
+    parser = argparse.ArgumentParser(prog="./dev promises", description="Break promises, and see that tests fail.")
+    parser.add_argument("number", nargs="*", type=int, help=f"of a promise, 1 to {len(held)} (default: all)")
+    chosen = parser.parse_args().number or sorted(held)
+    if unknown := set(chosen) - set(held):
+        parser.error(f"there is no promise {min(unknown)}")
     if not tested(0, *(held[number] for number in chosen)):
         say("some of these tests fail although nothing is broken")
         return 1
@@ -92,4 +95,4 @@ def main(given: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

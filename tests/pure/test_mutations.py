@@ -9,10 +9,9 @@ import pytest
 from images import images
 from tests.hostile import cases, mutations
 from tests.hostile.mutations import Edit, Map, crc32c, crc_udf
-from tests.vm import containers
+from tests.vm import qemu_img
 
 TYPES = ("ext4", "vfat", "exfat", "xfs", "btrfs", "udf", "ntfs")
-CONTAINERS = ("qcow2", "vmdk", "vdi", "vpc", "vhdx")
 
 
 def test_checksums_are_those_of_the_standards() -> None:
@@ -21,15 +20,15 @@ def test_checksums_are_those_of_the_standards() -> None:
     assert crc_udf(b"123456789") == 0x31C3
 
 
-@pytest.fixture(scope="module", params=(*TYPES, *CONTAINERS))
+@pytest.fixture(scope="module", params=(*TYPES, *qemu_img.FORMATS))
 def image(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]
 ) -> tuple[bytes, Map]:
     folder = tmp_path_factory.mktemp("base")
-    if request.param in CONTAINERS:
+    if request.param in qemu_img.FORMATS:
         program("qemu-img")
         path = folder / "container"
-        containers.convert(images.unpack("hostile-names", folder), request.param, path)
+        qemu_img.convert(images.unpack("hostile-names", folder), request.param, path)
     else:
         path = images.unpack(request.param, folder)
     data = path.read_bytes()

@@ -5,7 +5,6 @@ Outside the box every name could be opened, so what is held here is the last bar
 
 import os
 import random
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from mountsafe.appliance.qmp import QmpError
 from mountsafe.container import serve
 from mountsafe.medium.formats import Format
 from tests import containers
+from tests.vm import qemu_img
 from tests.vm.nbd import Nbd, Unreadable
 
 SIZE = 64 << 10
@@ -97,26 +97,26 @@ def test_a_parent_of_a_vmdk_is_none(tmp_path: Path, canary: Path) -> None:
         assert connection.read(0, SIZE) == bytes(SIZE)
 
 
-@pytest.mark.parametrize("format_", [each for each in Format if each is not Format.RAW])
+@pytest.mark.parametrize("format_", qemu_img.FORMATS)
 def test_what_is_in_the_file_is_read(tmp_path: Path, program: Callable[[str], str], format_: Format) -> None:
     """The control: what QEMU's own tool has made is opened, with the same barrier, and has the bytes."""
     raw = os.urandom(SIZE) + bytes(SIZE) + os.urandom(SIZE)
     (tmp_path / "raw").write_bytes(raw)
-    convert = ["convert", "-f", "raw", "-O", format_, tmp_path / "raw", tmp_path / "made"]
-    subprocess.run([program("qemu-img"), *convert], check=True)
+    program("qemu-img")
+    qemu_img.convert(tmp_path / "raw", format_, tmp_path / "made")
     data = (tmp_path / "made").read_bytes()
     with disk(tmp_path, data, format_) as (_, connection):
         assert connection.size >= len(raw)
         assert connection.read(0, len(raw)) == raw
 
 
-@pytest.mark.parametrize("format_", [each for each in Format if each is not Format.RAW])
+@pytest.mark.parametrize("format_", qemu_img.FORMATS)
 def test_damaged_headers_end_in_words(tmp_path: Path, program: Callable[[str], str], format_: Format) -> None:
     """Whatever is changed: it is opened, or QEMU says why not, soon and alive; its memory is bounded by the box."""
     raw = os.urandom(SIZE) * 2
     (tmp_path / "raw").write_bytes(raw)
-    convert = ["convert", "-f", "raw", "-O", format_, tmp_path / "raw", tmp_path / "made"]
-    subprocess.run([program("qemu-img"), *convert], check=True)
+    program("qemu-img")
+    qemu_img.convert(tmp_path / "raw", format_, tmp_path / "made")
     sound = (tmp_path / "made").read_bytes()
     # Where each keeps what it says of itself: the header, and tables behind it.
     places = [*range(512), *range(SIZE, SIZE + 64), *range(3 * SIZE, 3 * SIZE + 512)]

@@ -12,8 +12,8 @@ import pytest
 from images import images
 from mountsafe.errors import ExitCode, UserError
 from tests.conftest import missing
-from tests.vm import containers, corpus
-from tests.vm.containers import WAYS
+from tests.vm import corpus, qemu_img
+from tests.vm.qemu_img import WAYS
 from tests.vm.sight import Look, Looking
 from tests.vm.test_images import differences
 
@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]
         if not target.exists():
             source = folder / f"{name}.img"
             source = source if source.exists() else images.unpack(name, folder)
-            containers.convert(source, way, target)
+            qemu_img.convert(source, way, target)
         return target
 
     return convert

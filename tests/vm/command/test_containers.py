@@ -14,6 +14,7 @@ import pytest
 from images import images
 from mountsafe.errors import ExitCode
 from tests import containers
+from tests.vm import qemu_img
 from tests.vm.command.stage import Person, Stage
 from tests.vm.command.test_errors import refused
 from tests.vm.command.test_faults import ASK, content, expected, kill, questions, wait_for
@@ -24,10 +25,11 @@ from tests.vm.command.traces import Traces, command, descendants, state
 @pytest.fixture
 def contained(image: Image, folder: Path, program: Callable[[str], str]) -> Callable[[str, str], Path]:
     """A function that returns an image of images/ in a format; root's tests get files that root alone may read."""
+    program("qemu-img")
 
     def convert(name: str, format_: str) -> Path:
         made = folder / f"{name}.{format_}"
-        subprocess.run([program("qemu-img"), "convert", "-O", format_, image(name), made], check=True)
+        qemu_img.convert(image(name), format_, made)
         made.chmod(0o600)
         os.chown(made, folder.stat().st_uid, -1)
         return made

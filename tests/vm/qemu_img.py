@@ -3,6 +3,11 @@
 import subprocess
 from pathlib import Path
 
+from mountsafe.medium.formats import Format
+
+# Those that there are, each of which is a way as well: as qemu-img makes it if nothing more is said.
+FORMATS = [each for each in Format if each is not Format.RAW]
+
 # Words that qemu-img takes after `-O`.
 WAYS = {
     "qcow2": ["qcow2"],
