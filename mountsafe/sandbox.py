@@ -6,9 +6,7 @@ filter of system calls (`mountsafe.syscalls`). The parent's death ends it. Root 
 that even outside the namespaces the process would be nobody.
 """
 
-import grp
 import os
-import pwd
 import shlex
 import shutil
 import tempfile
@@ -17,14 +15,14 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from mountsafe import boxuser
 from mountsafe.errors import ExitCode, UserError
 
 PYTHON = "/usr/bin/python3"  # the interpreter that has Debian's python3-guestfs and python3-pyfuse3
 PACKAGE = Path(__file__).resolve().parent
 INSIDE = "/app"  # where the package is seen in a box
-
-# systemd's range for dynamic users: no package or administrator hands these out.
-_DYNAMIC_UIDS = range(61184, 65520)
+WRITABLE = ("/tmp", "/var/tmp")  # of a bounded size each
+DEVICES = "/dev"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +58,11 @@ class Box:
                 command += ["--symlink", f"usr/{name}", f"/{name}"]
             elif os.path.isdir(f"/{name}"):
                 command += ["--ro-bind", f"/{name}", f"/{name}"]
-        command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
+        command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", DEVICES]
         for device, inside in self.devices:
             command += ["--dev-bind", str(device), inside]
-        command += ["--remount-ro", "/dev"]  # else a tmpfs without a bound; the devices are mounts of their own
-        for path in ("/tmp", "/var/tmp"):
+        command += ["--remount-ro", DEVICES]  # else a tmpfs without a bound; the devices are mounts of their own
+        for path in WRITABLE:
             command += ["--size", str(self.scratch), "--tmpfs", path]
         for source, inside in ((_package(uid), f"{INSIDE}/{PACKAGE.name}"), *self.readable):
             command += ["--ro-bind", str(source), inside]
@@ -106,20 +104,10 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 def outer_uid() -> int | None:
-    """Return the user id that a child of root should take on, or None if this process is not root."""
+    """Return the user id that a child of root should take on, this process's own; None if it is not root."""
     if os.geteuid() != 0:
         return None
-    start = os.getpid()
-    for step in range(len(_DYNAMIC_UIDS)):
-        uid = _DYNAMIC_UIDS[(start + step) % len(_DYNAMIC_UIDS)]
-        try:
-            pwd.getpwuid(uid)
-        except KeyError:
-            try:
-                grp.getgrgid(uid)
-            except KeyError:
-                return uid
-    return 65534
+    return boxuser.reserved()
 
 
 def shown(command: list[str]) -> str:

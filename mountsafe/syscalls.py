@@ -23,6 +23,15 @@ NAMESPACES = (0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x4000
 CLONE_THREAD = 0x00010000
 PR_SET_NAME = 15  # include/uapi/linux/prctl.h
 TCGETS, FIONBIO, FIONCLEX, FIOCLEX = 0x5401, 0x5421, 0x5450, 0x5451  # include/uapi/asm-generic/ioctls.h
+# What changes a file or a device through a descriptor that was opened for reading. include/uapi/linux/fs.h: attributes,
+# flags, version, verity, encryption; the settings of a block device, its partitions, discards. scsi/sg.h: SG_IO.
+CHANGES = (
+    *(0x40086602, 0x401C5820, 0x40087602, 0x40806685, 0x400C6613, 0x40049409, 0x4020940D),
+    *(0x125D, 0x125F, 0x1261, 0x1262, 0x1264, 0x1266, 0x1269, 0x1277, 0x127D, 0x127F, 0x40081271, 0x2285),
+)
+# The second byte of every request of loop devices (loop.h) and optical drives (cdrom.h): detach, eject, lock.
+FAMILIES = (0x4C00, 0x5300)
+WHOLE, FAMILY = 0xFFFFFFFF, 0xFFFFFF00  # the kernel looks at 32 bits of a request
 LAST_KNOWN, LAST_POSSIBLE = 450, 511  # set_mempolicy_home_node of Linux 5.17; newer calls have one number everywhere
 
 
@@ -105,6 +114,9 @@ APPLIANCE = Filter(
                 # wide and young parts of the kernel
                 *_words("bpf userfaultfd perf_event_open io_uring_setup io_uring_enter io_uring_register"),
                 *_words("add_key request_key keyctl memfd_secret"),
+                # changes of a file that is open for reading
+                *_words("chmod fchmod fchmodat chown fchown lchown fchownat utime utimes futimesat utimensat"),
+                *_words("setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr"),
                 # the machine itself
                 *_words("kexec_load kexec_file_load init_module finit_module delete_module reboot syslog acct"),
                 *_words("iopl ioperm modify_ldt settimeofday clock_settime clock_adjtime adjtimex sethostname"),
@@ -112,6 +124,8 @@ APPLIANCE = Filter(
             ),
         ),
         *(Rule(errno.EPERM, ("clone",), (Argument(0, flag, flag),)) for flag in NAMESPACES),
+        *(Rule(errno.EPERM, ("ioctl",), (Argument(1, request, WHOLE),)) for request in CHANGES),
+        *(Rule(errno.EPERM, ("ioctl",), (Argument(1, family, FAMILY),)) for family in FAMILIES),
         Rule(errno.ENOSYS, ("clone3", *range(LAST_KNOWN + 1, LAST_POSSIBLE + 1))),
         Rule(errno.EAFNOSUPPORT, ("socket", "socketpair"), (Argument(0, socket.AF_UNIX, other=True),)),
     ),

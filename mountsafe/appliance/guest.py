@@ -67,8 +67,10 @@ class Guest:
         os.makedirs(CACHE, exist_ok=True)
         saved = appliance / "qemu-cache"
         if saved.is_dir():
-            shutil.copytree(saved, f"{CACHE}/.guestfs-{os.geteuid()}", dirs_exist_ok=True)
-            os.chmod(f"{CACHE}/.guestfs-{os.geteuid()}", 0o755)
+            ours = Path(f"{CACHE}/.guestfs-{os.geteuid()}")
+            ours.mkdir(mode=0o755, exist_ok=True)
+            for file in saved.iterdir():
+                shutil.copyfile(file, ours / file.name)  # contents alone: a box may set no modes and times
 
     @staticmethod
     def _console(event: int, handle: int, buffer: str, numbers: list[int]) -> None:

@@ -13,9 +13,10 @@ import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from mountsafe import channel
+from mountsafe import channel, landlock
 from mountsafe.appliance.guest import Guest
 from mountsafe.errors import GuestGone, MountsafeError, ProtocolFault
+from mountsafe.sandbox import DEVICES, WRITABLE
 
 
 def _end(code: int) -> NoReturn:
@@ -70,6 +71,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     control = socket.socket(fileno=settings["control"])
     control.set_inheritable(False)
+    landlock.write_only_in(WRITABLE, [DEVICES])
     guest = Guest(settings["appliance"], settings["memory_mib"], settings["accelerator"], settings["verbose"])
     try:
         guest.launch()

@@ -23,12 +23,13 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any, NoReturn
 
-from mountsafe import channel
+from mountsafe import channel, landlock
 from mountsafe.appliance.qmp import SANDBOX, Qmp
 from mountsafe.container.relay import relay
 from mountsafe.errors import MountsafeError, ProtocolFault
 from mountsafe.limits import CONTAINER_CONNECTIONS, CONTAINER_DEADLINE
 from mountsafe.medium.formats import SECTOR, Format, fault
+from mountsafe.sandbox import DEVICES, WRITABLE
 
 SOCKET, RELAYED = "/tmp/nbd", "/tmp/relayed"
 MEDIUM, DISK = "medium", "disk"
@@ -148,6 +149,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     control = socket.socket(fileno=settings["control"])
     control.set_inheritable(False)
+    landlock.write_only_in(WRITABLE, [DEVICES])
     try:
         qemu, qmp, said = _open(settings)
     except Refused as refused:

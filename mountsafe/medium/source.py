@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from mountsafe import landlock
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.formats import Format, detect
+from mountsafe.medium.sealed import sealed
 from mountsafe.text import printable
 
 BLKGETSIZE64 = 0x80081272  # include/uapi/linux/fs.h
@@ -61,12 +63,31 @@ def open_medium(source: Path, wanted: Format | None = None) -> Medium:
         size = opened.st_size if stat.S_ISREG(opened.st_mode) else device_size(fd)
         if size == 0:
             raise UserError(f"{shown} is empty", "There is nothing to open in it.", ExitCode.SOURCE)
+        if stat.S_ISREG(opened.st_mode):
+            fd = _sealed(fd, source, shown)
         if wanted is None:
             wanted = Format.RAW if stat.S_ISBLK(opened.st_mode) else detect(partial(_readable, fd), size)
         return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode), wanted)
     except BaseException:
         os.close(fd)
         raise
+
+
+def _sealed(fd: int, source: Path, shown: str) -> int:
+    """Return a descriptor that nobody below us can make writable, in place of `fd`. Raises UserError (DEPENDENCY).
+
+    Where it cannot be had (a kernel before 5.12, a file without a name), Landlock keeps the boxes from writing.
+    """
+    found = sealed(fd, source)
+    if found is not None:
+        os.close(fd)
+        return found
+    if not landlock.version():
+        message = f"this kernel has neither read-only mounts of single files nor Landlock to keep {shown} unchanged"
+        raise UserError(
+            message, "Linux 5.13 or later has both; Landlock can be switched on: lsm=landlock,...", ExitCode.DEPENDENCY
+        )
+    return fd
 
 
 def _readable(fd: int, offset: int, length: int) -> bytes:

@@ -21,7 +21,7 @@ ROOMS = (
     WORDS,
     ("policy",),
     ("wire",),
-    ("channel", "incidents", "landlock", "mountinfo", "peer", "process", "syscalls"),
+    ("boxuser", "channel", "incidents", "landlock", "mountinfo", "peer", "process", "syscalls"),
     ("agent", "medium", "sandbox", "appliance", "container", "hotplug"),
     ("system",),
     ("filesystem",),

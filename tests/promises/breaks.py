@@ -19,6 +19,7 @@ class Break(NamedTuple):
 BREAKS: dict[int, list[Break]] = {
     1: [
         Break("medium/source.py", "os.O_RDONLY | os.O_CLOEXEC", "os.O_RDWR | os.O_CLOEXEC"),
+        Break("medium/source.py", "found = sealed(fd, source)", "found = None"),
         Break("appliance/qmp.py", '"read-only": True', '"read-only": False'),
         Break(
             "appliance/guest.py", '"node-name": MEDIUM, "read-only": True', '"node-name": MEDIUM, "read-only": False'
@@ -27,7 +28,12 @@ BREAKS: dict[int, list[Break]] = {
     ],
     2: [Break("sandbox.py", '"--unshare-all", ', '"--unshare-all", "--share-net", ')],
     3: [Break("sandbox.py", "if os.geteuid() != 0:\n        return None", "if True:\n        return None")],
-    4: [Break("sandbox.py", "start = os.getpid()", "start = 0")],
+    4: [
+        Break("boxuser.py", "start = os.getpid()", "start = 0"),
+        Break(
+            "boxuser.py", "if uid not in running and not _has_account(uid) and _locked(LOCKS / str(uid)):", "if True:"
+        ),
+    ],
     5: [Break("filesystem/untrusted.py", 'if b"/" in untrusted_name or b"\\0" in untrusted_name:', "if False:")],
     6: [
         Break(
@@ -100,5 +106,10 @@ BREAKS: dict[int, list[Break]] = {
     35: [
         Break("container/serve.py", "    if why is not None:\n        raise Refused(why.name)\n", ""),
         Break("container/serve.py", "resource.RLIMIT_NOFILE, (lowest, before[1])", "resource.RLIMIT_NOFILE, before"),
+    ],
+    36: [
+        Break("medium/source.py", "found = sealed(fd, source)", "found = None"),
+        Break("appliance/serve.py", "    landlock.write_only_in(WRITABLE, [DEVICES])\n", ""),
+        Break("container/serve.py", "    landlock.write_only_in(WRITABLE, [DEVICES])\n", ""),
     ],
 }

@@ -70,6 +70,7 @@ class Person:
     home: Path
     program: Path
     environment: dict[str, str] = field(default_factory=dict)
+    groups: tuple[int, ...] = ()  # beside that of the same number as the uid
 
     @property
     def is_root(self) -> bool:
@@ -101,7 +102,7 @@ class Person:
         """Start the command line, or another program, as this person, in a process group of its own."""
         identity: dict[str, Any] = {}
         if self.switch:
-            identity = {"user": self.uid, "group": self.uid, "extra_groups": []}
+            identity = {"user": self.uid, "group": self.uid, "extra_groups": self.groups}
         return Started(
             [*(program or [str(self.program)]), *(str(argument) for argument in arguments)],
             stdin=subprocess.DEVNULL,

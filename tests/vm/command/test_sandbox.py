@@ -4,13 +4,16 @@ The command line is the installed one but for one line: in the appliance process
 is called first. Everything before that line (who starts the box, with which descriptors, keys and limits) is real.
 """
 
+import grp
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import pytest
 
 from mountsafe import landlock, limits
 from mountsafe.sandbox import PYTHON
+from tests import changes
 from tests.conftest import missing
 from tests.vm.command.stage import Person, Stage
 from tests.vm.command.traces import command, descendants
@@ -153,6 +157,96 @@ def test_what_code_in_a_box_can_do(
         assert free[what] == "", f"{what} fails outside the box as well: {free[what]}"
 
 
+# --- the medium itself ----------------------------------------------------------------------------------------------
+TRIES = {  # where each process has the medium and is confined: what is called there, right before or after which line
+    "appliance/serve.py": ("guest.attach(fds[0])", "__import__('mountsafe.changes').changes.tell(fds[0]); {}"),
+    "container/serve.py": (
+        "qemu, qmp, said = _open(settings)",
+        "__import__('mountsafe.changes').changes.tell(settings['medium']); {}",
+    ),
+    "session/server.py": (
+        'settings["landlock"] = landlock.enclose()',
+        "tell = __import__('mountsafe.changes').changes.tell; {}; settings['medium'] and tell(settings['medium'])",
+    ),
+}
+UNSEALED = {"medium/source.py": {"found = sealed(fd, source)": "found = None"}}
+
+
+@pytest.fixture(scope="module")
+def changing(stage: Stage) -> dict[bool, list[str]]:
+    """The command line whose boxes try to change the medium, by whether the medium comes from a read-only mount."""
+    tries = {module: {line: how.format(line)} for module, (line, how) in TRIES.items()}
+    programs = {}
+    for sealed in (True, False):
+        program = stage.variant(f"changing-{sealed}", tries | ({} if sealed else UNSEALED))
+        (program.parent / "lib/mountsafe/changes.py").write_bytes(Path(changes.__file__).read_bytes())
+        programs[sealed] = [str(program)]
+    return programs
+
+
+def changed(person: Person, source: Path, folder: Path, program: list[str]) -> dict[str, dict[str, str]]:
+    """Mount; return what each process could do to the medium: by process and attempt, an errno or "done"."""
+    done = person.run("mount", source, folder / "m", "--verbose", program=program).ok()
+    person.run("unmount", source).ok()
+    seen: dict[str, dict[str, str]] = {}
+    for process, why, what in re.findall(r"(\w+): CHANGE (\w+) (.+)", done.err):
+        seen.setdefault(process, {})[what] = why
+    for tried in seen.values():
+        assert set(tried) == set(changes.ATTEMPTS)
+    return seen
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "unsealed"])
+@pytest.mark.parametrize("contained", [False, True], ids=["raw", "qcow2"])
+def test_no_box_changes_the_medium(
+    person: Person, folder: Path, image: Image, changing: dict[bool, list[str]], program: Callable[[str], str],
+    contained: bool, sealed: bool,
+) -> None:  # fmt: skip
+    """It is the caller's own, or anybody's: the mount below its descriptor and the layers of the box each hold it."""
+    if not sealed and not landlock.version():
+        missing("Landlock in this kernel")
+    source = folder / "medium"
+    source.write_bytes(image("romfs").read_bytes())
+    if contained:
+        source = as_qcow2(program, source, person, folder)
+    person.give(source)
+    source.chmod(0o666)
+    os.setxattr(source, changes.KEPT, b"x")
+    before = (source.read_bytes(), source.stat().st_mode, source.stat().st_ctime_ns, os.listxattr(source))
+    seen = changed(person, source, folder, changing[sealed])
+    assert set(seen) == {"guest", "container" if contained else "session"}
+    assert not [(process, what) for process, tried in seen.items() for what, why in tried.items() if why == "done"]
+    assert (source.read_bytes(), source.stat().st_mode, source.stat().st_ctime_ns, os.listxattr(source)) == before
+
+
+def test_no_box_writes_to_a_device_of_the_users_group(
+    user: Person, folder: Path, image: Image, changing: dict[bool, list[str]], program: Callable[[str], str]
+) -> None:
+    """A user cannot leave their groups, and the mount of a node does not matter: Landlock is what holds."""
+    if not landlock.version():
+        missing("Landlock in this kernel")
+    disk = grp.getgrnam("disk").gr_gid
+    source = folder / "medium"
+    source.write_bytes(image("romfs").read_bytes())
+    losetup = [program("losetup"), "--find", "--show", str(source)]
+    device = Path(subprocess.run(losetup, check=True, capture_output=True, text=True).stdout.strip())
+    before = device.stat()
+    try:
+        os.chown(device, 0, disk)
+        device.chmod(0o660)
+        member = replace(user, groups=(disk,))
+        control = member.python("import os, sys; os.close(os.open(sys.argv[1], os.O_RDWR))", device)
+        assert control.code == 0, control.err
+        seen = changed(member, device, folder, changing[True])
+        assert set(seen) == {"guest", "session"}
+        assert not [what for tried in seen.values() for what, why in tried.items() if why == "done"]
+    finally:
+        os.chown(device, before.st_uid, before.st_gid)
+        device.chmod(stat.S_IMODE(before.st_mode))
+        subprocess.run([program("losetup"), "--detach", device], check=True)
+    assert source.read_bytes() == image("romfs").read_bytes()
+
+
 # --- a real mount ---------------------------------------------------------------------------------------------------
 def status(pid: int) -> dict[str, str]:
     """What /proc says about a process, seen from outside."""
@@ -160,20 +254,25 @@ def status(pid: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in lines}
 
 
-def host_files(pid: int) -> dict[Path, int]:
-    """The regular files and block devices of the host that a process has open, by name, with their flags."""
+def host_files(pid: int) -> dict[tuple[int, int], tuple[Path, int]]:
+    """The regular files and block devices of the host that a process has open, by inode: their names and flags.
+
+    A file behind a mount of its own has the name "/".
+    """
     disks = {os.stat(place).st_dev for place in ("/", "/usr", "/var", "/var/tmp", "/home", "/run", "/tmp")}
     found = {}
     for link in Path(f"/proc/{pid}/fd").iterdir():
         seen = link.stat()
         if stat.S_ISBLK(seen.st_mode) or (stat.S_ISREG(seen.st_mode) and seen.st_dev in disks):
             words = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split()
-            found[link.readlink()] = int(words[words.index("flags:") + 1], 8)
+            flags = int(words[words.index("flags:") + 1], 8)
+            found[seen.st_dev, seen.st_ino] = (link.readlink(), flags)
     return found
 
 
 def test_the_processes_of_a_mount(person: Person, folder: Path, image: Image) -> None:
     source = image("vfat")
+    medium = (source.stat().st_dev, source.stat().st_ino)
     person.run("mount", source, folder / "m").ok()
     try:
         record = person.records_of(source)
@@ -194,12 +293,12 @@ def test_the_processes_of_a_mount(person: Person, folder: Path, image: Image) ->
                 assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
         assert {status(pid)["Seccomp"] for pid in inner} == {"2"}
         for pid in inner:
-            for path, flags in host_files(pid).items():
+            for identity, (path, flags) in host_files(pid).items():
                 assert flags & os.O_ACCMODE == os.O_RDONLY, path
-                assert path == source or path.parts[-2].startswith("version-") or path.parts[1] == "appliance", path
+                assert identity == medium or path.parts[-2].startswith("version-") or path.parts[1] == "appliance", path
         served = [pid for pid in inner if "session.server" in Path(f"/proc/{pid}/cmdline").read_text()]
-        assert {path for pid in served for path in host_files(pid)} == {source}
-        assert source in host_files(qemu[0])
+        assert {identity for pid in served for identity in host_files(pid)} == {medium}
+        assert medium in host_files(qemu[0])
         if person.is_root:
             assert {status(pid)["Uid"] for pid in descendants(record["virtual_machine"])} == {
                 status(record["virtual_machine"])["Uid"]
