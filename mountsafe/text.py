@@ -1,10 +1,14 @@
 """The one way for text from a medium to reach a terminal, a log or a notification."""
 
+import logging
 import unicodedata
+from typing import Any
 
 # Cc control, Cf format (bidi overrides, zero width), Cs surrogates (undecodable bytes), Co private,
 # Zl/Zp line and paragraph separators: each can rewrite or hide what a terminal shows.
 _ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+LOG_ENTRY = 1 << 16  # characters; what is longer is cut
 
 
 def printable(untrusted_text: str | bytes, limit: int = 255) -> str:
@@ -30,6 +34,19 @@ def _visible(char: str) -> str:
     if "\udc80" <= char <= "\udcff":
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+class Printable(logging.Formatter):
+    """Formats an entry of a log so that it is one line, whatever is in it; a traceback has lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """Return the entry without its traceback."""
+        record.message = printable(record.message, LOG_ENTRY)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
+        """Return a traceback, whose exceptions may have names in them."""
+        return "\n".join(printable(line, LOG_ENTRY) for line in super().formatException(ei).split("\n"))
 
 
 def size(count: int) -> str:

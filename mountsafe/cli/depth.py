@@ -99,8 +99,8 @@ def _title(process: Held) -> str:
     return process.role
 
 
-def _rows(seen: Layers) -> Iterator[tuple[str, str]]:
-    """Yield the table's rows for one process: names and words."""
+def _rows(seen: Layers) -> Iterator[tuple[str, str | list[str]]]:
+    """Yield the table's rows for one process: names, and words or lines of them."""
     yield "process", str(seen.pid)
     yield "user", f"{seen.uid}, map {'; '.join(seen.uid_map)}"
     yield "own namespaces", " ".join(seen.namespaces) or "none"
@@ -109,5 +109,5 @@ def _rows(seen: Layers) -> Iterator[tuple[str, str]]:
     yield "seccomp", f"{seen.seccomp}, {seen.seccomp_filters}" if seen.seccomp_filters else seen.seccomp
     for name, value in seen.limits.items():
         yield name, size(int(value)) if value.isdigit() and name in ("address space", "locked memory") else value
-    yield "group limits", "\n".join(f"{Path(file).name} {value}" for file, value in seen.group_limits.items()) or "none"
-    yield "descriptors", "\n".join(f"{count} {kind}" for kind, count in seen.descriptors.items())
+    yield "group limits", [f"{Path(file).name} {value}" for file, value in seen.group_limits.items()] or "none"
+    yield "descriptors", [f"{count} {kind}" for kind, count in seen.descriptors.items()]

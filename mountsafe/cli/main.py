@@ -3,14 +3,13 @@
 import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from mountsafe import __version__
 from mountsafe.cli import appliance, desktop, diagnose, inspecting, media, mounting, policies, screen, serving, trusting
 from mountsafe.errors import ExitCode, MountsafeError, UserError
-from mountsafe.text import printable
 
 app = typer.Typer(
     name="mountsafe",
@@ -31,6 +30,9 @@ media.register(app)
 desktop.register(app)
 app.add_typer(appliance.app, name="appliance")
 app.add_typer(policies.app, name="policy")
+
+# Every error of typer's about arguments; where it comes from depends on typer's version.
+USAGE: type[Exception] = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
 
 
 def _version(wanted: bool) -> None:
@@ -53,25 +55,39 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _misused(error: Any) -> NoReturn:
+    """Say what is wrong with the arguments: typer would print them as they are."""
+    context = error.ctx
+    if context is not None and type(error).__name__ == "NoArgsIsHelpError":
+        screen.usage(context.get_help())
+        sys.exit(int(ExitCode.USAGE))
+    hint = f"{context.command_path} --help shows how." if context is not None else ""
+    screen.fail(UserError(error.format_message(), hint, ExitCode.USAGE))
+
+
 def run() -> None:
     """The console script: every error that is meant for a user ends here, as one sentence and a hint."""
     try:
         try:
-            app(standalone_mode=True)
+            code = app(standalone_mode=False)
         finally:
             sys.stdout.flush()
+        if code:
+            sys.exit(code)
     except UserError as error:
         screen.fail(error)
+    except USAGE as error:
+        _misused(error)
     except MountsafeError as error:
         screen.fail(UserError(str(error)))
-    except KeyboardInterrupt:
-        screen.err.print("interrupted")
+    except (KeyboardInterrupt, typer.Abort):
+        screen.note("interrupted")
         sys.exit(int(ExitCode.INTERRUPTED))
     except BrokenPipeError:
         _drop_output()
         sys.exit(int(ExitCode.FAILURE))
     except OSError as error:
         _drop_output()
-        place = f"{printable(os.fsencode(error.filename))}: " if isinstance(error.filename, str | bytes) else ""
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         hint = "Make room there." if error.errno == errno.ENOSPC else "--verbose may show more."
         screen.fail(UserError(f"{place}{error.strerror or error}", hint))

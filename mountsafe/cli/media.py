@@ -1,7 +1,5 @@
 """`devices`, `open`, `eject`, `watch`, `status` and `reload`: what the daemon keeps, and what it is asked to do."""
 
-import sys
-from json import dumps
 from typing import Annotated, Any
 
 import typer
@@ -37,7 +35,7 @@ def devices(json: Json = False) -> None:
         rows = [[each[key] for key in ("device", "fstype", "label", "state")] + [_where(each)] for each in found]
         screen.table(["DEVICE", "TYPE", "LABEL", "STATE", "SHOWN ON, OR WHY NOT"], rows)
     else:
-        screen.err.print("no media")
+        screen.note("no media")
 
 
 def _where(medium: dict[str, Any]) -> str:
@@ -70,10 +68,9 @@ def watch(json: Json = False) -> None:
 
     for event, told in client.news():
         if json:
-            sys.stdout.write(dumps({"event": event, "medium": told}) + "\n")
-            sys.stdout.flush()
+            screen.print_event({"event": event, "medium": told})
         elif event == "watching":
-            screen.err.print("watching; Ctrl-C ends it")
+            screen.note("watching; Ctrl-C ends it")
         elif event == "removed":
             screen.say(f"{told}: removed")
         elif event == "incident":

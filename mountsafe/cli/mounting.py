@@ -189,7 +189,7 @@ def _tell(record: dict[str, Any]) -> None:
 
 def _stay(starting: start.Starting, quiet: bool) -> None:
     if not quiet:
-        screen.err.print("Ctrl-C unmounts")
+        screen.note("Ctrl-C unmounts")
     try:
         starting.wait()
     except KeyboardInterrupt:
@@ -271,4 +271,4 @@ def list_mounts(json: Json = False) -> None:
     if rows:
         screen.table(["SOURCE", "TYPE", "LABEL", "MOUNTED ON"], rows)
     else:
-        screen.err.print("nothing is mounted")
+        screen.note("nothing is mounted")

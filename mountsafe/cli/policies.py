@@ -125,7 +125,8 @@ def render(
         screen.print_json({"files": wanted})
     elif output is None:
         for path, text in wanted.items():
-            screen.say(f"# {path}\n{text}")
+            screen.say(f"# {path}")
+            screen.document(text)
 
 
 @app.command(
@@ -197,7 +198,7 @@ def diff(rules: Rules = files.FOLDER, root: Root = HOST, strict: Strict = None, 
         screen.print_json([{"path": str(change.path), "diff": text} for change, text in texts])
     else:
         for _, text in texts:
-            screen.say(text.rstrip("\n"))
+            screen.document(text.rstrip("\n"))
     if texts:
         raise typer.Exit(int(ExitCode.FAILURE))
 

@@ -1,8 +1,12 @@
-"""What a person sees: progress, tables, errors. Everything from a medium has gone through `text.printable` before."""
+"""What a person sees: progress, tables, errors.
+
+Everything that is printed for people goes through `shown` here, whoever has escaped it before: a path, an argument or a
+label may hold what rewrites the terminal, and what escapes once stays as it is. Nothing is taken for markup.
+"""
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -11,11 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from mountsafe.errors import UserError
+from mountsafe.text import printable
 
 # A pipe has no width: a line stays a line there.
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 1 << 16)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 _programs_read = False
+MOST = 1 << 16  # characters of a line; no word of ours is as long, and no path
+
+
+def shown(line: str, style: str = "") -> Text:
+    """Return a line as it may reach a terminal."""
+    return Text(printable(line, MOST), style=style)
 
 
 def for_programs(wanted: bool) -> bool:
@@ -30,21 +41,43 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
+def print_event(value: Any) -> None:
+    """Print a value for programs that read line by line, now."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
 def say(line: str) -> None:
     """Print a line for people."""
-    out.print(Text(line))
+    out.print(shown(line))
+
+
+def document(text: str) -> None:
+    """Print a text of several lines, which is ours: a line break in it is one."""
+    for line in text.split("\n"):
+        out.print(Text("\t").join(shown(part) for part in line.split("\t")))
+
+
+def note(line: str) -> None:
+    """Print a line for people beside what programs read."""
+    err.print(shown(line))
 
 
 def warn(line: str) -> None:
     """Print a warning."""
-    err.print(Text("warning: ", style="yellow").append(line, style="default"))
+    err.print(Text("warning: ", style="yellow").append_text(shown(line, "default")))
+
+
+def usage(text: str) -> None:
+    """Print a help text, which typer has made."""
+    err.print(Text(text))
 
 
 def fail(error: UserError) -> NoReturn:
     """Print an error as one sentence and a hint, for programs as an object too, and leave with its code."""
-    err.print(Text("mountsafe: ", style="bold red").append(error.message, style="default"))
+    err.print(Text("mountsafe: ", style="bold red").append_text(shown(error.message, "default")))
     if error.hint:
-        err.print(Text(error.hint, style="dim"))
+        err.print(shown(error.hint, "dim"))
     if _programs_read:
         print_json({"error": {"message": error.message, "hint": error.hint, "code": int(error.code)}})
     raise SystemExit(int(error.code))
@@ -57,16 +90,16 @@ def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda _: None
     elif err.is_terminal:
         with err.status("") as status:
-            yield lambda what: status.update(Text(f"{what} …"))
+            yield lambda what: status.update(shown(f"{what} …"))
     else:
-        yield lambda what: err.print(Text(f"{what} ..."))
+        yield lambda what: err.print(shown(f"{what} ..."))
 
 
-def table(headings: list[str], rows: list[list[str]]) -> None:
-    """Print a table."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+def table(headings: list[str], rows: Sequence[Sequence[str | Sequence[str]]]) -> None:
+    """Print a table. A cell of several lines is a list of them."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        shown.add_column(heading, overflow="fold")
+        made.add_column(heading, overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    out.print(shown)
+        made.add_row(*(Text("\n").join(map(shown, [cell] if isinstance(cell, str) else cell)) for cell in row))
+    out.print(made)

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
+from mountsafe.text import Printable
+
 # Fields of an entry -> what a medium tells of itself.
 FIELDS = {
     "MOUNTSAFE_DEVICE": "device",
@@ -46,7 +48,8 @@ def start() -> None:
             pass
         else:
             handler = JournalHandler(SYSLOG_IDENTIFIER="mountsafe")
-    logging.basicConfig(handlers=[handler], level=logging.INFO, format="%(message)s")
+    handler.setFormatter(Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
 def _stderr_is_the_journal() -> bool:

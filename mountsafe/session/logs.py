@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mountsafe.limits import LOG_BYTES
+from mountsafe.text import Printable
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -28,7 +29,9 @@ def start(verbose: bool, path: Path) -> None:
     handlers: list[logging.Handler] = [BoundedLog(open(path, "w", encoding="utf-8"))]  # noqa: SIM115  # until the end
     if verbose:
         handlers.append(BoundedLog(sys.stderr))
-    logging.basicConfig(handlers=handlers, level=logging.DEBUG if verbose else logging.INFO, format=FORMAT)
+    for handler in handlers:
+        handler.setFormatter(Printable(FORMAT))
+    logging.basicConfig(handlers=handlers, level=logging.DEBUG if verbose else logging.INFO)
     logging.captureWarnings(True)
 
 

@@ -1,0 +1,131 @@
+"""Nothing that mountsafe prints for people can rewrite the terminal, whoever put it into a name or an argument."""
+
+import ast
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from mountsafe.cli import main, screen
+from mountsafe.errors import UserError
+from mountsafe.text import Printable
+from tests.pure.test_text import plainly_visible
+
+NASTY = "\x1b]0;title\x07\nforged\r\u202egpj.exe\x9b31m\udcff[bold red]x[/bold red][link=http://x]y[/link]"
+MARKUP = "[bold red]x[/bold red][link=http://x]y[/link]"
+
+
+def assert_visible(words: str) -> None:
+    assert words
+    assert all(plainly_visible(line) for line in words.split("\n"))
+    assert not any(line.startswith("forged") for line in words.split("\n"))
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen, "_programs_read", False)
+
+
+WAYS: dict[str, Any] = {
+    "say": screen.say,
+    "note": screen.note,
+    "warn": screen.warn,
+    "table": lambda text: screen.table(["X"], [[text]]),
+    "table, lines": lambda text: screen.table(["X"], [[[text, text]]]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_what_is_printed_for_people_is_visible(capsys: pytest.CaptureFixture[str], way: Any) -> None:
+    way(NASTY)
+    words = "".join(capsys.readouterr())
+    assert_visible(words)
+    assert MARKUP in words.replace("\n", "")
+
+
+def test_progress_is_visible(capsys: pytest.CaptureFixture[str]) -> None:
+    with screen.progress(quiet=False) as progress:
+        progress(NASTY)
+    assert_visible(capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("program")
+def test_errors_and_hints_are_visible(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        screen.fail(UserError(NASTY, NASTY))
+    assert_visible(capsys.readouterr().err)
+
+
+def test_a_document_keeps_its_lines_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    screen.document("a\n\tb\x1b[2Jc\n")
+    assert capsys.readouterr().out == "a\n        b\\x1b[2Jc\n\n"
+
+
+def test_a_log_entry_is_one_visible_line() -> None:
+    try:
+        raise ValueError(NASTY)
+    except ValueError:
+        record = logging.LogRecord("x", logging.INFO, "x", 1, "%s", (NASTY,), sys.exc_info())
+    words = Printable("%(levelname)s %(message)s").format(record)
+    first, *traceback = words.split("\n")
+    assert plainly_visible(first)
+    assert "forged" in first
+    assert all(plainly_visible(line) for line in traceback)
+
+
+def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, each in group.commands.items():
+        if hasattr(each, "commands"):
+            yield from commands(each, (*words, name))
+        else:
+            yield (*words, name)
+
+
+EVERY = list(commands(typer.main.get_command(main.app)))
+SURPLUS = ["x"] * 3  # more than any command takes: none of them does anything
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("arguments", [[*SURPLUS, NASTY], [f"--{NASTY}"]], ids=["argument", "option"])
+@pytest.mark.parametrize("command", [(), *EVERY], ids=" ".join)
+def test_no_argument_reaches_the_terminal_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...], arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mountsafe", *command, *(arguments if command else arguments[-1:])])
+    with pytest.raises(SystemExit) as left:
+        main.run()
+    assert left.value.code == 2
+    assert_visible("".join(capsys.readouterr()))
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("command", [("mount",), ("inspect",), ("unmount",), ("policy", "test")], ids=" ".join)
+def test_no_path_reaches_the_terminal_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mountsafe", *command, str(tmp_path / NASTY.replace("/", ""))])
+    with pytest.raises(SystemExit):
+        main.run()
+    assert_visible("".join(capsys.readouterr()))
+
+
+def prints(tree: ast.AST) -> Iterator[str]:
+    """What prints past `screen`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            words = ast.unparse(node.func)
+            if words in ("print", "typer.echo", "typer.secho", "sys.stdout.write", "sys.stderr.write") or (
+                words.endswith((".out.print", ".err.print"))
+            ):
+                yield words
+
+
+@pytest.mark.parametrize("room", ["cli", "desktop", "daemon"])
+def test_only_the_screen_prints(repository: Path, room: str) -> None:
+    for path in sorted((repository / "mountsafe" / room).glob("*.py")):
+        if path.name != "screen.py":
+            assert list(prints(ast.parse(path.read_text()))) == [], path
