@@ -208,7 +208,8 @@ class Supervisor:
         failures = [s.failure for s in self._served if s.failure is not None]
         self._served = [s for s in self._served if s.failure is None]
         if not self._served:
-            raise failures[0]
+            gone = UserError("all of it was unmounted again while it was being mounted", "Mount it once more.")
+            raise failures[0] if failures else gone
         for failure in failures:
             self._reporter.tell({"warning": failure.message})
         self._runtime.write(self._record())
