@@ -136,7 +136,7 @@ class ExtentMap:
         name = kernel_type.encode()
         self._type = name
         self._path = device
-        self._device = os.open(device, os.O_RDONLY | os.O_CLOEXEC) if device and name in PARSED else -1
+        self._device = -1
         self._changed = changed
         self._fiemap = not mapped and name in MAPS_EXTENTS
         self._clusters = name in CLUSTERED
@@ -145,6 +145,8 @@ class ExtentMap:
             number = array.array("i", [0])
             fcntl.ioctl(root, FIGETBSZ, number)
             self._block = number[0]
+        if device and name in PARSED:  # last: what fails before it leaves nothing open
+            self._device = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
 
     @property
     def direct(self) -> bool:

@@ -41,7 +41,11 @@ class Tree:
         self._root = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
         self._type = kernel_type
         self._where = os.fsencode(where)
-        self._map = ExtentMap(kernel_type, mapped, changed, self._root, device)
+        try:
+            self._map = ExtentMap(kernel_type, mapped, changed, self._root, device)
+        except BaseException:
+            os.close(self._root)
+            raise
         self._files: OrderedDict[bytes, int] = OrderedDict()
         self._listings: OrderedDict[int, tuple[int, Names]] = OrderedDict()
         self._next_cursor = 1
@@ -77,8 +81,10 @@ class Tree:
         *folders, name = path.split(b"/")
         for index in range(0, len(folders), 8):
             step = b"/".join(folders[index : index + 8])
-            following = os.open(step, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
-            os.close(at)
+            try:
+                following = os.open(step, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+            finally:
+                os.close(at)
             at = following
         return at, name, True
 
@@ -94,9 +100,12 @@ class Tree:
         fd = self._files.pop(path, -1)
         if fd < 0:
             fd = self._open(path, os.O_RDONLY)
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise Refused(errno.EINVAL, "not a regular file")
+            except BaseException:
                 os.close(fd)
-                raise Refused(errno.EINVAL, "not a regular file")
+                raise
         self._files[path] = fd
         if len(self._files) > self.OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
@@ -132,13 +141,23 @@ class Tree:
         if self._twin is None or len(names) < WORTH_SHARING:
             return work(path, names)
         half = len(names) // 2
-        self._twin.begin(what, path, names[half:])
         try:
-            found = work(path, names[:half])
-        finally:
-            rest = self._twin.result()
+            self._twin.begin(what, path, names[half:])
+            try:
+                found = work(path, names[:half])
+            finally:
+                rest = self._twin.result()
+        except twin.Gone:
+            self._do_without_twin()
+            return work(path, names)
         found += marshal.loads(rest)
         return found
+
+    def _do_without_twin(self) -> None:
+        """It has ended, for want of memory for instance: the worker does all of it from now on, and loses no answer."""
+        assert self._twin is not None
+        self._twin.end()
+        self._twin = None
 
     def _attributes(self, path: bytes, names: list[bytes]) -> list[bytes]:
         folder = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -204,14 +223,19 @@ class Tree:
         page: bytes | Exception
         try:
             page = self._page(path, cursor)
-        except (OSError, Refused) as error:
+        except Exception as error:  # noqa: BLE001  # nobody has asked yet: whoever does is told
             page = error
         self._prepared = (cursor, page)
 
     def _page(self, path: bytes, cursor: int) -> bytes:
         folder, listing = self._listing(path, cursor)
-        shared = self._finds_by_index(folder)
-        page = list(islice(listing, wire.MAX_PAGE_ENTRIES))
+        try:
+            shared = self._finds_by_index(folder)
+            page = list(islice(listing, wire.MAX_PAGE_ENTRIES))
+        except BaseException:  # it cannot go on from there: who asks again begins anew
+            self._listings.pop(cursor, None)
+            self._close_listing(folder, listing)
+            raise
         if len(page) == wire.MAX_PAGE_ENTRIES:
             cursor = self._keep(cursor, folder, listing)
             self._following = (path, cursor)
@@ -252,11 +276,15 @@ class Tree:
         half = len(buffer) // 2
         if self._twin is None or half < READ_WORTH_SHARING:
             return self._fill(fd, offset, buffer)
-        self._twin.begin("read", path, offset + half, len(buffer) - half)
         try:
-            count = self._fill(fd, offset, buffer[:half])
-        finally:
-            rest = self._twin.result_into(buffer[half:])
+            self._twin.begin("read", path, offset + half, len(buffer) - half)
+            try:
+                count = self._fill(fd, offset, buffer[:half])
+            finally:
+                rest = self._twin.result_into(buffer[half:])
+        except twin.Gone:
+            self._do_without_twin()
+            return self._fill(fd, offset, buffer)
         return count + rest if count == half else count
 
     def extents(self, path: bytes, offset: int) -> bytes:

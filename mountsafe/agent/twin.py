@@ -18,13 +18,24 @@ _FAILED = _LENGTH.pack(-1)
 Work = Callable[..., "bytes | memoryview"]
 
 
+class Gone(Exception):
+    """The twin has ended."""
+
+
 class Twin:
-    """The worker's end. One question at a time, and each must be collected by `result` or `result_into`."""
+    """The worker's end. One question at a time, and each must be collected by `result` or `result_into`.
+
+    Each of the three raises Gone if the twin has ended, `begin` too.
+    """
 
     def __init__(self, works: dict[str, Work]) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
-            self._pid = os.fork()
+            try:
+                self._pid = os.fork()
+            except BaseException:
+                self._socket.close()
+                raise
             if not self._pid:
                 self._live(theirs, works)
 
@@ -47,26 +58,41 @@ class Twin:
     def begin(self, what: str, *arguments: bytes | int | list[bytes]) -> None:
         """Let it call one of its `works`."""
         question = marshal.dumps((what, arguments))
-        self._socket.sendall(_LENGTH.pack(len(question)) + question)
+        try:
+            self._socket.sendall(_LENGTH.pack(len(question)) + question)
+        except ConnectionError as error:
+            raise Gone from error
 
     def _length(self) -> int:
-        head = self._socket.recv(_LENGTH.size, socket.MSG_WAITALL)
-        length: int = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else -1
+        head = bytearray(_LENGTH.size)
+        self._receive(memoryview(head))
+        length: int = _LENGTH.unpack(head)[0]
         if length < 0:
             raise Refused(errno.EIO, "the other process could not do its half")
         return length
 
-    def result(self) -> bytes:
+    def _receive(self, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            try:
+                count = self._socket.recv_into(buffer[done:])
+            except ConnectionError as error:
+                raise Gone from error
+            if not count:
+                raise Gone
+            done += count
+
+    def result(self) -> bytearray:
         """Return what it found. Raises Refused."""
-        return self._socket.recv(self._length(), socket.MSG_WAITALL)
+        found = bytearray(self._length())
+        self._receive(memoryview(found))
+        return found
 
     def result_into(self, buffer: memoryview) -> int:
         """Put what it found into `buffer`; return how much it is. Raises Refused."""
         length = self._length()
-        done = 0
-        while done < length and (count := self._socket.recv_into(buffer[done:length])):
-            done += count
-        return done
+        self._receive(buffer[:length])
+        return length
 
     def end(self) -> None:
         """Let it end, and wait for that: what it has open keeps the medium in use."""

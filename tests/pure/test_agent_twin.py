@@ -9,7 +9,7 @@ import pytest
 from mountsafe import wire
 from mountsafe.agent.programs import Refused
 from mountsafe.agent.tree import READ_WORTH_SHARING, Tree
-from mountsafe.agent.twin import Twin
+from mountsafe.agent.twin import Gone, Twin
 
 COUNT = wire.MAX_PAGE_ENTRIES * 2 + 17
 
@@ -109,9 +109,9 @@ def test_a_failure_of_the_twin_is_refused() -> None:
     twin.end()
 
 
-def test_a_twin_that_died_is_refused() -> None:
+def test_a_twin_that_died_is_noticed() -> None:
     twin = Twin({"die": lambda: os._exit(1)})  # type: ignore[dict-item]
     twin.begin("die")
-    with pytest.raises(Refused):
+    with pytest.raises(Gone):
         twin.result()
     twin.end()
