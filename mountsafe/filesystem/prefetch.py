@@ -2,12 +2,14 @@
 
 From the moment of mounting: folders first, in the order in which a walk comes to them, then where their files are.
 There is one question at a time, in moments when no program waits for the guest, so that a program waits for a few ms of
-it at most. It stops after `PREFETCH_ENTRIES`, and at the first failure: what is asked for
-later is learned then.
+it at most. It stops after `PREFETCH_ENTRIES`, and when there is no guest or no room: what is asked for later is learned
+then. A folder that cannot be read is left out.
 """
 
+import errno
 import logging
 from collections import deque
+from collections.abc import Awaitable
 
 from mountsafe.errors import MountsafeError
 from mountsafe.filesystem.agents import Agents
@@ -27,7 +29,7 @@ async def prefetch(agents: Agents, index: Index, reader: Reader, limit: int = PR
             folder = folders.popleft()
             await agents.quiet()
             listing = index.listing(folder, limit - len(seen))
-            await listing.stopped()
+            await _without_refusal(listing.stopped())
             nodes = [node for _, node in listing.order]
             seen += nodes
             folders.extendleft(node for node in reversed(nodes) if node.is_folder)
@@ -39,3 +41,13 @@ async def prefetch(agents: Agents, index: Index, reader: Reader, limit: int = PR
         log.info("prefetching ended: %s", error)
     except Exception:
         log.exception("a bug in prefetching")  # nobody waits for it, and it must not end the mount
+
+
+async def _without_refusal(learning: Awaitable[None]) -> None:
+    """Wait for something to be learned, or for the guest's no to it."""
+    try:
+        await learning
+    except OSError as error:
+        if error.errno == errno.ENOMEM:  # ours
+            raise
+        log.info("prefetching leaves something out: %s", error)

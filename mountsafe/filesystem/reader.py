@@ -5,8 +5,8 @@ every direct read is compared; a difference switches them off for the whole moun
 """
 
 import errno
+import logging
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import trio
@@ -16,6 +16,7 @@ from mountsafe.errors import GuestFault
 from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.chunks import Chunks
 from mountsafe.filesystem.index import Node
+from mountsafe.filesystem.plans import Plans
 from mountsafe.incidents import Incidents
 from mountsafe.limits import (
     EXTENT_PATIENCE,
@@ -24,9 +25,10 @@ from mountsafe.limits import (
     MAX_EXTENTS,
     MAX_EXTENTS_PER_FILE,
 )
-from mountsafe.medium.block import Disk
+from mountsafe.medium.block import Disk, MediumError
 from mountsafe.medium.extents import NO_PLAN, ReadPlan, Source, plan
 
+log = logging.getLogger(__name__)
 PROOF_BYTES = 64 << 10  # how much of a direct read is compared
 IN_ORDER = 64 << 10  # the kernel asks for so much at a time only where a program reads one byte after the other
 
@@ -40,11 +42,10 @@ class Reader:
         self._incidents = incidents
         self._direct = agents.mounted.direct
         self._proven = False
-        self._chunks = Chunks(self._ask, nursery)
+        self._chunks = Chunks(self._read_through_guest, nursery)
         self._asked: dict[int, trio.Event] = {}  # files whose layout is on its way
         self._long_questions = trio.CapacityLimiter(LONG_QUESTIONS)
-        self._long: OrderedDict[int, Node] = OrderedDict()  # files with plans of many extents, and how many those are
-        self._extents = 0
+        self.plans = Plans(MAX_EXTENTS)  # of many extents
 
     @property
     def direct(self) -> bool:
@@ -63,33 +64,36 @@ class Reader:
             return
         files = [node]
         for other in node.parent.listing.following(node) if node.parent.listing else ():
-            if other.unplanned and other is not node and other.parent is node.parent:
+            wanted = other.unplanned and other.ino not in self._asked
+            if wanted and other is not node and other.parent is node.parent:
                 files.append(other)
             if len(files) == wire.MAX_LAYOUT:
                 break
         answered = trio.Event()
         for file in files:
-            file.unplanned = False
             self._asked[file.ino] = answered
         try:
             await self._learn(node, files, node.parent.path())
+        except OSError as error:  # the guest's no: its bytes may be had all the same, and the next time where they are
+            log.info("where files are is not told: %s", error)
         finally:
             for file in files:
                 self._asked.pop(file.ino, None)
             answered.set()
 
     async def _learn(self, node: Node, files: list[Node], folder: bytes) -> None:
+        """Plan the files. Of one that stays unplanned nothing was said: whoever opens it asks again."""
         question = wire.pack_layout_request(folder, [file.name for file in files])
         body = await self._agents.request(wire.Kind.LAYOUT, question)
         told = self._agents.unpack(wire.unpack_layout, body)
+        for file in files[len(told) :]:  # an answer that is too short
+            file.unplanned = False
         for file, (untrusted_extents, more) in zip(files, told, strict=False):
             if not more:
                 self._plan(file, untrusted_extents)
             elif file is node:
                 async with self._long_questions:
                     self._plan(file, await self._all_extents(file))
-            else:
-                file.unplanned = True
 
     async def _all_extents(self, node: Node) -> list[wire.Extent]:
         untrusted_extents: list[wire.Extent] = []
@@ -106,17 +110,11 @@ class Reader:
 
     def _plan(self, node: Node, untrusted_extents: Sequence[wire.Extent]) -> None:
         try:
-            node.plan = plan(untrusted_extents, self._agents.window)
+            checked = plan(untrusted_extents, self._agents.window)
         except GuestFault as fault:
             self._incidents.report(str(fault), node.path())
-            node.plan = NO_PLAN
-        if len(node.plan) > wire.MAX_FILE_EXTENTS:
-            self._long[node.ino] = node
-            self._extents += len(node.plan)
-            while self._extents > MAX_EXTENTS:
-                _, oldest = self._long.popitem(last=False)
-                self._extents -= len(oldest.plan)
-                oldest.plan, oldest.unplanned = NO_PLAN, True
+            checked = NO_PLAN
+        self.plans.give(node, checked)
 
     async def read(self, node: Node, offset: int, length: int) -> bytes | memoryview:
         """Return the bytes at `offset`, fewer than `length` only at the end of the file.
@@ -146,7 +144,7 @@ class Reader:
             elif piece.length >= IN_ORDER:
                 parts.append(await self._chunks.read(node, piece.offset, piece.length))
             else:
-                parts.append(await self._ask(node, piece.offset, piece.length))
+                parts.append(await self._read_through_guest(node, piece.offset, piece.length))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _ask(self, node: Node, offset: int, length: int) -> bytes:
@@ -163,6 +161,12 @@ class Reader:
             length -= step
         return b"".join(parts)
 
+    async def _read_through_guest(self, node: Node, offset: int, length: int) -> bytes:
+        told = await self._ask(node, offset, length)
+        if self._block.cut_short():
+            raise MediumError("the medium is shorter than it was, and who reads it through the guest may read zeros")
+        return told
+
     async def _prove(self, node: Node, offset: int, data: bytes) -> bytes:
         """Compare the start of a direct read with the agent's bytes; return the bytes to be trusted."""
         told = await self._ask(node, offset, min(len(data), PROOF_BYTES))
@@ -172,4 +176,4 @@ class Reader:
             return data
         self._direct = False
         self._incidents.report("direct reads differ from the guest's and are switched off", node.path())
-        return told + await self._ask(node, offset + len(told), len(data) - len(told))
+        return await self._read_through_guest(node, offset, len(data))

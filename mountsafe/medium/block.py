@@ -1,6 +1,8 @@
 """Raw reads from the medium: bytes in, bytes out, nothing parsed."""
 
+import errno
 import os
+import stat
 import time
 from typing import Protocol
 
@@ -14,6 +16,8 @@ from mountsafe.errors import MountsafeError
 PATIENCE = 200e-6
 MOST_DISTRUST = 64  # reads
 SMALL = 64 << 10  # bytes; larger reads gain nothing by it
+# preadv2(2), of a file system or a kernel that cannot tell what is at hand. Whatever else fails is of one place.
+CANNOT = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 # Bytes. Who reads at two places so near to each other reads small files, and what lies between them is likely next.
 NEAR, NEIGHBOURHOOD = 1 << 20, 256 << 10
 
@@ -31,6 +35,9 @@ class Disk(Protocol):
     async def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes at `offset`. Raises MediumError. Beyond the end, in its sector, are zeros."""
 
+    def cut_short(self) -> bool:
+        """Whether the medium is seen to be shorter than it was: others then read zeros where there is nothing."""
+
 
 class BlockReader:
     """Reads a medium through its read-only descriptor.
@@ -43,6 +50,7 @@ class BlockReader:
         self._fd = fd
         self._size = size
         self._nowait = True
+        self._file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._buffer = memoryview(bytearray())
         self._distrust = 0  # reads for which nobody waits
         self._next_distrust = 1
@@ -58,17 +66,18 @@ class BlockReader:
         if length > len(self._buffer):
             self._buffer = memoryview(bytearray(length))
         view = self._buffer[:length]
-        if self._try(view, offset) or (length <= SMALL and self._try_for_a_moment(view, offset)):
-            return view
-        return None
+        try:
+            if self._try(view, offset) or (length <= SMALL and self._try_for_a_moment(view, offset)):
+                return view
+        except OSError as error:
+            if error.errno in CANNOT:
+                self._nowait = False
+        return None  # the slow way will tell what is wrong there
 
     def _try(self, view: memoryview, offset: int) -> bool:
         try:
             return os.preadv(self._fd, [view], offset, os.RWF_NOWAIT) == len(view)
         except BlockingIOError:
-            return False
-        except OSError:
-            self._nowait = False  # a file system that does not support it, or a bad sector: the slow way will tell
             return False
 
     def _try_for_a_moment(self, view: memoryview, offset: int) -> bool:
@@ -97,6 +106,10 @@ class BlockReader:
             # A disk may hang, and who gives up waiting for it leaves the thread to it.
             data = await trio.to_thread.run_sync(self._read_all, offset, available, cancellable=True)
         return data if available == length else data + bytes(length - available)
+
+    def cut_short(self) -> bool:
+        """Whether the medium is a file that is shorter by now. QEMU pads what is gone with zeros."""
+        return self._file and os.fstat(self._fd).st_size < self._size
 
     def _read_all(self, offset: int, length: int) -> bytes:
         parts: list[bytes] = []

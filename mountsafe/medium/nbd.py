@@ -124,6 +124,10 @@ class NbdReader:
     def read_now(self, offset: int, length: int) -> memoryview | None:
         """Return None: another process has to be asked."""
 
+    def cut_short(self) -> bool:
+        """Return False: what is behind the other end is not seen."""
+        return False
+
     async def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes at `offset`. Raises MediumError. Beyond the end, in its sector, are zeros."""
         available = max(0, min(length, self._size - offset))

@@ -182,12 +182,12 @@ async def test_plans_of_many_extents_do_not_fill_the_memory(monkeypatch: pytest.
         for name in files:
             await mount.read(name)
         nodes = [node for _, node in mount.index.listing(mount.index.node(ROOT)).order]
-        assert sum(len(node.plan) for node in nodes) == mount.reader._extents == 500
+        assert sum(len(node.plan) for node in nodes) == mount.reader.plans.extents == 500
         assert [node.unplanned for node in nodes] == [True] * 45 + [False] * 5
         asked = liar.count(Kind.EXTENTS)
         assert await mount.read(b"0", 1, 1) == content[1:2]  # asked for again, and the oldest makes room
         assert liar.count(Kind.EXTENTS) == asked + 1
-        assert mount.reader._extents == 500
+        assert mount.reader.plans.extents == 500
 
 
 # --- disks ---------------------------------------------------------------------------------------------------------

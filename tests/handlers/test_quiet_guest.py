@@ -57,18 +57,36 @@ async def test_no_failure_of_it_ends_the_mount(failure: Exception, monkeypatch: 
         assert await mount.read(b"file") == b"hello"
 
 
-async def test_learning_ahead_ends_quietly_at_the_first_failure() -> None:
-    liar = honest()
+def bad_block(body: bytes) -> bytes:
+    raise OSError(5, "bad block")
 
-    def fail(body: bytes) -> bytes:
-        if wire.unpack_list(body)[0] == b"a":
-            raise OSError(5, "bad block")
-        return page(*TREE[wire.unpack_list(body)[0]])
 
-    liar.say[Kind.LIST] = fail
+async def test_a_folder_that_cannot_be_read_keeps_nothing_else_from_being_learned() -> None:
+    tree = {
+        b"": [*(folder(b"bad%d" % number, 20 + number) for number in range(3)), folder(b"good", 10)],
+        b"good": [entry(b"deep", 13, size=5)],
+    }
+    liar = Liar(tree)
+    hole = Extent(0, 0, 5, ExtentKind.ZERO)
+    liar.say[Kind.LIST] = lambda body: bad_block(body) if body.endswith(b"bad1") else liar._list(body)
+    liar.say[Kind.LAYOUT] = lambda body: layout(*[([hole], False)] * len(wire.unpack_layout_request(body)[1]))
     async with opened(lambda: liar) as mount:
         await prefetch(mount.agents, mount.index, mount.reader)
-        assert await mount.read(b"file") == b"hello"
+        await mount.host.kill()
+        assert await mount.read(b"good/deep") == bytes(5)
+        assert len(mount.host.guests) == 1
+
+
+async def test_learning_ahead_ends_when_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    liar = Liar({b"": [folder(b"%d" % number, 10 + number) for number in range(9)]})
+    async with opened(lambda: liar) as mount:
+        await mount.names()
+        monkeypatch.setattr("mountsafe.filesystem.index.MAX_INDEX_ENTRIES", 0)
+        mount.index._limit = 0
+        liar.say[Kind.LIST] = lambda _: page(entry(b"x", 99))
+        asked = liar.count(Kind.LIST)
+        await prefetch(mount.agents, mount.index, mount.reader)
+        assert liar.count(Kind.LIST) == asked + 1
 
 
 async def test_a_huge_folder_waits_for_a_quiet_moment_unless_it_is_needed() -> None:

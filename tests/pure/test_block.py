@@ -1,5 +1,6 @@
 """Raw reads: what is in memory at once, what is not by a thread, and the bytes are the same."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,3 +121,79 @@ def test_near_a_small_read_that_waited_more_is_fetched(medium: int, monkeypatch:
     for offset in (50_000, 55_000, 40_000, 200_000):
         assert reader.read_now(offset, 100) is None
     assert [length for _, length in asked] == [100, block.NEIGHBOURHOOD, 100, 100]
+
+
+# --- what goes wrong at one place ------------------------------------------------------------------------------------
+class Failing:
+    """preadv of a medium of which a part cannot be read, in memory or not; everything else is in memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, start: int, end: int) -> None:
+        self.tries = 0
+        self._real = os.preadv
+
+        def preadv(fd: int, buffers: list[memoryview], offset: int, flags: int) -> int:
+            self.tries += 1
+            if offset < end and offset + len(buffers[0]) > start:
+                raise OSError(number, os.strerror(number))
+            return self._real(fd, buffers, offset, flags)
+
+        monkeypatch.setattr(os, "preadv", preadv)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENXIO, errno.ENOMEM, errno.EFAULT])
+def test_a_bad_sector_slows_no_other_read(medium: int, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    failing = Failing(monkeypatch, number, 8192, 12288)
+    reader = BlockReader(medium, SIZE)
+    for _ in range(3):
+        failing.tries = 0
+        assert reader.read_now(8192, 4096) is None
+        assert failing.tries == 1  # it is not tried over and over
+        assert reader.read_now(4096, 4096) == os.pread(medium, 4096, 4096)
+        assert reader.read_now(0, SIZE) is None
+        assert reader.read_now(12288, SIZE - 12288) == os.pread(medium, SIZE, 12288)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_who_cannot_tell_what_is_at_hand_is_asked_once(
+    medium: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    failing = Failing(monkeypatch, number, 0, SIZE)
+    reader = BlockReader(medium, SIZE)
+    for offset in range(0, SIZE - 4096, 4096):
+        assert reader.read_now(offset, 4096) is None
+    assert failing.tries == 1
+    assert trio.run(reader.read, 0, SIZE) == os.pread(medium, SIZE, 0)
+
+
+# --- a file that changes ---------------------------------------------------------------------------------------------
+def test_what_is_gone_is_an_error_and_nothing_else(medium: int) -> None:
+    whole = os.pread(medium, SIZE, 0)
+    reader = BlockReader(medium, SIZE)
+    assert not reader.cut_short()
+    os.truncate(f"/proc/self/fd/{medium}", 100_000)
+    assert reader.cut_short()
+    for offset, length in [(0, 100_000), (99_999, 1), (50_000, 4096)]:
+        assert trio.run(reader.read, offset, length) == whole[offset : offset + length]
+    for offset, length in [(100_000, 1), (99_999, 2), (0, SIZE), (SIZE - 1, 1)]:
+        assert reader.read_now(offset, length) is None
+        with pytest.raises(MediumError):
+            trio.run(reader.read, offset, length)
+    assert trio.run(reader.read, SIZE, 512) == bytes(512)
+
+
+def test_what_comes_to_it_does_not_belong_to_it(medium: int) -> None:
+    reader = BlockReader(medium, SIZE)
+    with open(f"/proc/self/fd/{medium}", "r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(b"x" * 10_000)
+    assert not reader.cut_short()
+    assert reader.read_now(SIZE - 10, 20) is None
+    assert trio.run(reader.read, SIZE - 10, 20) == os.pread(medium, 10, SIZE - 10) + bytes(10)
+
+
+def test_a_device_has_no_size_of_its_own() -> None:
+    fd = os.open("/dev/zero", os.O_RDONLY)
+    try:
+        assert not BlockReader(fd, 1 << 20).cut_short()
+    finally:
+        os.close(fd)

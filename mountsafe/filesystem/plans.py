@@ -1,0 +1,37 @@
+"""The plans of many extents of one mount: as many as memory is set aside for, the oldest are forgotten."""
+
+from collections import OrderedDict
+
+from mountsafe import wire
+from mountsafe.filesystem.index import Node
+from mountsafe.medium.extents import NO_PLAN, ReadPlan
+
+
+class Plans:
+    """Gives plans to nodes. Short ones are the node's own affair: their number is bounded by that of the nodes.
+
+    A node may be forgotten and learned again, under the same number, while an open file still holds the old one.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._long: OrderedDict[int, Node] = OrderedDict()
+        self.extents = 0  # in all of them
+
+    def give(self, node: Node, plan: ReadPlan) -> None:
+        """Let a node have a plan, and take from others what is too much."""
+        self._take(node.ino)
+        node.plan, node.unplanned = plan, False
+        if len(plan) <= wire.MAX_FILE_EXTENTS:
+            return
+        self._long[node.ino] = node
+        self.extents += len(plan)
+        while self.extents > self._limit:
+            self._take(next(iter(self._long)))
+
+    def _take(self, ino: int) -> None:
+        """Take the long plan that was given under this number, if there is one: who needs it asks again."""
+        holder = self._long.pop(ino, None)
+        if holder is not None:
+            self.extents -= len(holder.plan)
+            holder.plan, holder.unplanned = NO_PLAN, True
