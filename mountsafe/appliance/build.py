@@ -150,13 +150,17 @@ def _build_in(place: Path, inputs: Inputs, progress: Callable[[str], None]) -> A
 
 
 def _prepare_start(output: Path, work: Path, progress: Callable[[str], None]) -> None:
-    """Store what makes a launch faster: without it the appliance works as well."""
+    """Store what makes a launch faster: without it the appliance works as well. Raises UserError if it does not."""
     qemu = features.record(output, output / "qemu-cache", work)
     if qemu is None:
         progress("QEMU does not work on this host: sudo apt install qemu-system-x86")
         return
     try:
         freeze.freeze(output, qemu, GUEST_MEMORY_MIB, work)
+    except freeze.Crashed as crash:
+        what = f"the virtual machine that was built crashes: {printable(str(crash))}"
+        hint = "Its kernel and programs are this host's: mountsafe doctor says which. Please report it with both."
+        raise UserError(what, hint, ExitCode.APPLIANCE) from crash
     except MountsafeError as error:
         progress(f"{printable(str(error))}: it will be booted each time")
 

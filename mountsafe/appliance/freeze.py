@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from mountsafe.appliance import hardware, thaw
+from mountsafe.appliance.console import crash_in
 from mountsafe.appliance.features import MORTAL, ask_libguestfs
 from mountsafe.appliance.qmp import Qmp
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
@@ -25,6 +26,12 @@ BOOT_DEADLINE = 120.0
 SILENCE_DEADLINE = 40.0  # a guest whose first word takes so long, a few seconds' work, will not be ready in time
 SETTLED = b"mountsafe: settled"
 ACCELERATOR = "tcg"  # where KVM works, a VM boots in 2 s
+KEPT = 64 << 10  # bytes of what the console said last
+
+
+class Crashed(MountsafeError):
+    """The guest's kernel crashed, in its words: so it will whenever it is booted."""
+
 
 # In QEMU's place: keeps the arguments of the launch, and is QEMU for libguestfs's questions before that.
 _RECORDER = """\
@@ -62,7 +69,8 @@ except RuntimeError:
 def freeze(appliance: Path, qemu: str, memory_mib: int, scratch: Path) -> None:
     """Boot a VM of the appliance and save it into its folder. `scratch` is an existing folder of the caller's alone.
 
-    Raises `MountsafeError` if it did not work: then the appliance is as good as before, and is booted each time.
+    Raises `Crashed` if the VM is of no use; another `MountsafeError` if only the saving did not work: then the
+    appliance is as good as before, and is booted each time.
     """
     arguments = _arguments(appliance, qemu, memory_mib, scratch)
     state = appliance / thaw.STATE
@@ -70,6 +78,8 @@ def freeze(appliance: Path, qemu: str, memory_mib: int, scratch: Path) -> None:
         with _running([*MORTAL, qemu, *_changed(arguments, scratch)], scratch) as process:
             _wait_until_settled(process)
             _save(scratch, state)
+    except Crashed:
+        raise
     except (OSError, MountsafeError) as error:
         state.unlink(missing_ok=True)
         raise GuestGone(f"the virtual machine could not be saved: {error}") from error
@@ -140,9 +150,12 @@ def _wait_until_settled(process: subprocess.Popen[bytes]) -> None:
             raise DeadlinePassed(f"it did not boot in {patience:.0f} s")
         data = os.read(process.stdout.fileno(), 65536)
         patience = BOOT_DEADLINE
+        said = said[-KEPT:] + data
+        lines = said if not data else said[: said.rfind(b"\n") + 1]  # whole ones: the words may still be on their way
+        if crash := crash_in(lines.decode("utf-8", "replace")):
+            raise Crashed(crash)
         if not data:
             raise GuestGone("QEMU ended")
-        said = said[-len(SETTLED) :] + data
 
 
 def _save(scratch: Path, state: Path) -> None:

@@ -1,14 +1,13 @@
 """One VM as the host sees it: a boxed child process and its control channel."""
 
 import json
-import re
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mountsafe import channel, sandbox, syscalls
 from mountsafe.appliance.acceleration import KVM
+from mountsafe.appliance.console import Console, Log
 from mountsafe.errors import DeadlinePassed, GuestGone
 from mountsafe.limits import (
     APPLIANCE_ADDRESS_SPACE,
@@ -21,10 +20,6 @@ from mountsafe.limits import (
 from mountsafe.peer import Peer
 from mountsafe.process import Child
 from mountsafe.text import printable
-
-Log = Callable[[str], None]
-# The words of Linux's kernel/panic.c, lib/bug.c, arch/x86/mm/fault.c and arch/x86/kernel/traps.c.
-_CRASH = re.compile(r"\] ((?:Kernel panic - not syncing: |kernel BUG at |BUG: |general protection fault).{,200})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +54,13 @@ class MachineSettings:
         return sandbox.python("mountsafe.appliance.serve", json.dumps(settings))
 
 
-class Console:
-    """Passes what a VM's process says on to a log, and keeps why the guest's kernel crashed first: untrusted."""
-
-    def __init__(self, log: Log) -> None:
-        self._log = log
-        self.crash = ""
-
-    def hear(self, line: str) -> None:
-        """Hear a line, which is fit to be shown."""
-        if not self.crash and (found := _CRASH.search(line)):
-            self.crash = found[1]
-        self._log(line)
-
-
 class Machine(Peer):
     """A started VM."""
 
     def __init__(self, process: Child, control: socket.socket, console: Console, accelerator: str) -> None:
         super().__init__(process, control, "the appliance process", "the virtual machine")
         self.accelerator = accelerator
-        self._console = console
+        self.console = console
 
     @classmethod
     def start(cls, settings: MachineSettings, log: Log) -> "Machine":
@@ -96,7 +77,7 @@ class Machine(Peer):
     @property
     def crash(self) -> str:
         """Why the guest's kernel crashed, in its own words; "" if it did not."""
-        return self._console.crash
+        return self.console.crash
 
     async def launched(self, deadline: float = LAUNCH_DEADLINE, lively: float = 0.0) -> None:
         """Wait until the VM runs. Raises GuestGone with the reason, or DeadlinePassed.
@@ -111,6 +92,7 @@ class Machine(Peer):
             untrusted = await self.receive(lively, "start")
         if untrusted.get("event") != "launched":
             raise GuestGone(f"the virtual machine did not start: {printable(str(untrusted.get('why')), 500)}")
+        self.console.started = True
 
     async def attach(self, fd: int) -> None:
         """Plug the medium behind `fd` in."""

@@ -499,8 +499,10 @@ def test_a_saved_vm_fits_only_what_it_was_saved_with(tmp_path: Path) -> None:
         ("sleep 1; echo 'mountsafe: settled'", "did not boot"),
         ("echo a; sleep 9", "did not boot"),
         ("echo a", "ended"),
+        ("printf '[ 1.2] Kernel panic - not '; sleep 1; echo 'syncing: No working init found.'; sleep 9", "No working"),
+        ("seq 99999; printf '[ 1.2] kernel BUG at mm/x.c:3!'", "BUG at mm"),
     ],
-    ids=["slow", "silent", "too slow", "ended"],
+    ids=["slow", "silent", "too slow", "ended", "panics", "crashes and ends"],
 )
 def test_a_vm_to_be_saved_is_given_time_if_it_says_something(
     says: str, fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -512,3 +514,36 @@ def test_a_vm_to_be_saved_is_given_time_if_it_says_something(
         freeze._running(["sh", "-c", says], tmp_path) as process,
     ):
         freeze._wait_until_settled(process)
+
+
+@pytest.fixture
+def crashing(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A host whose QEMU shows a kernel that finds no init, and does not start it."""
+    qemu = tmp_path / "qemu"
+    panic = "[    0.7] Kernel panic - not syncing: No working init found.  Try passing init= option\x1b[2J"
+    qemu.write_text(f"#!/bin/sh\necho booting; echo '{panic}'\n")
+    qemu.chmod(0o755)
+    monkeypatch.setattr(build, "_prepare_start", PREPARE_START)
+    monkeypatch.setattr(build.features, "record", lambda *_: str(qemu))
+    monkeypatch.setattr(freeze, "_arguments", lambda *_: [])
+    return place
+
+
+PREPARE_START = build._prepare_start
+
+
+def test_a_build_whose_machine_crashes_fails_with_its_words(crashing: Path) -> None:
+    with pytest.raises(UserError, match="No working init found") as caught:
+        build.build(lambda _: None)
+    assert caught.value.code == ExitCode.APPLIANCE
+    assert caught.value.message.isprintable()
+    assert build.find() is None
+    assert versions(crashing) == []
+
+
+def test_a_machine_that_crashes_takes_no_appliances_place(place: Path, request: pytest.FixtureRequest) -> None:
+    before = build.build(lambda _: None)
+    request.getfixturevalue("crashing")
+    with pytest.raises(UserError, match="No working init found"):
+        build.build(lambda _: None)
+    assert build.find() == before

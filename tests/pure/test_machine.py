@@ -8,7 +8,8 @@ import trio
 import trio.testing
 
 from mountsafe import channel
-from mountsafe.appliance.machine import Console, Machine
+from mountsafe.appliance.console import Console
+from mountsafe.appliance.machine import Machine
 from mountsafe.errors import DeadlinePassed, GuestGone
 from mountsafe.process import Child
 
