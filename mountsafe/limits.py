@@ -59,4 +59,6 @@ INFLIGHT = 32  # requests to the agent at a time
 MAX_INCIDENTS_LOGGED = 100  # a hostile image must not fill the log; all are counted
 CONTROL_MESSAGE = 64 << 10  # between our own processes
 LOG_LINE = 4096  # of what a child says; the guest's console speaks through it
-LOG_BYTES = 4 * MIB  # of one medium's log file; then it is silent
+LOG_BYTES = 4 * MIB  # of one medium's log file; then its older half is dropped
+# Of it, what each kind of box may say: all of them together never fill the half that is kept.
+LOG_SHARE, LOG_BURST, LOG_RATE = LOG_BYTES // 9, 256 << 10, 1 << 10

@@ -6,6 +6,7 @@ processes from a worker thread that it lets go after ten idle seconds, so childr
 
 import ctypes
 import functools
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import trio
 from mountsafe.limits import LOG_LINE, STOP_DEADLINE
 from mountsafe.text import printable
 
+SAID = "mountsafe.said."  # before the name of a log that has what a kind of child says
 KEYCTL = {"x86_64": 250, "aarch64": 219}  # arch/*/entry/syscalls, asm-generic/unistd.h
 JOIN_SESSION_KEYRING = 1  # include/uapi/linux/keyctl.h
 
@@ -30,6 +32,11 @@ def leave_keyring() -> None:
     """
     if number := KEYCTL.get(os.uname().machine):
         ctypes.CDLL(None).syscall(number, JOIN_SESSION_KEYRING, None)
+
+
+def said_by(kind: str) -> Callable[[str], None]:
+    """Return the log of what children of a kind say, which is untrusted and may be without end (`session.logs`)."""
+    return logging.getLogger(f"{SAID}{kind}").info
 
 
 class Child:

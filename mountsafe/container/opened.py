@@ -19,7 +19,7 @@ from mountsafe.limits import (
 from mountsafe.medium.formats import Fault, refusal
 from mountsafe.medium.source import Medium
 from mountsafe.peer import Peer
-from mountsafe.process import Child
+from mountsafe.process import Child, said_by
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Container(Peer):
             argv = sandbox.python("mountsafe.container.serve", json.dumps(settings))
             command = box.command(argv, sandbox.outer_uid(), seccomp)
             log.debug("%s", sandbox.shown(command))
-            process = Child(command, [theirs.fileno(), medium.fd, seccomp], "container", log.info)
+            process = Child(command, [theirs.fileno(), medium.fd, seccomp], "container", said_by("container"))
         return cls(medium, process, ours)
 
     async def opened(self) -> int:
