@@ -1,6 +1,9 @@
 """Whether KVM works here: proven by a VM that booted with it, remembered until the kernel or QEMU changes.
 
-A /dev/kvm that opens proves nothing: on nested hosts guests abort or hang in it.
+A /dev/kvm that opens proves nothing: on nested hosts guests abort or hang in it. Nor does one VM that did not start
+with it: that may have been killed, or had no memory. So KVM is given up only if the same start works without it, and
+only if QEMU had something against it, or the guest hung where none has started before, or it is the second in
+succession.
 """
 
 import json
@@ -12,6 +15,8 @@ from mountsafe.limits import KVM_PROBE_DEADLINE, LAUNCH_DEADLINE
 
 KVM = Path("/dev/kvm")
 QEMU = Path("/usr/bin/qemu-system-x86_64")
+DOUBT = "doubt"  # remembered where a VM did not start, and nobody knows why
+VERDICTS = ("kvm", "tcg", DOUBT)
 
 
 class Acceleration:
@@ -40,7 +45,7 @@ class Acceleration:
     def remembered(self) -> str | None:
         """Return "kvm" or "tcg" if a boot has decided it under today's circumstances."""
         verdict, circumstances = self._recall()
-        return verdict if circumstances == self._circumstances() else None
+        return verdict if verdict != DOUBT and circumstances == self._circumstances() else None
 
     def deadline(self) -> float:
         """Return how long a VM may take to show that KVM works: where it did before, slowness is the machine's."""
@@ -49,7 +54,7 @@ class Acceleration:
     def _recall(self) -> tuple[str | None, object]:
         try:
             memory = json.loads(self._memory.read_bytes())
-            if memory["verdict"] in ("kvm", "tcg"):
+            if memory["verdict"] in VERDICTS:
                 return str(memory["verdict"]), memory["circumstances"]
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -62,6 +67,20 @@ class Acceleration:
             fresh = self._memory.with_suffix(f".{os.getpid()}")
             fresh.write_text(json.dumps({"verdict": verdict, "circumstances": self._circumstances()}), encoding="utf-8")
             fresh.replace(self._memory)
+
+    def failed(self, hung: bool, complaint: str, excuse: str) -> bool:
+        """A VM did not start with KVM, and then one did without; return whether KVM is given up.
+
+        `hung`: it ran out of time. `complaint`: what QEMU has against KVM. `excuse`: what else it was.
+        """
+        before, circumstances = self._recall()
+        known = before if circumstances == self._circumstances() else None
+        if not complaint and (excuse or not (known == DOUBT or (hung and known != "kvm"))):
+            if not excuse:
+                self.remember(DOUBT)
+            return False
+        self.remember("tcg")
+        return True
 
     def candidates(self) -> list[str]:
         """Return what to try, in order: KVM only where it may work."""

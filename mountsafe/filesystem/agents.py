@@ -27,13 +27,13 @@ class Agents:
     """Hands out answers of the guest's agent, over as many VMs as it takes.
 
     `get_client` returns a fresh, running stream to a VM that has the medium (it starts one if it must); `misbehaved` is
-    told when the guest broke a rule or a deadline.
+    told when the guest broke a rule or a deadline, and in which VM: another may have taken its place.
     """
 
     def __init__(
         self,
         get_client: Callable[[], Awaitable[AgentClient]],
-        misbehaved: Callable[[MountsafeError], Awaitable[None]],
+        misbehaved: Callable[[int, MountsafeError], Awaitable[None]],
         device: bytes,
         fstype: bytes,
         window: Window,
@@ -45,7 +45,8 @@ class Agents:
         self._client: AgentClient | None = None
         self._reported: AgentClient | None = None
         self._starting = trio.Lock()
-        self._fault: GuestFault | None = None
+        self._answered: AgentClient | None = None  # whose answer came last
+        self._faults: list[tuple[AgentClient, GuestFault]] = []  # to be reported before anything else is asked
         self._awaited = 0  # answers that programs wait for
         self._last_awaited = 0.0
         self._last_used = 0.0
@@ -73,9 +74,8 @@ class Agents:
 
     async def _usable(self) -> AgentClient:
         async with self._starting:
-            if self._fault is not None:
-                fault, self._fault = self._fault, None
-                await self._misbehaved(fault)
+            while self._faults:
+                await self._report(*self._faults.pop())
             if self._client is None or self._client.ended is not None:
                 log.info("the virtual machine is gone: starting another")
                 self._client, mounted = await self._new_client()
@@ -106,7 +106,7 @@ class Agents:
         for attempt in (1, 2):
             client = await self._usable()
             try:
-                return await client.request(kind, body, deadline)
+                answer = await client.request(kind, body, deadline)
             except GuestRefused as refused:
                 raise OSError(refused.errno, refused.words) from refused
             except GuestGone:
@@ -115,13 +115,15 @@ class Agents:
             except (GuestFault, DeadlinePassed) as error:
                 await self._report(client, error)
                 raise
+            else:
+                self._answered = client
+                return answer
         raise AssertionError
 
     async def _report(self, client: AgentClient, error: MountsafeError) -> None:
-        # Once for all tasks that waited: a late report would end the VM that is started next.
-        if self._reported is not client:
+        if self._reported is not client:  # once for all tasks that waited
             self._reported = client
-            await self._misbehaved(error)
+            await self._misbehaved(client.machine, error)
 
     async def rest_when_idle(self, seconds: float, resting: Callable[[], Awaitable[None]]) -> None:
         """Let the VM go whenever it was not used for so long, and tell `resting`. The next request gets another."""
@@ -144,14 +146,18 @@ class Agents:
             await trio.sleep(QUIET / 2)
 
     def unpack(self, decode: Callable[[bytes], T], untrusted_body: bytes) -> T:
-        """Decode an answer; one that is malformed ends the stream, and the VM before anything else is asked."""
+        """Decode the answer that `request` just returned, before anything else is awaited.
+
+        One that is malformed ends the stream, and the VM before anything else is asked.
+        """
         try:
             return decode(untrusted_body)
         except wire.WireError as error:
-            self._fault = GuestFault(str(error))
-            if self._client is not None:
-                self._client.end(self._fault)
-            raise self._fault from error
+            fault = GuestFault(str(error))
+            if self._answered is not None:
+                self._answered.end(fault)
+                self._faults.append((self._answered, fault))
+            raise fault from error
 
     def close(self) -> None:
         """Let the VM go."""

@@ -8,9 +8,11 @@ from dataclasses import replace
 import trio
 
 from mountsafe.appliance.acceleration import Acceleration
+from mountsafe.appliance.console import Console
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
-from mountsafe.limits import KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
+from mountsafe.limits import KVM_SLOW_DEADLINE, LAUNCH_DEADLINE, MAX_INCIDENTS_LOGGED
+from mountsafe.process import said_by
 from mountsafe.session.deaths import Deaths
 from mountsafe.session.storage import Storage
 
@@ -34,23 +36,35 @@ async def started(
 ) -> Machine:
     """Start a VM with KVM where that works, and without where it does not. Raises GuestGone or DeadlinePassed."""
     *trials, last = acceleration.candidates()
+    failures: list[tuple[MountsafeError, Console]] = []
     for accelerator in trials:
+        machine = _begun(replace(settings, accelerator=accelerator), nursery)
         try:
-            machine = await _boot(
-                replace(settings, accelerator=accelerator), acceleration.deadline(), nursery, KVM_SLOW_DEADLINE
-            )
+            await _launched(machine, acceleration.deadline(), KVM_SLOW_DEADLINE)
         except (GuestGone, DeadlinePassed) as error:
-            listener.warn(f"KVM does not work here ({error}): software emulation from now on")
-            acceleration.remember("tcg")
+            log.warning("a virtual machine with %s did not start: %s", accelerator, error)
+            failures.append((error, machine.console))
         else:
             acceleration.remember(accelerator)
             return machine
-    return await _boot(replace(settings, accelerator=last), LAUNCH_DEADLINE, nursery)
+    machine = _begun(replace(settings, accelerator=last), nursery)
+    await _launched(machine, LAUNCH_DEADLINE)
+    for why, console in failures:
+        words = console.kvm or console.crash or console.host or why
+        if acceleration.failed(isinstance(why, DeadlinePassed), console.kvm, console.crash or console.host):
+            listener.warn(f"KVM does not work here ({words}): software emulation from now on")
+        else:
+            log.warning("not with KVM this time: %s", words)
+    return machine
 
 
-async def _boot(settings: MachineSettings, deadline: float, nursery: trio.Nursery, lively: float = 0.0) -> Machine:
-    machine = Machine.start(settings, log.info)
+def _begun(settings: MachineSettings, nursery: trio.Nursery) -> Machine:
+    machine = Machine.start(settings, said_by("guest"))
     nursery.start_soon(machine.log_words)
+    return machine
+
+
+async def _launched(machine: Machine, deadline: float, lively: float = 0.0) -> None:
     since = time.monotonic()
     try:
         await machine.launched(deadline, lively)
@@ -58,7 +72,43 @@ async def _boot(settings: MachineSettings, deadline: float, nursery: trio.Nurser
         await machine.stop()
         raise
     log.info("virtual machine started with %s in %.1f s", machine.accelerator, time.monotonic() - since)
-    return machine
+
+
+class _Life:
+    """A VM that has the medium, until it is let go: what watches over it ends with that.
+
+    `number`: how many there were. `disk`: the number of the container process that it reads from.
+    """
+
+    def __init__(self, machine: Machine, number: int, disk: int) -> None:
+        self.machine = machine
+        self.number = number
+        self._disk = disk
+        self._watching = trio.CancelScope()
+
+    async def lost(self, storage: Storage) -> str:
+        """Return why it is of no use any more; "" when it was let go."""
+        reasons: list[str] = []
+
+        async def ends() -> None:
+            reasons.append(f"it ended ({await self.machine.wait()})")
+            nursery.cancel_scope.cancel()
+
+        async def has_no_disk() -> None:  # it reads nothing but errors from there on, and the next one has a disk again
+            await storage.lost(self._disk)
+            reasons.append("the process that opens the image ended")
+            nursery.cancel_scope.cancel()
+
+        with self._watching:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ends)
+                nursery.start_soon(has_no_disk)
+        return reasons[0] if reasons else ""
+
+    async def let_go(self) -> None:
+        """End it."""
+        self._watching.cancel()
+        await self.machine.stop()
 
 
 class Machines:
@@ -81,114 +131,132 @@ class Machines:
         self._settings = settings
         self._acceleration = acceleration
         self._listener = listener or Listener()
-        self._machine: Machine | None = None
+        self.number = 0  # of the VM that the latest stream leads to
+        self.accelerator = ""
+        self._life: _Life | None = None
         self._spare = spare
         self._starting = trio.Lock()
         self._users: set[object] = set()
         self._deaths = Deaths("the virtual machine")
-        self.accelerator = ""
+        self._incidents = 0
         self._last: Machine | None = None
 
     @property
     def pid(self) -> int | None:
         """The process id of the running VM's box, if one runs."""
-        return self._machine.pid if self._machine else None
+        return self._life.machine.pid if self._life else None
 
     @property
     def crash(self) -> str:
         """Why the kernel of the VM that runs, or else of the last one that was lost, crashed; "" if it did not."""
-        machine = self._machine or self._last
+        machine = self._life.machine if self._life else self._last
         return machine.crash if machine else ""
 
     async def stream(self, user: object) -> socket.socket:
         """Return a new stream to the agent, starting a VM if none runs. Raises GuestGone or DeadlinePassed.
 
-        `user` is whoever keeps the VM from being ended, until `release`.
+        `user` is whoever keeps the VM from being ended, until `release`. `number` then says which VM it is, until
+        something else is awaited.
         """
         async with self._starting:
+            sock = await self._new_stream()
             self._users.add(user)
-            if self._machine is not None:
-                try:
-                    return await self._machine.open_stream()
-                except MountsafeError as error:
-                    await self._bury(str(error))
-            self._deaths.check()
-            machine = await self._start()
+            return sock
+
+    async def _new_stream(self) -> socket.socket:
+        if self._life is not None:
+            try:
+                return await self._life.machine.open_stream()
+            except MountsafeError as error:
+                await self._bury(str(error))
+        self._deaths.check()
+        since = time.monotonic()
+        try:
+            machine, disk = await self._start()
             try:
                 sock = await machine.open_stream()
             except BaseException:
+                self._last = machine
                 await machine.stop()
                 raise
-            self._machine = machine
-            self._nursery.start_soon(self._watch, machine)
-            self._nursery.start_soon(self._watch_storage, machine)
-            return sock
+        except MountsafeError as error:
+            log.warning("no virtual machine: %s", error)
+            self._deaths.note(time.monotonic() - since)
+            raise
+        self.number += 1
+        self.accelerator = machine.accelerator
+        self._life = _Life(machine, self.number, disk)
+        self._nursery.start_soon(self._watch, self._life)
+        return sock
 
-    async def _start(self) -> Machine:
-        """Return a VM that has the medium."""
+    async def _start(self) -> tuple[Machine, int]:
+        """Return a VM that has the medium, and the number of the container process that it has it from."""
         spare, self._spare = self._spare, None
         if spare is not None:
             try:
-                return await self._attached(spare)
+                return spare, await self._attach(spare)
             except (GuestGone, DeadlinePassed) as error:  # it may have ended while it waited
                 log.warning("%s: starting another", error)
-        return await self._attached(await started(self._settings, self._acceleration, self._nursery, self._listener))
+        machine = await started(self._settings, self._acceleration, self._nursery, self._listener)
+        return machine, await self._attach(machine)
 
-    async def _attached(self, machine: Machine) -> Machine:
+    async def _attach(self, machine: Machine) -> int:
         number = self.storage.number
         try:
             async with self.storage.lent(to_qemu=True) as fd:
                 number = self.storage.number
                 await machine.attach(fd)
         except BaseException as error:
+            self._last = machine
             await machine.stop()
             if isinstance(error, MountsafeError):  # one of the two is at fault
                 await self.storage.replace(number)
             raise
-        self.accelerator = machine.accelerator
-        return machine
+        return number
 
     async def _bury(self, why: str) -> None:
-        machine, self._machine = self._machine, None
-        if machine is not None:
-            self._last = machine
+        life, self._life = self._life, None
+        if life is not None:
+            self._last = life.machine
             self._deaths.note()
-            self._listener.incident(f"its kernel crashed ({machine.crash})" if machine.crash else why)
-            await machine.stop()
+            self._tell(f"its kernel crashed ({life.machine.crash})" if life.machine.crash else why)
+            await life.let_go()
+
+    def _tell(self, incident: str) -> None:
+        """A guest that dies over and over, for days, must not fill a log: neither ours nor that of who listens."""
+        self._incidents += 1
+        if self._incidents <= MAX_INCIDENTS_LOGGED:
+            last = self._incidents == MAX_INCIDENTS_LOGGED
+            self._listener.incident(f"{incident}{'; further ones are not told' if last else ''}")
 
     async def release(self, user: object) -> None:
         """End the VM if nobody else needs it now."""
         async with self._starting:
             self._users.discard(user)
-            machine = self._machine
-            if machine is not None and not self._users:
+            life = self._life
+            if life is not None and not self._users:
                 log.info("nobody needs the virtual machine: ending it")
-                self._machine = None
-                await machine.stop()
+                self._life = None
+                await life.let_go()
 
-    async def end_misbehaving(self, why: str) -> None:
-        """End the VM because the guest broke a rule or a deadline."""
+    async def end_misbehaving(self, number: int, why: str) -> None:
+        """End the VM of that number, if it is still there, because the guest broke a rule or a deadline."""
         async with self._starting:
-            await self._bury(why)
+            if self._life is not None and self._life.number == number:
+                await self._bury(why)
 
-    async def _watch(self, machine: Machine) -> None:
+    async def _watch(self, life: _Life) -> None:
         """Notice when the VM dies, so that its box is cleaned up at once."""
-        code = await machine.wait()
-        async with self._starting:
-            if self._machine is machine:
-                await self._bury(f"it ended ({code})")
-
-    async def _watch_storage(self, machine: Machine) -> None:
-        """A VM whose disk is gone reads nothing but errors from there on: end it, and the next one has a disk again."""
-        await self.storage.lost()
-        async with self._starting:
-            if self._machine is machine:
-                await self._bury("the process that opens the image ended")
+        why = await life.lost(self.storage)
+        if why:
+            async with self._starting:
+                if self._life is life:
+                    await self._bury(why)
 
     async def close(self) -> None:
         """End the VM for good, and what it reads."""
         with trio.CancelScope(shield=True):
-            machine, self._machine = self._machine, None
-            if machine is not None:
-                await machine.stop()
+            life, self._life = self._life, None
+            if life is not None:
+                await life.let_go()
             await self.storage.close()

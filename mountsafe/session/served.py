@@ -23,7 +23,7 @@ from mountsafe.limits import (
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
-from mountsafe.process import Child
+from mountsafe.process import Child, said_by
 from mountsafe.session.machines import Machines
 from mountsafe.session.mounter import FuseMount, MountRequest, mount
 from mountsafe.text import printable
@@ -76,7 +76,7 @@ class SessionBox:
             command = box.command(argv, sandbox.outer_uid(), seccomp)
             log.debug("%s", sandbox.shown(command))
             fds = [theirs.fileno(), seccomp, *([medium.fd] if raw else [])]
-            self.child = Child(command, fds, "session", log.info)
+            self.child = Child(command, fds, "session", said_by("session"))
 
 
 class ServedVolume:
@@ -199,7 +199,7 @@ class ServedVolume:
         elif event == "resting":
             await self._machines.release(self)
         elif event == "misbehaved":
-            await self._machines.end_misbehaving(why)
+            await self._end_machine(untrusted.get("number"), why)
         elif event in ("refused", "failed"):
             self._fail(self._not_mounted(event == "refused", why))
         else:
@@ -225,8 +225,15 @@ class ServedVolume:
         except MountsafeError as error:
             await self._send({"event": "none", "why": str(error)}, [])
             return
+        number = self._machines.number  # nothing was awaited since: it is the stream's
         with sock:
-            await self._send({"event": "stream"}, [sock.fileno()])
+            await self._send({"event": "stream", "number": number}, [sock.fileno()])
+
+    async def _end_machine(self, untrusted_number: object, why: str) -> None:
+        """End the virtual machine that it complains of. A number that is none is a wrong word, an old one is late."""
+        if type(untrusted_number) is not int:
+            raise ProtocolFault("a complaint of no virtual machine")
+        await self._machines.end_misbehaving(untrusted_number, why)
 
     async def _give_disk(self, untrusted_instead: object) -> None:
         """Connect it to the disk in the container. `untrusted_instead`: the process of that number does not answer."""

@@ -89,12 +89,12 @@ class SessionProcess:
         answer, fds = await self._parent.ask({"want": "stream"})
         if len(fds) != 1:
             raise GuestGone(str(answer.get("why", "no virtual machine")))
-        client = AgentClient(socket.socket(fileno=fds[0]))
+        client = AgentClient(socket.socket(fileno=fds[0]), answer["number"])
         self._nursery.start_soon(client.run)
         return client
 
-    async def _misbehaved(self, error: MountsafeError) -> None:
-        await self._parent.tell({"event": "misbehaved", "why": str(error)})
+    async def _misbehaved(self, machine: int, error: MountsafeError) -> None:
+        await self._parent.tell({"event": "misbehaved", "number": machine, "why": str(error)})
 
     async def _resting(self, reader: Reader) -> None:
         reader.rest()

@@ -81,11 +81,12 @@ class Storage:
             with await self._container.connect(to_qemu) as sock:
                 yield sock.fileno()
 
-    async def lost(self) -> None:
-        """Return when the container process of now has ended: what is connected to it is of no use any more."""
+    async def lost(self, number: int) -> None:
+        """Return when the container process of that number has ended: what is connected to it is of no use any more."""
         if self.raw:
             await trio.sleep_forever()
-        await self._lost.wait()
+        if self.number == number:
+            await self._lost.wait()
 
     async def replace(self, number: int) -> None:
         """End the container process, which does not answer, if it is still the one of that number."""

@@ -28,6 +28,7 @@ class FolderMachines:
     accelerator = "none"
     crash = ""
     guest: dict[str, Any] = {}  # noqa: RUF012  # set once, for this process
+    number = 1  # of the virtual machine, as the parent calls it
 
     def __init__(  # the same parameters
         self, settings: object, acceleration: object, storage: Storage, nursery: object, listener: object, spare: object
@@ -63,7 +64,7 @@ class FolderMachines:
         if not self._users:
             self._kill()
 
-    async def end_misbehaving(self, why: str) -> None:
+    async def end_misbehaving(self, number: int, why: str) -> None:
         self._kill()
 
     def _kill(self) -> None:

@@ -59,6 +59,7 @@ class Host:
         self._running: list[trio.CancelScope] = []
         self.guests: list[Guest] = []
         self.misbehaved: list[MountsafeError] = []
+        self.blamed: list[int] = []  # by number, from 1 on
 
     async def client(self) -> AgentClient:
         """A stream to a new guest."""
@@ -68,7 +69,7 @@ class Host:
         scope = trio.CancelScope()
         self._running.append(scope)
         self._nursery.start_soon(self._run, scope, self.guests[-1], theirs)
-        client = AgentClient(ours)
+        client = AgentClient(ours, len(self.guests))
         self._nursery.start_soon(client.run)
         return client
 
@@ -86,8 +87,9 @@ class Host:
         self._running.clear()
         await trio.testing.wait_all_tasks_blocked()
 
-    async def end_misbehaving(self, error: MountsafeError) -> None:
+    async def end_misbehaving(self, machine: int, error: MountsafeError) -> None:
         self.misbehaved.append(error)
+        self.blamed.append(machine)
         await self.kill()
 
 

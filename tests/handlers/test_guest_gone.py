@@ -1,17 +1,19 @@
 """A virtual machine that dies is replaced when it is needed, once for everybody, and only by one that says the same."""
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
+import pyfuse3
 import pytest
 import trio
 
 from mountsafe import wire
-from mountsafe.errors import GuestGone
+from mountsafe.errors import GuestFault, GuestGone
 from mountsafe.filesystem.index import ROOT
 from mountsafe.wire import Kind
-from tests.guest import FolderWorker, HangUp, Liar, entry, folder, page
-from tests.handlers.opened import fails, opened
+from tests.guest import FolderWorker, HangUp, Liar, Raw, Silence, entry, folder, page
+from tests.handlers.opened import Opened, fails, opened
 
 TREE = {b"": [entry(b"file", 12, size=5), folder(b"folder", 13)], b"folder": [entry(b"below", 14)]}
 FILES = {b"file": b"hello"}
@@ -193,3 +195,43 @@ async def test_who_waits_goes_on_when_the_one_who_asked_is_cancelled() -> None:
             scope.cancel()
             await mount.agents.request(Kind.STATFS)
         assert liar.count(Kind.LIST) == 1
+
+
+@pytest.mark.parametrize("how", [Silence, lambda: Raw(b"x" * 99)], ids=["silent", "breaks the protocol"])
+@pytest.mark.parametrize("guests", [1, 3])
+async def test_a_complaint_names_the_guest_it_is_about(how: Callable[[], Exception], guests: int) -> None:
+    """Others may have been there before, and another may be there by the time that it is heard."""
+
+    def bad(_: bytes) -> bytes:
+        raise how()
+
+    liar = honest()
+    async with opened(lambda: liar) as mount:
+        for _ in range(guests - 1):
+            await mount.host.kill()
+            await mount.agents.request(Kind.STATFS)
+        liar.say[Kind.READ] = bad
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(failing, mount)
+        del liar.say[Kind.READ]
+        assert await mount.read(b"file") == b"hello"
+        assert mount.host.blamed == [guests]
+
+
+async def failing(mount: Opened) -> None:
+    with pytest.raises(pyfuse3.FUSEError):
+        await mount.read(b"file")
+
+
+async def test_a_malformed_answer_is_blamed_on_who_gave_it() -> None:
+    """Not on the guest that is asked by the time that it is reported."""
+    liar = honest()
+    async with opened(lambda: liar) as mount:
+        await mount.host.kill()
+        body = await mount.agents.request(Kind.STATFS)
+        with pytest.raises(GuestFault):
+            mount.agents.unpack(wire.unpack_statfs, body[:-1])
+        await mount.agents.request(Kind.STATFS)
+        assert mount.host.blamed == [2]
+        assert len(mount.host.guests) == 3

@@ -45,11 +45,12 @@ class FakeChild:
 class FakeMachines:
     """Counts what is asked of the virtual machine, whose kernel has crashed."""
 
-    ended = 0
+    number = 3
     crash = "kernel BUG at fs/x.c:1!"
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self.ended: list[int] = []
 
     async def stream(self, user: object) -> socket.socket:
         raise GuestGone("there is none")
@@ -57,8 +58,8 @@ class FakeMachines:
     async def release(self, user: object) -> None:
         pass
 
-    async def end_misbehaving(self, why: str) -> None:
-        self.ended += 1
+    async def end_misbehaving(self, number: int, why: str) -> None:
+        self.ended.append(number)
 
 
 class Session:
@@ -116,6 +117,8 @@ WRONG = {
     "nothing": {},
     "an unknown event": {"event": "root, please"},
     "an event that is a list": {"event": []},
+    "a complaint of no virtual machine": {"event": "misbehaved", "why": "x"},
+    "a complaint of a name": {"event": "misbehaved", "number": "1", "why": "x"},
     "serving before it is mounted": {"event": "serving"},
     "no mode": READY | {"mode": None},
     "a mode that is text": READY | {"mode": "755"},
@@ -166,7 +169,7 @@ async def test_a_machine_that_cannot_be_had_is_an_answer(patched: list[MountRequ
     async with session(patched, tmp_path) as seen:
         await seen.say({"want": "stream"})
         assert json.loads(await seen.receive(1000)) == {"event": "none", "why": "there is none"}
-        await seen.say({"event": "misbehaved", "why": "x"})
+        await seen.say({"event": "misbehaved", "number": 2, "why": "x"})
         await seen.say({"want": "stream"})
         await seen.receive(1000)
-        assert seen.machines.ended == 1
+        assert seen.machines.ended == [2]
