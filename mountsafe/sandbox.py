@@ -99,7 +99,9 @@ def _package(uid: int | None) -> Path:
 
 def python(module: str, *arguments: str) -> list[str]:
     """Return the command that runs a module of this package inside a box."""
-    code = f"import sys; sys.path.insert(0, {INSIDE!r}); from {module} import main; main()"
+    # Importing trio looks for a library, to name threads: where gcc is installed that starts it, and it fails in a box.
+    blind = "import ctypes.util; ctypes.util.find_library = lambda name: None"
+    code = f"import sys; sys.path.insert(0, {INSIDE!r}); {blind}; from {module} import main; main()"
     return [PYTHON, "-I", "-B", "-c", code, *arguments]
 
 

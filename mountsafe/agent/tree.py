@@ -8,7 +8,7 @@ import os
 import stat
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from mountsafe import wire
@@ -300,7 +300,7 @@ class Tree:
         """Return the extended attributes of anything but a symbolic link, which Linux gives none."""
         fd = self._open(path, os.O_RDONLY)
         try:
-            pairs = [(os.fsencode(name), os.getxattr(fd, name)) for name in os.listxattr(fd)]
+            pairs = list(_held(fd))
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:  # ntfs-3g comes to that opinion at the first reparse point
                 raise
@@ -315,6 +315,16 @@ class Tree:
         told = (v.f_bsize, v.f_frsize, v.f_blocks, v.f_bfree, v.f_bavail, v.f_files, v.f_ffree, v.f_namemax)
         # Python takes these unsigned numbers for signed; erofs says ULLONG_MAX files.
         return wire.pack_statfs(wire.Statfs(*(number & 0xFFFFFFFFFFFFFFFF for number in told)))
+
+
+def _held(fd: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the extended attributes; hfsplus of Linux 6.12 lists some that it then has not."""
+    for name in os.listxattr(fd):
+        try:
+            yield os.fsencode(name), os.getxattr(fd, name)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
 
 
 def _packed(name: bytes, folder: int) -> bytes:

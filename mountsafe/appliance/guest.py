@@ -73,8 +73,9 @@ class Guest:
                 shutil.copyfile(file, ours / file.name)  # contents alone: a box may set no modes and times
 
     @staticmethod
-    def _console(event: int, handle: int, buffer: str, numbers: list[int]) -> None:
-        sys.stderr.write(buffer)
+    def _console(event: int, handle: int, buffer: str | bytes, numbers: list[int]) -> None:
+        """Pass on what libguestfs tells: as text in Debian 12, as bytes since 1.51."""
+        sys.stderr.buffer.write(buffer.encode(errors="replace") if isinstance(buffer, str) else buffer)
         sys.stderr.flush()
 
     def launch(self) -> None:

@@ -22,9 +22,8 @@ def agent(
 
     A user hears of the media that are shown to him, and of those that are blocked while he is at the seat.
     """
-    import trio
-
     from mountsafe.desktop.agent import Agent
+    from mountsafe.trios import run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    trio.run(Agent(any_seat).run)
+    run(Agent(any_seat).run)

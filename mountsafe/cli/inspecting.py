@@ -18,6 +18,7 @@ from mountsafe.session.machines import Machines
 from mountsafe.session.storage import Storage
 from mountsafe.session.supervisor import inspect_medium, machine_settings, open_storage
 from mountsafe.text import size
+from mountsafe.trios import run
 
 
 def register(app: typer.Typer) -> None:
@@ -53,7 +54,7 @@ def find(medium: Medium, quiet: bool, verbose: bool = False) -> Found:
     with screen.progress(quiet) as progress:
         build.ensure(progress)
         progress("starting the virtual machine")
-        return trio.run(_find, medium, verbose)
+        return run(_find, medium, verbose)
 
 
 async def _find(medium: Medium, verbose: bool) -> Found:

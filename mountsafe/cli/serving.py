@@ -59,13 +59,12 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     journal.start()
     with screen.progress(quiet=False) as progress:
         build.ensure(progress)
-    import trio
-
     from mountsafe.daemon import person
     from mountsafe.daemon.keeper import Wishes
     from mountsafe.daemon.service import Service
     from mountsafe.daemon.spare import Spare
     from mountsafe.system.scope import limited
+    from mountsafe.trios import run
 
     try:
         found = None if user is None else person.by_name(user)
@@ -73,4 +72,4 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         raise UserError(f"there is no user {user}", "Name one of this machine.", ExitCode.USAGE) from error
     who = person.at_seat if found is None else lambda: found
     supervisors = Spare(spare, partial(limited, memory, cpu, MEDIUM_PROCESSES))
-    trio.run(Service(rules, Wishes(who, str(media), HIDDEN, idle, supervisors), most).run)
+    run(Service(rules, Wishes(who, str(media), HIDDEN, idle, supervisors), most).run)

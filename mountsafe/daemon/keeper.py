@@ -21,6 +21,7 @@ from mountsafe.policy.rules import Decision, Verdict
 from mountsafe.session.mounter import unmount
 from mountsafe.session.start import MountOptions, Starting
 from mountsafe.text import printable
+from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
 CLAIM_PATIENCE = 3.0  # seconds: a predecessor of ours, or udev itself, may still have it open
@@ -223,7 +224,7 @@ class Keeper:
         starting = self._wishes.spare.take()
         starting.order(self._claim.medium, target, False, options)
         try:
-            record = await trio.to_thread.run_sync(starting.follow, self._log.info, self._log.warning, cancellable=True)
+            record = await in_thread(starting.follow, self._log.info, self._log.warning)
             self.mounts = record["mounts"]
             for mounted in self.mounts:
                 self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))

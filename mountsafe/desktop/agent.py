@@ -22,6 +22,7 @@ from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure,
 from mountsafe.desktop.notifications import NOBODY, Notifications
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.system.scope import apart
+from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
 QUEUE = 1000  # signals that wait
@@ -178,7 +179,7 @@ async def _open_folder(folder: str) -> None:
     command = partial(subprocess.run, [*apart(), "xdg-open", folder], stdin=subprocess.DEVNULL, check=False)
     try:
         # It may last as long as the program that shows the folder, which outlives us.
-        await trio.to_thread.run_sync(partial(command, start_new_session=True), cancellable=True)
+        await in_thread(partial(command, start_new_session=True))
     except OSError as error:
         log.warning("cannot open %s: %s", folder, error)
 

@@ -6,9 +6,8 @@ import stat
 import time
 from typing import Protocol
 
-import trio
-
 from mountsafe.errors import MountsafeError
+from mountsafe.trios import in_thread
 
 # What is not in the page cache is waited for so long, in seconds, before a thread gets to read it: to hand a read over
 # and back takes as long. A disk that did not make it is not waited for during the next reads. Even a good one is late
@@ -104,7 +103,7 @@ class BlockReader:
             data = bytes(found)
         else:
             # A disk may hang, and who gives up waiting for it leaves the thread to it.
-            data = await trio.to_thread.run_sync(self._read_all, offset, available, cancellable=True)
+            data = await in_thread(self._read_all, offset, available)
         return data if available == length else data + bytes(length - available)
 
     def cut_short(self) -> bool:

@@ -27,6 +27,7 @@ from mountsafe.process import Child, said_by
 from mountsafe.session.machines import Machines
 from mountsafe.session.mounter import FuseMount, MountRequest, mount
 from mountsafe.text import printable
+from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
 LAST_WORDS = 0.5  # seconds for what a session process said at its end to arrive
@@ -156,7 +157,7 @@ class ServedVolume:
         await self._answers.wait()
         if self._mount is not None:
             # In a thread that is let go: a session process that never answers must not hold us.
-            await trio.to_thread.run_sync(self._mount.widen_read_ahead, cancellable=True)
+            await in_thread(self._mount.widen_read_ahead)
         self.serving.set()
 
     async def _give_up_late(self) -> None:

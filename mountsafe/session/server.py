@@ -28,6 +28,7 @@ from mountsafe.incidents import Incidents
 from mountsafe.limits import PREFETCH_ENTRIES
 from mountsafe.medium.block import BlockReader, Disk
 from mountsafe.medium.extents import Window
+from mountsafe.trios import in_thread, run
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Parent:
         """Send a message and return the answer to it."""
         async with self._lock:
             await self.tell(message)
-            answer = await trio.to_thread.run_sync(channel.receive, self._control, cancellable=True)
+            answer = await in_thread(channel.receive, self._control)
             if answer is None:
                 raise GuestGone("the parent is gone")
             return answer
@@ -162,7 +163,7 @@ def main() -> NoReturn:
     try:
         told = channel.receive(control)
         if told is not None:
-            trio.run(_run, {**settings, **told[0]}, control, open_disk)
+            run(_run, {**settings, **told[0]}, control, open_disk)
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:

@@ -35,6 +35,7 @@ from mountsafe.session.machines import Listener, Machines, started
 from mountsafe.session.runtime import CONTROL, LOG, Runtime
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 from mountsafe.session.storage import Storage
+from mountsafe.trios import run
 
 log = logging.getLogger(__name__)
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -379,7 +380,7 @@ def main() -> NoReturn:
         raise SystemExit(error.code) from error
     try:
         logs.start(begin["verbose"], runtime.path / LOG)
-        trio.run(_supervise, begin, runtime, reporter)
+        run(_supervise, begin, runtime, reporter)
     except UserError as error:
         reporter.failed(error)
         code = error.code

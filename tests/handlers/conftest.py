@@ -7,6 +7,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from mountsafe import trios
+
 PATIENCE = 100_000.0  # seconds of that clock: more than every deadline of mountsafe together
 
 
@@ -26,5 +28,5 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         with trio.fail_after(60.0 if real else PATIENCE):
             await pyfuncitem.obj(**arguments)
 
-    trio.run(partial(run), clock=None if real else MockClock(autojump_threshold=0))
+    trios.run(partial(run), clock=None if real else MockClock(autojump_threshold=0))
     return True

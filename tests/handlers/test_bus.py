@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.lowlevel
 
+from mountsafe import trios
 from mountsafe.daemon.control import Control
 from tests.hotplug.machine import wait_for
 
@@ -54,7 +55,7 @@ def test_a_stop_at_any_moment_is_silent(caplog: pytest.LogCaptureFixture) -> Non
             nursery.cancel_scope.cancel()
 
     for steps in range(120):
-        trio.run(stop_after, steps)
+        trios.run(stop_after, steps)
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
@@ -65,5 +66,5 @@ def test_a_bus_that_goes_is_said(bus: subprocess.Popen[bytes], caplog: pytest.Lo
             await trio.sleep(0.5)
             bus.terminate()
 
-    trio.run(outlive)
+    trios.run(outlive)
     assert "nobody can ask" in caplog.text

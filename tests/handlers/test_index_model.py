@@ -10,11 +10,10 @@ from typing import Any
 
 import pyfuse3
 import pytest
-import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountsafe import wire
+from mountsafe import trios, wire
 from mountsafe.filesystem.index import ROOT
 from mountsafe.wire import Entry, Kind
 from tests.guest import Liar, entry, folder, link
@@ -185,7 +184,7 @@ def test_what_the_kernel_holds_stays_known_and_keeps_its_number(steps: list[tupl
                     await kernel.check()
             assert mount.incidents.count == 0
 
-    trio.run(run)
+    trios.run(run)
 
 
 async def test_forgetting_everything_leaves_no_more_than_the_limit() -> None:

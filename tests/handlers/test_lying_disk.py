@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from mountsafe import trios
 from mountsafe.errors import GuestGone
 from mountsafe.limits import CALL_DEADLINE, REQUEST_DEADLINE
 from mountsafe.medium.block import MediumError
@@ -152,7 +153,7 @@ def with_servers(test: Callable[[NbdReader, Ends], Awaitable[None]], *servers: S
             await test(NbdReader(ends.connect, SIZE, nursery), ends)
             nursery.cancel_scope.cancel()
 
-    trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0.05))
+    trios.run(run, clock=trio.testing.MockClock(autojump_threshold=0.05))
 
 
 def test_bytes_are_what_and_where_they_are() -> None:
@@ -260,7 +261,7 @@ def test_no_disk_to_be_had_is_an_error() -> None:
             with pytest.raises(MediumError, match="3 times"):
                 await NbdReader(connect, SIZE, nursery).read(0, 512)
 
-    trio.run(run)
+    trios.run(run)
 
 
 def test_nobody_waits_for_ever_for_a_connection() -> None:
@@ -281,4 +282,4 @@ def test_nobody_waits_for_ever_for_a_connection() -> None:
 
     clock = trio.testing.MockClock(autojump_threshold=0.01)
     begin = clock.current_time()
-    trio.run(run, clock=clock)
+    trios.run(run, clock=clock)

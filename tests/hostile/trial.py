@@ -25,7 +25,7 @@ from typing import Any, TextIO
 
 import trio
 
-from mountsafe import wire
+from mountsafe import trios, wire
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import ExitCode, MountsafeError, UserError
@@ -458,7 +458,7 @@ def main() -> None:
     with build_stage(repository) as stage:
         print(json.dumps({"stage": str(stage.root)}), file=answers, flush=True)
         with environment(stage.persons["root"]):
-            trio.run(answer, stage, Path(sys.argv[1]), answers)
+            trios.run(answer, stage, Path(sys.argv[1]), answers)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
 
+from mountsafe import trios
 from mountsafe.medium import block
 from mountsafe.medium.block import BlockReader, MediumError
 
@@ -24,7 +24,7 @@ def medium(tmp_path: Path) -> Iterator[int]:
 
 
 def read(medium: int, size: int, offset: int, length: int) -> bytes:
-    return trio.run(BlockReader(medium, size).read, offset, length)
+    return trios.run(BlockReader(medium, size).read, offset, length)
 
 
 class Absent:

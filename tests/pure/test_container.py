@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from mountsafe import channel
+from mountsafe import channel, trios
 from mountsafe.container import opened
 from mountsafe.container.opened import Container
 from mountsafe.errors import ExitCode, GuestGone, MountsafeError, ProtocolFault, UserError
@@ -37,7 +37,7 @@ def told(said: channel.Message | bytes) -> int:
     ours, theirs = channel.pair()
     with theirs:
         theirs.send(said if isinstance(said, bytes) else channel.encode(said))
-        return trio.run(ask, Container(MEDIUM, cast("Child", Silent()), ours))
+        return trios.run(ask, Container(MEDIUM, cast("Child", Silent()), ours))
 
 
 @pytest.mark.parametrize("size", [1, 512, MAX_DISK_SIZE])
@@ -99,7 +99,7 @@ def test_a_socket_that_is_not_connected_is_no_socket(said: Any) -> None:
         container._control.close()
 
     ours, theirs = channel.pair()
-    trio.run(connect, Container(MEDIUM, cast("Child", Silent()), ours), theirs)
+    trios.run(connect, Container(MEDIUM, cast("Child", Silent()), ours), theirs)
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

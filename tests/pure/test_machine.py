@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from mountsafe import channel
+from mountsafe import channel, trios
 from mountsafe.appliance.console import Console
 from mountsafe.appliance.machine import Machine
 from mountsafe.errors import DeadlinePassed, GuestGone
@@ -43,7 +43,7 @@ def test_an_appliance_process_that_ends_while_it_is_asked(reads: bool) -> None:
         theirs.close()  # with a request that was not read, the other end is told of a reset
 
     ours, theirs = channel.pair()
-    trio.run(ask, Machine(cast("Child", Ended()), ours, Console(print), "tcg"), theirs)
+    trios.run(ask, Machine(cast("Child", Ended()), ours, Console(print), "tcg"), theirs)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_guest_that_says_something_is_given_more_time(process: object, seconds
 
     ours, theirs = channel.pair()
     clock = trio.testing.MockClock(autojump_threshold=0.01)
-    trio.run(launch, Machine(cast("Child", process), ours, Console(print), "kvm"), theirs, clock=clock)
+    trios.run(launch, Machine(cast("Child", process), ours, Console(print), "kvm"), theirs, clock=clock)
 
 
 @pytest.mark.parametrize(

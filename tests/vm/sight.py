@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from mountsafe import wire
+from mountsafe import trios, wire
 from mountsafe.appliance import build
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
@@ -300,7 +300,7 @@ class Looking:
         """Decide about KVM before two threads do."""
         *trials, last = self._acceleration.candidates()
         for trial in trials:
-            if trio.run(self._boots, trial):
+            if trios.run(self._boots, trial):
                 self._acceleration.remember(trial)
                 return trial
             self._acceleration.remember(last)
@@ -328,14 +328,14 @@ class Looking:
 
     def _run(self, look: Look) -> list[Sight]:
         try:
-            return trio.run(_look, look, self._settings, self._acceleration)
+            return trios.run(_look, look, self._settings, self._acceleration)
         except UserError as error:
             if error.code != ExitCode.APPLIANCE:
                 raise
         except (MountsafeError, trio.TooSlowError):
             pass
         # The machine died or hung: once more, in case that this host was too busy.
-        return trio.run(_look, look, self._settings, self._acceleration)
+        return trios.run(_look, look, self._settings, self._acceleration)
 
     def close(self) -> None:
         """Drop what waits and end."""

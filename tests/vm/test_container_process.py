@@ -5,6 +5,7 @@ Outside the box every name could be opened, so what is held here is the last bar
 
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -75,7 +76,8 @@ def test_who_names_another_file_is_not_opened(tmp_path: Path, canary: Path, name
     format_, data = hostile(canary)[name]
     with pytest.raises(QmpError) as failure, disk(tmp_path, data, format_):
         pass
-    assert "Too many open files" in str(failure.value)
+    # QEMU 10 says what failed, earlier ones why.
+    assert re.search(r"Too many open files|Failed to dup\(\)", str(failure.value))
 
 
 @pytest.mark.parametrize(

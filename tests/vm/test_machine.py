@@ -6,6 +6,7 @@ from pathlib import Path
 
 import trio
 
+from mountsafe import trios
 from mountsafe.appliance.client import AgentClient
 from mountsafe.appliance.machine import Machine
 from mountsafe.errors import MountsafeError
@@ -45,4 +46,4 @@ def test_streams_and_media_that_went_leave_room_for_others(looking: Looking, ima
                     await machine.stop()
                 nursery.cancel_scope.cancel()
 
-    trio.run(main)
+    trios.run(main)
