@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT_PLACES = ("dev", ".ci/*", "mountsafe/appliance/*", "images/*", "bench/*", "tests/*/*")
+SCRIPT_PLACES = ("dev", ".ci/*", "tools/*", "mountsafe/appliance/*", "images/*", "bench/*", "tests/*/*")
 SHELLS = (b"#!/bin/sh", b"#!/bin/bash", b"#!/usr/bin/env bash")
 
 
@@ -32,6 +32,10 @@ def test_mypy_strict(repository: Path) -> None:
 
 def test_mypy_strict_on_the_images(repository: Path) -> None:
     hold(repository, sys.executable, "-m", "mypy", "--strict", "-p", "images")
+
+
+def test_mypy_strict_on_the_tools(repository: Path) -> None:
+    hold(repository, sys.executable, "-m", "mypy", "--strict", "tools")
 
 
 def test_mypy_strict_on_the_benchmark(repository: Path) -> None:
