@@ -26,6 +26,18 @@ ROLLING = ("sid", "unstable")  # have neither updates nor security
 DAY = 86400  # seconds after which the root's packages are brought up to date
 GRACE = 20.0  # seconds that a verb has to end by itself
 COMPLETE = "etc/mountsafe-root"  # its time is when the packages were last brought up to date
+# In namespaces of its own, whose processes and mounts end with this process, whatever ends it.
+ENDED_WITH_US = [
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "unshare",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--propagation",
+    "private",
+]
 APT = ["apt-get", "--yes", "--quiet", "-o", "Dpkg::Use-Pty=0"]
 ARCHIVE, SECURITY = "http://deb.debian.org/debian", "http://deb.debian.org/debian-security"
 # What apt is told about reaching mirrors; the rest of its settings are about this machine's packages.
@@ -72,7 +84,18 @@ def debootstrap(release: str, root: Path) -> None:
     how = [] if script.exists() else [str(script.with_name("sid"))]
     part = root.with_name(f"{root.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    sh("debootstrap", "--variant=minbase", "--include=ca-certificates", release, part, mirrors()[0], *how)
+    # It mounts /proc and /sys in there: no mount may be left for the next time, which removes that folder.
+    sh(
+        *ENDED_WITH_US,
+        "--mount",
+        "debootstrap",
+        "--variant=minbase",
+        "--include=ca-certificates",
+        release,
+        part,
+        mirrors()[0],
+        *how,
+    )
     part.rename(root)
 
 
@@ -145,9 +168,7 @@ class Inside:
     """Commands in the root, each in namespaces of its own that end with it."""
 
     def __init__(self, release: str, root: Path) -> None:
-        names = ["--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private"]
-        # Nothing in there outlives this process, whatever ends it.
-        self._enter = ["setpriv", "--pdeathsig", "KILL", "unshare", *names, str(HERE / "enter"), str(root), release]
+        self._enter = [*ENDED_WITH_US, "--mount", "--uts", "--ipc", str(HERE / "enter"), str(root), release]
 
     def run(self, *command: str) -> int:
         """Run a command and return its exit code. A signal gives it time to clear up."""
