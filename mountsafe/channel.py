@@ -8,6 +8,8 @@ import array
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mountsafe.errors import ProtocolFault
@@ -20,6 +22,32 @@ MAX_DESCRIPTORS = 4
 def pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected ends."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+@contextmanager
+def handed_down() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Give two connected ends, the second for a process that is started meanwhile; keep the first if it was."""
+    ours, theirs = pair()
+    with theirs:
+        try:
+            yield ours, theirs
+        except BaseException:
+            ours.close()
+            raise
+
+
+def only(fds: list[int]) -> int | None:
+    """Return the one descriptor that came with a message; None, and none stays open, if it was not one."""
+    if len(fds) == 1:
+        return fds[0]
+    close(fds)
+    return None
+
+
+def close(fds: list[int]) -> None:
+    """Close descriptors that nobody wants."""
+    for fd in fds:
+        os.close(fd)
 
 
 def encode(message: Message) -> bytes:
@@ -64,6 +92,5 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
             raise ProtocolFault("a control message was cut off")
         return decode(packet), fds
     except ProtocolFault:
-        for fd in fds:
-            os.close(fd)
+        close(fds)
         raise

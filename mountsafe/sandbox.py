@@ -46,7 +46,7 @@ class Box:
         if uid is not None:
             command += ["setpriv", f"--reuid={uid}", f"--regid={uid}", *self._groups(), "--inh-caps=-all"]
         command += ["bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
-        command += ["--new-session", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--clearenv"]
+        command += ["--uid", "65534", "--gid", "65534", "--cap-drop", "ALL", "--clearenv"]
         if seccomp is not None:
             command += ["--seccomp", str(seccomp)]
         environment = {"PATH": "/usr/bin:/usr/sbin", "HOME": "/tmp", "LC_ALL": "C.UTF-8", **self.environment}
@@ -68,7 +68,8 @@ class Box:
             command += ["--ro-bind", str(source), inside]
         command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
         limits = [f"--as={self.address_space}", f"--nproc={self.processes}", "--core=0", "--memlock=0"]
-        return [*command, "prlimit", *limits, "--", *argv]
+        # Not bubblewrap's --new-session: its first process would leave the group that our guard ends (`process.Guard`).
+        return [*command, "setsid", "prlimit", *limits, "--", *argv]
 
     def _groups(self) -> list[str]:
         groups = sorted({os.stat(device).st_gid for device, _ in self.devices} - {0})

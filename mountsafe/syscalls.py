@@ -74,9 +74,9 @@ SESSION = Filter(
         Rule(
             0,
             (
-                # starting: prlimit, the loader, Python's imports, then Landlock; bubblewrap waits for the end
+                # starting: setsid, prlimit, the loader, Python's imports, then Landlock; bubblewrap waits for the end
                 *_words("execve openat access faccessat2 readlink readlinkat getdents64 newfstatat statx chdir getcwd"),
-                *_words("prlimit64 arch_prctl set_tid_address set_robust_list rseq sysinfo uname"),
+                *_words("setsid prlimit64 arch_prctl set_tid_address set_robust_list rseq sysinfo uname"),
                 *_words("landlock_create_ruleset landlock_add_rule landlock_restrict_self wait4"),
                 # descriptors; libnbd sends and receives on a socket that is connected, no more
                 *_words("read readv pread64 preadv preadv2 write writev close close_range lseek fstat dup dup2 dup3"),

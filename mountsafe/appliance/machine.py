@@ -65,8 +65,7 @@ class Machine(Peer):
     @classmethod
     def start(cls, settings: MachineSettings, log: Log) -> "Machine":
         """Start the process; `launched` says when the VM runs. `log` gets the console's lines and the command."""
-        ours, theirs = channel.pair()
-        with theirs, syscalls.descriptor(syscalls.APPLIANCE) as seccomp:
+        with channel.handed_down() as (ours, theirs), syscalls.descriptor(syscalls.APPLIANCE) as seccomp:
             command = settings.box().command(settings.argv(theirs.fileno()), sandbox.outer_uid(), seccomp)
             if settings.verbose:
                 log(sandbox.shown(command))

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +15,8 @@ from mountsafe.appliance.acceleration import KVM
 from mountsafe.cli import depth, screen
 from mountsafe.cli.mounting import Json
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.process import Guard, surroundings
+from mountsafe.session import runtime
 from mountsafe.session.mounter import require_fuse
 
 OK, DEGRADED, BROKEN = "ok", "degraded", "missing"
@@ -97,7 +98,9 @@ def _box() -> Finding:
     box = sandbox.Box(1 << 20, 1 << 30, 16)
     command = box.command(["true"], sandbox.outer_uid())
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=surroundings(), process_group=Guard.group()
+        )
     except OSError as error:
         return Finding("sandbox", BROKEN, str(error), "sudo apt install bubblewrap")
     if done.returncode == 0:
@@ -142,7 +145,10 @@ def _space() -> Finding:
 
 
 def _temporary() -> Finding:
-    path = Path(os.environ.get("XDG_RUNTIME_DIR") or ("/run" if os.geteuid() == 0 else "/tmp"))
+    try:
+        path = runtime.base()
+    except UserError as error:
+        return Finding("runtime folder", BROKEN, error.message, error.hint)
     writable = os.access(path, os.W_OK)
     return Finding(
         "runtime folder", OK if writable else BROKEN, str(path), "" if writable else f"Make {path} writable."

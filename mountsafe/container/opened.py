@@ -37,8 +37,7 @@ class Container(Peer):
     @classmethod
     def start(cls, medium: Medium) -> "Container":
         """Start the process; `opened` says what came of it."""
-        ours, theirs = channel.pair()
-        with theirs, syscalls.descriptor(syscalls.APPLIANCE) as seccomp:
+        with channel.handed_down() as (ours, theirs), syscalls.descriptor(syscalls.APPLIANCE) as seccomp:
             box = sandbox.Box(CONTAINER_SCRATCH, CONTAINER_ADDRESS_SPACE, CONTAINER_PROCESSES, environment=ENVIRONMENT)
             settings = {"control": theirs.fileno(), "medium": medium.fd, "format": medium.format}
             argv = sandbox.python("mountsafe.container.serve", json.dumps(settings))

@@ -1,43 +1,84 @@
 """What runs at the moment, on disk: a folder for each medium that this user has mounted.
 
-The supervisor of a medium holds a lock on its record as long as it lives, so a record without a lock is a leftover of
-one that was killed, and whoever finds it cleans up.
+The supervisor of a medium holds a lock in its folder as long as it lives, so a folder without one is a leftover of one
+that was killed, and whoever finds it cleans up. The record is replaced as a whole, so readers see the old or the new
+one; the lock is a file of its own, which never is.
 """
 
-import errno
 import fcntl
 import json
 import os
+import pwd
+import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mountsafe.errors import ExitCode, UserError
 
-RECORD = "mount.json"
+RECORD = "record.json"
+LOCK = "lock"
 CONTROL = "control"
 LOG = "log"
+# Versions that locked the record itself called it so, the second at first. One that still runs does not know of LOCK,
+# and would take a record of that name for a leftover.
+OLD_RECORD, _OLD_START = "mount.json", ".mount.json"
+_ID_BYTES = 6
+_LEFTOVER = re.compile(f"[0-9a-f]{{{2 * _ID_BYTES}}}")
+_SWEEP = 1.0  # seconds that one who looks for leftovers is waited for: he may be stopped
+_SOCKET_PATH = 107  # bytes: sun_path of unix(7), and its end
 
 
 def base() -> Path:
     """Return the folder of this user's records, made if need be and checked to be his alone."""
     uid = os.geteuid()
-    if uid == 0:
-        path = Path("/run/mountsafe/mounts")
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-    else:
-        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-        path = Path(runtime) / "mountsafe" if runtime and os.access(runtime, os.W_OK) else Path(f"/tmp/mountsafe-{uid}")
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
+    path = _place(uid)
+    try:
+        path.parent.mkdir(mode=0o755 if uid == 0 else 0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+    except OSError as error:
+        hint = "Set XDG_RUNTIME_DIR to a folder that is yours alone."
+        raise UserError(f"cannot make {path}: {error.strerror}", hint, ExitCode.FAILURE) from error
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o077:
-        raise UserError(f"{path} is not a folder of yours alone", "Remove it, then try again.", ExitCode.FAILURE)
+        hint = f"Move it away (mv {path} {path}.old), then try again."
+        raise UserError(f"{path} is not a folder of yours alone", hint, ExitCode.FAILURE)
     return path
+
+
+def _place(uid: int) -> Path:
+    """Return where the records are: a place in which nobody but this user could have made anything.
+
+    XDG_RUNTIME_DIR and HOME may name another's folders: su and `sudo -E` keep them. So the account's home counts.
+    """
+    if uid == 0:
+        return Path("/run/mountsafe/mounts")
+    for runtime in (os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{uid}"):
+        if os.path.isabs(runtime) and _is_private(Path(runtime), uid):
+            return Path(runtime) / "mountsafe"
+    try:
+        home = pwd.getpwuid(uid).pw_dir
+    except KeyError:
+        home = ""
+    if not os.path.isabs(home):
+        hint = "Set XDG_RUNTIME_DIR to a folder that is yours alone."
+        raise UserError("there is no place for records: you have no home folder", hint, ExitCode.FAILURE)
+    return Path(home) / ".local/state/mountsafe"
+
+
+def _is_private(path: Path, uid: int) -> bool:
+    """Whether only this user can make something in a folder."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == uid and not status.st_mode & 0o022
 
 
 class Runtime:
@@ -50,65 +91,126 @@ class Runtime:
     @classmethod
     def create(cls) -> "Runtime":
         """Make a folder and take its lock."""
-        path = base() / secrets.token_hex(6)
+        place = base()
+        path = place / secrets.token_hex(_ID_BYTES)
+        made = cls(path)
         try:
-            path.mkdir(mode=0o700)
-            lock = os.open(path / f".{RECORD}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # Seen only from here on: a record that is not locked is a leftover to whoever looks.
-            os.rename(path / f".{RECORD}", path / RECORD)
+            with _held(place, fcntl.LOCK_SH):  # until it is locked, it would be a leftover to whoever looks
+                path.mkdir(mode=0o700)
+                made._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(made._lock, fcntl.LOCK_EX)
+                made._replace({})
         except OSError as error:
-            shutil.rmtree(path, ignore_errors=True)
+            made.remove()
             raise _no_record(path, error) from error
-        return cls(path, lock)
+        return made
 
     def write(self, record: dict[str, Any]) -> None:
         """Store the record; readers see the old or the new one. Raises UserError."""
-        assert self._lock is not None
-        data = json.dumps(record).encode()
         try:
-            if os.pwrite(self._lock, data, 0) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.ftruncate(self._lock, len(data))
+            self._replace(record)
         except OSError as error:
             raise _no_record(self.path, error) from error
+
+    def _replace(self, record: dict[str, Any]) -> None:
+        fresh = self.path / f"{RECORD}.new"  # only who holds the lock writes
+        try:
+            fresh.write_bytes(json.dumps(record).encode() if record else b"")
+            fresh.rename(self.path / RECORD)
+        except BaseException:
+            with suppress(OSError):
+                fresh.unlink()
+            raise
 
     def read(self) -> dict[str, Any]:
         """Return the record; empty while the mount is being made."""
         try:
-            record = json.loads((self.path / RECORD).read_bytes())
-        except (OSError, ValueError):
+            record = json.loads(self._record().read_bytes())
+        except (OSError, ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) else {}
 
+    def _record(self) -> Path:
+        old = self.path / OLD_RECORD
+        return old if old.exists() else self.path / RECORD
+
     def alive(self) -> bool:
-        """Whether its supervisor lives."""
+        """Whether its supervisor lives. One of an older version, which an upgrade outlived, locks its record."""
+        old = self.path / OLD_RECORD
+        return _locked(old if old.exists() else self.path / LOCK)
+
+    @contextmanager
+    def control(self) -> Iterator[str]:
+        """Give an address of its control socket that is short enough for one."""
+        path = os.fspath(self.path / CONTROL)
+        if len(os.fsencode(path)) <= _SOCKET_PATH:
+            yield path
+            return
+        folder = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fd = os.open(self.path / RECORD, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            yield f"/proc/self/fd/{folder}/{CONTROL}"
         finally:
-            os.close(fd)
-        return False
+            os.close(folder)
 
     def remove(self) -> None:
-        """Remove the folder."""
+        """Remove the folder, the record first: a folder without one is nobody's mount."""
+        with suppress(OSError):
+            self._record().unlink()
         shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
 
+def _locked(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _take(fd, fcntl.LOCK_EX)
+    finally:
+        os.close(fd)
+
+
 def _no_record(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot keep a record in {path.parent}: {error.strerror}", "Make room there, and make it yours.")
 
 
+@contextmanager
+def _held(place: Path, how: int) -> Iterator[bool]:
+    """Hold a lock of the folder of all records, and say whether it was to be had: shared to make one, else to sweep."""
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    end = time.monotonic() + (_SWEEP if how == fcntl.LOCK_SH else 0.0)
+    try:
+        while not (had := _take(fd, how)) and time.monotonic() < end:
+            time.sleep(0.01)
+        yield had
+    finally:
+        os.close(fd)
+
+
+def _take(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sweep(place: Path) -> None:
+    """Remove what a supervisor left that was killed before it had written a record."""
+    with _held(place, fcntl.LOCK_EX) as alone:
+        for path in place.iterdir() if alone else ():
+            known = any((path / name).exists() for name in (RECORD, OLD_RECORD, _OLD_START))
+            if _LEFTOVER.fullmatch(path.name) and not known and not Runtime(path).alive():
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def runtimes() -> Iterator[Runtime]:
-    """Yield every medium's folder, leftovers too."""
-    for path in sorted(base().iterdir()):
-        if (path / RECORD).exists():
+    """Yield every medium's folder, leftovers too, but for those that nothing was mounted for yet."""
+    place = base()
+    _sweep(place)
+    for path in sorted(place.iterdir()):
+        if (path / RECORD).exists() or (path / OLD_RECORD).exists():
             yield Runtime(path)

@@ -68,8 +68,7 @@ class SessionBox:
     """
 
     def __init__(self, medium: Medium) -> None:
-        self.control, theirs = channel.pair()
-        with theirs, syscalls.descriptor(syscalls.SESSION) as seccomp:
+        with channel.handed_down() as (self.control, theirs), syscalls.descriptor(syscalls.SESSION) as seccomp:
             box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
             raw = medium.format is Format.RAW
             settings = {"control": theirs.fileno(), "medium": medium.fd if raw else None}
@@ -269,8 +268,10 @@ class ServedVolume:
             await self._send({"event": "none"}, [])
             return
         guard = self._mount.links_followed and shown.links != "follow"
-        await self._send({"do": "serve", "guard_links": guard}, [self._mount.fd])
-        self._mount.close_descriptor()
+        try:
+            await self._send({"do": "serve", "guard_links": guard}, [self._mount.fd])
+        finally:  # as long as we had a copy, the mount's callers would wait for a session process that is gone
+            self._mount.close_descriptor()
 
     def unmount(self, lazy: bool) -> None:
         """Unmount; the session process then ends by itself. Raises UserError (BUSY)."""

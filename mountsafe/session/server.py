@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
@@ -34,11 +35,16 @@ log = logging.getLogger(__name__)
 
 
 class Parent:
-    """The control channel to the parent: asks for streams, tells what happened."""
+    """The control channel to the parent: asks for streams, tells what happened.
+
+    Questions are answered one after the other. One that was given up is answered as well, and what comes with that
+    answer, which may be a descriptor, is nobody's: it is waited for, and closed, before the next question.
+    """
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._lock = trio.Lock()
+        self._unwanted = 0  # answers that nobody waits for any more
 
     async def tell(self, message: channel.Message) -> None:
         """Send a message."""
@@ -47,11 +53,33 @@ class Parent:
     async def ask(self, message: channel.Message) -> tuple[channel.Message, list[int]]:
         """Send a message and return the answer to it."""
         async with self._lock:
+            await self._drop_unwanted()
             await self.tell(message)
-            answer = await in_thread(channel.receive, self._control)
-            if answer is None:
-                raise GuestGone("the parent is gone")
-            return answer
+            try:
+                return await self._answer()
+            except trio.Cancelled:
+                self._unwanted += 1
+                trio.lowlevel.spawn_system_task(self._drop_soon)
+                raise
+
+    async def _answer(self) -> tuple[channel.Message, list[int]]:
+        # A thread that waited in recvmsg could not be cancelled, and would take the answer to the next question.
+        await trio.lowlevel.wait_readable(self._control.fileno())
+        answer = channel.receive(self._control)
+        if answer is None:
+            raise GuestGone("the parent is gone")
+        return answer
+
+    async def _drop_unwanted(self) -> None:
+        while self._unwanted:
+            _, fds = await self._answer()
+            self._unwanted -= 1
+            channel.close(fds)
+
+    async def _drop_soon(self) -> None:
+        with suppress(OSError, MountsafeError):  # who asks next hears of it
+            async with self._lock:
+                await self._drop_unwanted()
 
 
 OpenDisk = Callable[[int, Parent, trio.Nursery], Disk]
@@ -66,9 +94,9 @@ def disk_opener(medium: int | None) -> OpenDisk:
     def open_disk(size: int, parent: Parent, nursery: trio.Nursery) -> Disk:
         async def connect(instead: int | None) -> tuple[socket.socket, int]:
             answer, fds = await parent.ask({"want": "disk", "instead": instead})
-            if len(fds) != 1:
+            if (fd := channel.only(fds)) is None:
                 raise GuestGone(str(answer.get("why", "no disk")))
-            return socket.socket(fileno=fds[0]), answer["number"]
+            return socket.socket(fileno=fd), answer["number"]
 
         return NbdReader(connect, size, nursery)
 
@@ -88,9 +116,9 @@ class SessionProcess:
 
     async def _client(self) -> AgentClient:
         answer, fds = await self._parent.ask({"want": "stream"})
-        if len(fds) != 1:
+        if (fd := channel.only(fds)) is None:
             raise GuestGone(str(answer.get("why", "no virtual machine")))
-        client = AgentClient(socket.socket(fileno=fds[0]), answer["number"])
+        client = AgentClient(socket.socket(fileno=fd), answer["number"])
         self._nursery.start_soon(client.run)
         return client
 
@@ -132,7 +160,7 @@ class SessionProcess:
                 "landlock": settings["landlock"],
             }
         )
-        if len(fds) != 1:
+        if (fuse := channel.only(fds)) is None:
             raise SystemExit(1)
         disk = self._open_disk(settings["disk_size"], self._parent, self._nursery)
         reader = Reader(agents, disk, incidents, self._nursery)
@@ -141,7 +169,7 @@ class SessionProcess:
         self._nursery.start_soon(prefetch, agents, index, reader, min(PREFETCH_ENTRIES, settings["entries"] // 2))
         if settings["idle"]:
             self._nursery.start_soon(agents.rest_when_idle, settings["idle"], partial(self._resting, reader))
-        await serve(operations, fds[0], partial(self._parent.tell, {"event": "serving"}))
+        await serve(operations, fuse, partial(self._parent.tell, {"event": "serving"}))
         agents.close()
 
 

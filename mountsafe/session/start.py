@@ -20,7 +20,7 @@ from mountsafe.limits import IDLE, INDEX_ENTRIES, STATUS_DEADLINE, UNMOUNT_DEADL
 from mountsafe.medium.source import Medium
 from mountsafe.sandbox import PACKAGE, PYTHON
 from mountsafe.session.mounter import is_mounted, mounts, unmount
-from mountsafe.session.runtime import CONTROL, Runtime, runtimes
+from mountsafe.session.runtime import Runtime, runtimes
 from mountsafe.text import printable
 
 
@@ -210,7 +210,8 @@ def request(
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock, ExitStack() as stack:
         try:
             sock.settimeout(deadline)
-            sock.connect(os.fspath(runtime.path / CONTROL))
+            with runtime.control() as address:
+                sock.connect(address)
             supervisor = _pidfd(sock)
             stack.callback(os.close, supervisor)
             channel.send(sock, message)

@@ -31,8 +31,9 @@ from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name
 from mountsafe.session import logs
-from mountsafe.session.machines import Listener, Machines, started
-from mountsafe.session.runtime import CONTROL, LOG, Runtime
+from mountsafe.session.machines import Machines, started
+from mountsafe.session.reporter import Reporter
+from mountsafe.session.runtime import LOG, Runtime
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 from mountsafe.session.storage import Storage
 from mountsafe.trios import run
@@ -40,55 +41,6 @@ from mountsafe.trios import run
 log = logging.getLogger(__name__)
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MAX_NUMBERED = 1000  # media of one label that a user can have at a time
-
-
-class Reporter(Listener):
-    """Tells the one who started us how far we are, for as long as he listens."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def tell(self, message: channel.Message) -> None:
-        """Send a message; nobody may be there any more."""
-        with suppress(OSError, ValueError):
-            channel.send(self._sock, message)
-
-    def progress(self, what: str) -> None:
-        """Say what is being done now."""
-        log.info("%s", what)
-        self.tell({"progress": what})
-
-    def warn(self, what: str) -> None:
-        """Say what is worse than it might be."""
-        super().warn(what)
-        self.tell({"warning": what})
-
-    def failed(self, error: UserError) -> None:
-        """Say that it came to nothing."""
-        self.tell({"failed": {"message": error.message, "hint": error.hint, "code": int(error.code)}})
-
-    async def order(self) -> tuple[channel.Message, int] | None:
-        """Wait for what is to be mounted, and the descriptor of its medium; None if nobody is there any more."""
-        await trio.lowlevel.wait_readable(self._sock.fileno())
-        received = channel.receive(self._sock)
-        if received is None:
-            return None
-        message, (fd,) = received
-        return message, fd
-
-    def incident(self, words: str) -> None:
-        """Say that something went wrong with a mount that is there. Who listens may be slow: it is then left out."""
-        super().incident(words)
-        with suppress(OSError):
-            self._sock.sendmsg([channel.encode({"incident": words})], [], socket.MSG_DONTWAIT)
-
-    async def gone(self) -> None:
-        """Return when nobody listens any more."""
-        waiting = trio.socket.from_stdlib_socket(self._sock.dup())
-        with suppress(OSError):
-            while await waiting.recv(1):
-                pass
-        waiting.close()
 
 
 async def open_storage(storage: Storage) -> None:
@@ -290,7 +242,8 @@ class Supervisor:
     async def _listen(self) -> trio.socket.SocketType:
         """Open the control socket, before anybody hears that it is mounted, and may ask."""
         listening = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        await listening.bind(os.fspath(self._runtime.path / CONTROL))
+        with self._runtime.control() as address:
+            await listening.bind(address)
         listening.listen(8)
         return listening
 
@@ -377,6 +330,7 @@ def main() -> NoReturn:
         runtime = Runtime.create()
     except UserError as error:
         reporter.failed(error)
+        reporter.finish()
         raise SystemExit(error.code) from error
     try:
         logs.start(begin["verbose"], runtime.path / LOG)
@@ -390,4 +344,5 @@ def main() -> NoReturn:
         code = ExitCode.FAILURE
     finally:
         runtime.remove()
+        reporter.finish()
     raise SystemExit(code)

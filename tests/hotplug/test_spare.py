@@ -36,7 +36,7 @@ def emulators(pid: int) -> list[int]:
 
 
 # The record of one that waits is empty.
-WAITS = "cd /run/mountsafe/mounts && for each in *; do [ -s $each/mount.json ] || cat $each/log; done"
+WAITS = "cd /run/mountsafe/mounts && for each in *; do [ -s $each/record.json ] || cat $each/log; done"
 
 
 def waiting(daemon: Daemon) -> tuple[int, int]:

@@ -30,7 +30,6 @@ def test_it_is_nobody_without_rights_or_terminal() -> None:
     words = command()
     assert values(words, "--uid", 1) == values(words, "--gid", 1) == [("65534",)]
     assert values(words, "--cap-drop", 1) == [("ALL",)]
-    assert "--new-session" in words
     assert "--share-net" not in words
     assert "--cap-add" not in words
 
@@ -62,7 +61,17 @@ def test_it_can_write_to_bounded_memory_alone() -> None:
 def test_its_limits_come_after_the_box_and_before_the_program() -> None:
     words = command(Box(scratch=1, address_space=1 << 30, processes=8))
     inside = words[words.index("--") + 1 :]
-    assert inside == ["prlimit", f"--as={1 << 30}", "--nproc=8", "--core=0", "--memlock=0", "--", "true", "--flag"]
+    assert inside == [
+        "setsid",
+        "prlimit",
+        f"--as={1 << 30}",
+        "--nproc=8",
+        "--core=0",
+        "--memlock=0",
+        "--",
+        "true",
+        "--flag",
+    ]
 
 
 def test_its_filter_of_system_calls_is_read_from_a_descriptor() -> None:

@@ -107,3 +107,18 @@ def test_more_descriptors_than_allowed_are_a_fault_and_closed(ends: Ends) -> Non
     with pytest.raises(ProtocolFault):
         channel.receive(ends[1])
     assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("number", [0, 2, 3])
+def test_another_number_of_descriptors_than_one_leaves_none_open(number: int) -> None:
+    before = open_descriptors()
+    assert channel.only([os.dup(0) for _ in range(number)]) is None
+    assert open_descriptors() == before
+
+
+def test_an_end_that_nobody_was_started_for_is_closed() -> None:
+    before = open_descriptors()
+    with pytest.raises(FileNotFoundError), channel.handed_down() as kept:
+        raise FileNotFoundError
+    assert kept[0].fileno() == kept[1].fileno() == -1
+    assert open_descriptors() == before

@@ -34,7 +34,7 @@ SENTENCES = {  # that the user gets when one of them is lost while it mounts
     "appliance": re.compile("the appliance process ended|did not (start|attach|stream) in|did not start"),
     "QEMU": re.compile("the virtual machine did not|the appliance process ended|no answer from the virtual machine"),
 }
-WRAPPERS = (b"bwrap", b"prlimit", b"setpriv")
+WRAPPERS = (b"bwrap", b"setsid", b"prlimit", b"setpriv")
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 ENOUGH = (ExitCode.OK, ExitCode.NOT_MOUNTED)
 ON_TRYING = "no answer from the mount's supervisor"

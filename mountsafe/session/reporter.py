@@ -1,0 +1,99 @@
+"""What a supervisor tells the one who started it."""
+
+import logging
+import select
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+
+import trio
+
+from mountsafe import channel
+from mountsafe.errors import UserError
+from mountsafe.session.machines import Listener
+
+log = logging.getLogger(__name__)
+KEPT_REPORTS = 4096
+LAST_REPORT = 5.0  # seconds for one who listens, and reads nothing
+
+
+class Reporter(Listener):
+    """Tells the one who started us how far we are, for as long as he listens. He may be slow: nothing waits for him."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._kept: deque[bytes] = deque(maxlen=KEPT_REPORTS)  # what there was no room for yet
+
+    def tell(self, message: channel.Message) -> None:
+        """Send a message, now or when there is room; nobody may be there any more."""
+        self._kept.append(channel.encode(message))
+        if len(self._kept) == 1 and not self._sent():
+            with suppress(RuntimeError):  # outside of trio's loop, `finish` sends it
+                trio.lowlevel.spawn_system_task(self._send_on)
+
+    def _sent(self) -> bool:
+        """Send what there is room for; return whether that was all."""
+        try:
+            while self._kept:
+                self._sock.send(self._kept[0], socket.MSG_DONTWAIT)
+                self._kept.popleft()
+        except BlockingIOError:
+            return False
+        except OSError:  # nobody is there
+            self._kept.clear()
+        return True
+
+    async def _send_on(self) -> None:
+        while not self._sent():
+            await trio.lowlevel.wait_writable(self._sock.fileno())
+
+    def finish(self) -> None:
+        """Wait, not for ever, until what was told last has been sent."""
+        end = time.monotonic() + LAST_REPORT
+        while not self._sent() and time.monotonic() < end:
+            select.select([], [self._sock], [], max(0.0, end - time.monotonic()))
+
+    def progress(self, what: str) -> None:
+        """Say what is being done now."""
+        log.info("%s", what)
+        self.tell({"progress": what})
+
+    def warn(self, what: str) -> None:
+        """Say what is worse than it might be."""
+        super().warn(what)
+        self.tell({"warning": what})
+
+    def failed(self, error: UserError) -> None:
+        """Say that it came to nothing."""
+        self.tell({"failed": {"message": error.message, "hint": error.hint, "code": int(error.code)}})
+
+    async def order(self) -> tuple[channel.Message, int] | None:
+        """Wait for what is to be mounted, and the descriptor of its medium; None if nobody is there any more."""
+        await trio.lowlevel.wait_readable(self._sock.fileno())
+        received = channel.receive(self._sock)
+        if received is None:
+            return None
+        message, fds = received
+        fd = channel.only(fds)
+        return None if fd is None else (message, fd)
+
+    def incident(self, words: str) -> None:
+        """Say that something went wrong with a mount that is there. Who listens may be slow: it is then left out."""
+        super().incident(words)
+        if not self._kept:
+            with suppress(OSError):
+                self._sock.send(channel.encode({"incident": words}), socket.MSG_DONTWAIT)
+
+    async def gone(self) -> None:
+        """Return when nobody listens any more."""
+        heard = b"-"
+        while heard:
+            await trio.lowlevel.wait_readable(self._sock.fileno())
+            try:
+                # For this call alone: O_NONBLOCK would hold for all that is sent, by every copy of the socket.
+                heard = self._sock.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
