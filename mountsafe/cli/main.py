@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mountsafe import __version__
+from mountsafe import __version__, environment
 from mountsafe.cli import appliance, desktop, diagnose, inspecting, media, mounting, policies, screen, serving, trusting
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 
@@ -67,6 +67,8 @@ def _misused(error: Any) -> NoReturn:
 
 def run() -> None:
     """The console script: every error that is meant for a user ends here, as one sentence and a hint."""
+    for name in environment.harden():
+        screen.warn(f"{name} is ignored: what it names is not root's alone")
     try:
         try:
             code = app(standalone_mode=False)

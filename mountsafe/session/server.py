@@ -29,7 +29,7 @@ from mountsafe.incidents import Incidents
 from mountsafe.limits import PREFETCH_ENTRIES
 from mountsafe.medium.block import BlockReader, Disk
 from mountsafe.medium.extents import Window
-from mountsafe.trios import in_thread, run
+from mountsafe.trios import run
 
 log = logging.getLogger(__name__)
 

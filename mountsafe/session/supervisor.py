@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import trio
 
-from mountsafe import channel
+from mountsafe import channel, environment
 from mountsafe.appliance import build
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.client import AgentClient, GuestRefused
@@ -323,6 +323,7 @@ async def _supervise(begin: dict[str, Any], runtime: Runtime, reporter: Reporter
 def main() -> NoReturn:
     """Run with one argument as JSON: the report's descriptor, `verbose` and `spare` (see `mountsafe.session.start`)."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until somebody listens: none is lost, and nothing is left
+    environment.harden()
     begin = json.loads(sys.argv[1])
     reporter = Reporter(socket.socket(fileno=begin["report"]))
     code = ExitCode.OK

@@ -15,7 +15,7 @@ from mountsafe.errors import GuestGone, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import served as served_module
-from mountsafe.session.mounter import MountRequest
+from mountsafe.session.mounter import FuseMount, MountRequest
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 from mountsafe.session.storage import Storage
 
@@ -173,3 +173,22 @@ async def test_a_machine_that_cannot_be_had_is_an_answer(patched: list[MountRequ
         await seen.say({"want": "stream"})
         await seen.receive(1000)
         assert seen.machines.ended == [2]
+
+
+@pytest.mark.real_clock
+async def test_a_descriptor_that_cannot_be_sent_is_closed(
+    patched: list[MountRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who looks at the mount would wait for a session process that is gone."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    async with session(patched, tmp_path) as seen:
+
+        def mount(request: MountRequest) -> FuseMount:
+            trio.from_thread.run(seen.served._child.stop)  # it ends in this very moment
+            return FuseMount(request.target, writing, True)
+
+        monkeypatch.setattr(served_module, "mount", mount)
+        await seen.say(READY)
+        await seen.ended.wait()
+        assert os.read(reading, 1) == b""
+    os.close(reading)

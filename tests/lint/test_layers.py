@@ -21,7 +21,7 @@ ROOMS = (
     WORDS,
     ("policy",),
     ("wire",),
-    ("boxuser", "channel", "incidents", "landlock", "mountinfo", "peer", "process", "syscalls", "trios"),
+    ("boxuser", "channel", "environment", "incidents", "landlock", "mountinfo", "peer", "process", "syscalls", "trios"),
     ("agent", "medium", "sandbox", "appliance", "container", "hotplug"),
     ("system",),
     ("filesystem",),

@@ -60,7 +60,7 @@ BREAKS: dict[int, list[Break]] = {
     ],
     13: [Break("text.py", "if unicodedata.category(char) not in _ESCAPED_CATEGORIES:", "if True:")],
     14: [Break("appliance/client.py", "with trio.move_on_after(deadline)", f"with trio.move_on_after({FOR_EVER})")],
-    15: [Break("sandbox.py", ', "--die-with-parent"', "")],
+    15: [Break("sandbox.py", ', "--die-with-parent"', ""), Break("process.py", "kill -s KILL 0", ":")],
     16: [
         Break("cli/mounting.py", "            if created:\n                _remove_quietly(target)\n", ""),
         Break("session/supervisor.py", "            self._remove_folders()\n", "            pass\n"),
@@ -112,4 +112,9 @@ BREAKS: dict[int, list[Break]] = {
         Break("appliance/serve.py", "    landlock.write_only_in(WRITABLE, [DEVICES])\n", ""),
         Break("container/serve.py", "    landlock.write_only_in(WRITABLE, [DEVICES])\n", ""),
     ],
+    43: [
+        Break("process.py", "    for pid in orphans():", "    for pid in list[int]():"),
+        Break("process.py", "kill -s KILL 0", ":"),
+    ],
+    44: [Break("environment.py", "return value if is_roots_alone(value) else", "return value if True else")],
 }

@@ -1,0 +1,91 @@
+"""What of the caller's environment counts when root runs us: `sudo -E`, or a job that somebody else wrote.
+
+A name is kept if no program that we start, and none of our own decisions, could be turned by it against root. A name of
+a place is kept if it is root's alone, all the way up: else somebody else chooses what root runs, reads or writes over.
+"""
+
+import os
+import pwd
+import re
+import stat
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# Words for people's eyes; who is behind sudo; what a service manager tells its service; what a shell asks to complete.
+_WORDS = re.compile(
+    r"LANG|LANGUAGE|LC_[A-Z]+|TZ|TERM|COLORTERM|DISPLAY|WAYLAND_DISPLAY|NO_COLOR|FORCE_COLOR|COLUMNS|LINES|PWD"
+    r"|SUDO_(UID|GID|USER|COMMAND)|USER|LOGNAME|SHELL"
+    r"|NOTIFY_SOCKET|WATCHDOG_(USEC|PID)|JOURNAL_STREAM|INVOCATION_ID"
+    r"|_MOUNTSAFE_COMPLETE|_TYPER_[A-Z_]+|COMP_[A-Z]+"
+)
+_PLACES = ("HOME", "MOUNTSAFE_APPLIANCE", "TMPDIR", "XDG_RUNTIME_DIR", "XAUTHORITY")  # one each
+_LISTS = ("PATH", "LIBGUESTFS_PATH")  # several each
+_ADDRESSES = ("DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SESSION_BUS_ADDRESS")  # of sockets, "unix:path=/..."
+TOLD = ("MOUNTSAFE_APPLIANCE", "LIBGUESTFS_PATH", "DBUS_SYSTEM_BUS_ADDRESS")  # who sets them wants something by it
+
+
+def harden(environment: MutableMapping[str, str] = os.environ) -> list[str]:
+    """Take out of root's environment what could be turned against root; return the names that somebody may miss.
+
+    An ordinary user's is left as it is: what it makes a program do, its user could do without us.
+    """
+    if os.geteuid() != 0:
+        return []
+    kept = {name: value for name, old in environment.items() if (value := _safe(name, old))}
+    kept.setdefault("PATH", SYSTEM_PATH)
+    kept.setdefault("HOME", pwd.getpwuid(0).pw_dir)
+    missed = [name for name in TOLD if environment.get(name, "") != kept.get(name, "")]
+    environment.clear()
+    environment.update(kept)
+    return missed
+
+
+def _safe(name: str, value: str) -> str:
+    """Return the value that may be kept; "" for none."""
+    if _WORDS.fullmatch(name):
+        return value
+    if name in _PLACES:
+        return value if is_roots_alone(value) else ""
+    if name in _LISTS:
+        return ":".join(place for place in value.split(":") if is_roots_alone(place))
+    if name in _ADDRESSES:
+        path = re.fullmatch(r"unix:path=(/[^,;%]*)(,guid=[0-9a-f]+)?", value)
+        return value if path and is_roots_alone(path[1]) else ""
+    return ""
+
+
+def is_roots_alone(path: str) -> bool:
+    """Whether nobody but root can change what is at an absolute path, or comes to be there."""
+    if not os.path.isabs(path):
+        return False
+    return all(map(_is_roots, {*_steps(path), *_steps(os.path.realpath(path))}))
+
+
+def _steps(path: str) -> Iterator[Path]:
+    """Yield a path and all above it, as it is written: no link is followed in its last part."""
+    normal = Path(os.path.abspath(path))
+    yield normal
+    yield from normal.parents
+
+
+def _is_roots(path: Path) -> bool:
+    """Whether what is there is root's, or nothing is: its folder then says who could change that."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return not _is_open(path.parent)
+    except OSError:
+        return False
+    if status.st_uid != 0:
+        return False
+    return stat.S_ISLNK(status.st_mode) or not status.st_mode & 0o022 or bool(status.st_mode & stat.S_ISVTX)
+
+
+def _is_open(folder: Path) -> bool:
+    """Whether others can make something in a folder, as in /tmp."""
+    try:
+        return bool(folder.stat().st_mode & 0o022)
+    except OSError:
+        return False

@@ -1,0 +1,84 @@
+"""What of the caller's environment reaches root's mountsafe: nothing that somebody else could turn against root."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mountsafe import environment
+from mountsafe.environment import SYSTEM_PATH, harden, is_roots_alone
+from tests.conftest import missing
+
+NOBODY = 61000
+TURNED = [
+    *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONBREAKPOINT", "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT"),
+    *("GCONV_PATH", "BASH_ENV", "ENV", "IFS", "LIBGUESTFS_HV", "LIBGUESTFS_APPEND", "LIBGUESTFS_CACHEDIR"),
+    *("LIBGUESTFS_BACKEND", "SUPERMIN_KERNEL", "SUPERMIN_MODULES", "QEMU_MODULE_DIR", "XDG_CACHE_HOME"),
+    *("XDG_CONFIG_HOME", "XDG_STATE_HOME", "MALLOC_PERTURB_", "GLIBC_TUNABLES", "OPENSSL_CONF"),
+]
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Path:
+    """A folder that is root's alone."""
+    if os.geteuid() != 0:
+        missing("root")
+    assert is_roots_alone(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def anothers(roots: Path) -> Path:
+    """A folder in there that is a user's."""
+    path = roots / "another's"
+    path.mkdir()
+    os.chown(path, NOBODY, NOBODY)
+    return path
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_what_could_be_turned_against_root_is_dropped(roots: Path, name: str) -> None:
+    given = {name: str(roots), "LANG": "C.UTF-8", "SUDO_UID": "1000"}
+    assert harden(given) == []
+    assert given == {"LANG": "C.UTF-8", "SUDO_UID": "1000", "PATH": SYSTEM_PATH, "HOME": "/root"}
+
+
+@pytest.mark.parametrize(
+    "name", ["HOME", "MOUNTSAFE_APPLIANCE", "TMPDIR", "XDG_RUNTIME_DIR", "PATH", "LIBGUESTFS_PATH"]
+)
+def test_a_place_is_kept_if_it_is_roots_alone(roots: Path, anothers: Path, name: str) -> None:
+    (roots / "link").symlink_to(anothers)
+    (anothers / "roots").mkdir()
+    for place in (anothers, anothers / "roots", anothers / "not there", roots / "link", Path("/tmp/not-there")):
+        given = {name: str(place)}
+        assert harden(given) == [name] * (name in environment.TOLD)
+        assert str(place) not in given.values()
+    given = {name: str(roots / "not there")}
+    assert harden(given) == []
+    assert given[name] == str(roots / "not there")
+
+
+def test_of_a_list_the_places_that_are_roots_are_kept(roots: Path, anothers: Path) -> None:
+    given = {"PATH": f"{anothers}::.:/usr/bin:relative:{roots}"}
+    harden(given)
+    assert given["PATH"] == f"/usr/bin:{roots}"
+
+
+def test_who_wanted_something_by_it_is_told(anothers: Path) -> None:
+    given = {"MOUNTSAFE_APPLIANCE": str(anothers), "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={anothers}/bus"}
+    assert harden(given) == ["MOUNTSAFE_APPLIANCE", "DBUS_SYSTEM_BUS_ADDRESS"]
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o777, 0o707])
+def test_what_others_may_write_to_is_not_roots_alone(roots: Path, mode: int) -> None:
+    (roots / "open").mkdir()
+    (roots / "open").chmod(mode)
+    assert not is_roots_alone(str(roots / "open"))
+    assert not is_roots_alone(str(roots / "open" / "below"))
+
+
+def test_a_users_environment_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    given = {"PATH": "/home/me/bin", "PYTHONPATH": "/home/me"}
+    assert harden(given) == []
+    assert given == {"PATH": "/home/me/bin", "PYTHONPATH": "/home/me"}
