@@ -9,7 +9,8 @@ from pathlib import Path
 class Mounted:
     """One mount. `number`: (major, minor) of its device. Undecodable bytes of names are surrogates.
 
-    `options` are the mount's own, such as nosuid; the file system may have more.
+    `options` are the mount's own, such as nosuid; the file system may have more. `id` is the mount's number while it
+    is there, `parent` that of the one it is mounted in.
     """
 
     number: tuple[int, int]
@@ -17,6 +18,8 @@ class Mounted:
     fstype: str
     source: str
     options: tuple[str, ...] = ()
+    id: int = 0
+    parent: int = 0
 
 
 def mounted(path: Path = Path("/proc/self/mountinfo")) -> list[Mounted]:
@@ -26,10 +29,12 @@ def mounted(path: Path = Path("/proc/self/mountinfo")) -> list[Mounted]:
 
 def _parsed(line: str) -> Mounted:
     before, _, after = line.partition(" - ")
-    _, _, number, _, point, options, *_ = before.split(" ")
+    id_, parent, number, _, point, options, *_ = before.split(" ")
     fstype, source, *_ = after.split(" ")
     major, minor = number.split(":")
-    return Mounted((int(major), int(minor)), unescaped(point), fstype, unescaped(source), tuple(options.split(",")))
+    device = int(major), int(minor)
+    own = tuple(options.split(","))
+    return Mounted(device, unescaped(point), fstype, unescaped(source), own, int(id_), int(parent))
 
 
 def unescaped(field: str) -> str:

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,21 +143,21 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     quiet = json or verbose
     with screen.progress(quiet) as progress:
         build.ensure(progress)
-        target, created = start.prepare_target(directory or default_target(medium))
+        target = start.prepare_target(directory or default_target(medium))
         starting = start.Starting(verbose)
-        starting.order(medium, target, created, options)
+        starting.order(medium, target, options)
         try:
             record = starting.follow(progress, screen.warn)
             if not foreground:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the mount is there: Ctrl-C comes too late
         except KeyboardInterrupt:
             starting.abandon()
-            if created:
-                _remove_quietly(target)
+            if target.created:
+                target.remove()  # unless the supervisor was faster
             raise
         except UserError:
-            if created:
-                _remove_quietly(target)
+            if target.created:
+                target.remove()  # unless the supervisor was faster
             raise
     if json:
         screen.print_json(record)
@@ -194,11 +193,6 @@ def _stay(starting: start.Starting, quiet: bool) -> None:
         starting.wait()
     except KeyboardInterrupt:
         starting.end()
-
-
-def _remove_quietly(target: Path) -> None:
-    with suppress(OSError):  # the supervisor was faster
-        target.rmdir()
 
 
 def _check_not_mounted(medium: Medium) -> None:

@@ -18,8 +18,8 @@ from mountsafe.errors import MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.rules import Decision, Verdict
-from mountsafe.session.mounter import unmount
-from mountsafe.session.start import MountOptions, Starting
+from mountsafe.session.mounter import unmount_at
+from mountsafe.session.start import MountOptions, Starting, held
 from mountsafe.text import printable
 from mountsafe.trios import in_thread
 
@@ -135,7 +135,7 @@ class Keeper:
     async def eject(self) -> None:
         """Unmount it and let go. Raises UserError (BUSY) if it is in use."""
         for mounted in self.mounts:
-            await trio.to_thread.run_sync(unmount, Path(mounted["target"]))
+            await trio.to_thread.run_sync(unmount_at, Path(mounted["target"]))
         self._ejecting = True
         await self.end()
         self._become("ejected")
@@ -211,7 +211,7 @@ class Keeper:
         self.person = person = await self._who()
         assert self._claim is not None
         wished = self.decision.options
-        target = Path(folder_of(person, self._wishes.hidden if wished.hide else self._wishes.base))
+        target = held(Path(folder_of(person, self._wishes.hidden if wished.hide else self._wishes.base)))
         options = MountOptions(
             owner=wished.owner,
             idle=self._wishes.idle,
@@ -222,7 +222,8 @@ class Keeper:
         self.problem = ""
         self._become("opening")
         starting = self._wishes.spare.take()
-        starting.order(self._claim.medium, target, False, options)
+        starting.order(self._claim.medium, target, options)
+        target.close()
         try:
             record = await in_thread(starting.follow, self._log.info, self._log.warning)
             self.mounts = record["mounts"]

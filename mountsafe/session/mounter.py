@@ -1,6 +1,11 @@
-"""Who makes the mount: mount(2) as root, fusermount3 for everybody else. Both return a /dev/fuse descriptor."""
+"""Who makes the mount: fsmount as root, fusermount3 for everybody else. Both return a /dev/fuse descriptor.
+
+A mount is put on a folder that is held since it was checked, and known by its number from then on: what its path leads
+to may be changed by others at any moment, and is never unmounted or removed for it.
+"""
 
 import ctypes
+import errno
 import os
 import shutil
 import socket
@@ -11,15 +16,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.mountinfo import mounted
+from mountsafe.mountinfo import Mounted, mounted
+from mountsafe.session.attached import (
+    FSTYPE,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_NOSYMFOLLOW,
+    MOUNT_ATTR_RDONLY,
+    MountId,
+    at,
+    attach,
+    find,
+    fsmount,
+    identity,
+    over,
+    top_at,
+)
+from mountsafe.session.places import Place, number_of, walk
 from mountsafe.text import printable
 
-# include/uapi/linux/mount.h
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOSYMFOLLOW = 1, 2, 4, 8, 256
-MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
-FSTYPE = "fuse.mountsafe"
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8  # include/linux/fs.h
+ATTEMPTS = 64  # others may be mounted on it, or move it, while it is unmounted
 HINT = "Choose another folder, one of yours on a local disk."
 READ_AHEAD_KIB = 2048
+
+
+# At the end of input: unmount what is at $0, while the mount with the numbers $1 is there.
+UNMOUNTING = """
+read -r _
+while read -r id _ number _; do
+    [ "$id $number" = "$1" ] && exec fusermount3 -u -z -- "$0"
+done </proc/self/mountinfo
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +56,7 @@ class MountRequest:
     """What to mount where. `uid` and `gid` own the mount; `mode` is the root's; `follow_links` drops nosymfollow."""
 
     source: str
-    target: Path
+    place: Place
     uid: int
     gid: int
     mode: int
@@ -41,11 +70,12 @@ class Keeper:
     that root may not look into: those of ordinary users.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, which: MountId) -> None:
+        known = "{} {}:{}".format(which.number, *which.device)
         reading, self._writing = os.pipe2(os.O_CLOEXEC)
         try:
             self._process = subprocess.Popen(
-                ["sh", "-c", 'read -r _; exec fusermount3 -u -z -- "$0"', os.fspath(target)],
+                ["sh", "-c", UNMOUNTING, os.fspath(target), known],
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -70,12 +100,18 @@ def _environment() -> dict[str, str]:
 class FuseMount:
     """A mount with its descriptor. `links_followed` says whether the kernel follows symbolic links in it."""
 
-    def __init__(self, target: Path, fd: int, links_followed: bool, keeper: "Keeper | None" = None) -> None:
-        self.target = target
+    def __init__(self, which: MountId, fd: int, links_followed: bool, keeper: "Keeper | None" = None) -> None:
+        self.which = which
         self.fd = fd
         self.links_followed = links_followed
         self._keeper = keeper
         self._unmounting = threading.Lock()  # a client, the session's end and ours may want it at the same time
+
+    @property
+    def target(self) -> Path | None:
+        """Where it is now; None if it is not mounted any more."""
+        found = find(self.which)
+        return None if found is None else Path(found.point)
 
     def widen_read_ahead(self) -> None:
         """Let the kernel ask for more at a time: sequential reads gain much. Only root may; others keep 128 KiB.
@@ -85,12 +121,10 @@ class FuseMount:
         if os.geteuid() != 0:
             return
         with suppress(OSError):
-            os.statvfs(self.target)
-        for each in mounted():
-            if each.point == os.fspath(self.target):
-                knob = Path("/sys/class/bdi", "{}:{}".format(*each.number), "read_ahead_kb")
-                with suppress(OSError):  # a container's /sys may be read-only
-                    knob.write_text(str(READ_AHEAD_KIB), encoding="ascii")
+            if (target := self.target) is not None:
+                os.statvfs(target)
+            knob = Path("/sys/class/bdi", "{}:{}".format(*self.which.device), "read_ahead_kb")
+            knob.write_text(str(READ_AHEAD_KIB), encoding="ascii")  # a container's /sys may be read-only
 
     def close_descriptor(self) -> None:
         """Close our copy: the connection then ends with the session process."""
@@ -101,8 +135,7 @@ class FuseMount:
     def unmount(self, lazy: bool = False) -> None:
         """Unmount; UserError (BUSY) if it is in use and `lazy` is not set. Nothing happens if it is unmounted."""
         with self._unmounting:
-            if is_mounted(self.target):
-                unmount(self.target, lazy)
+            unmount(self.which, lazy)
             if self._keeper is not None:
                 self._keeper.let_go()
                 self._keeper = None
@@ -127,65 +160,139 @@ def require_fuse() -> None:
         raise UserError("fusermount3 is missing", "sudo apt install fuse3", ExitCode.DEPENDENCY)
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
 def _mount_as_root(request: MountRequest) -> FuseMount:
+    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    attributes |= 0 if request.follow_links else MOUNT_ATTR_NOSYMFOLLOW
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | (0 if request.follow_links else MS_NOSYMFOLLOW)
-    options = (
-        f"fd={fd},rootmode={0o40000 | request.mode:o},user_id={request.uid},group_id={request.gid},"
-        "allow_other,default_permissions"
-    )
-    arguments = (request.source.encode(), os.fsencode(request.target), FSTYPE.encode(), flags, options.encode())
-    if _libc().mount(*arguments) != 0:
-        number = ctypes.get_errno()
+    options = {
+        "fd": str(fd),
+        "rootmode": f"{0o40000 | request.mode:o}",
+        "user_id": str(request.uid),
+        "group_id": str(request.gid),
+        "allow_other": None,
+        "default_permissions": None,
+        "ro": None,
+    }
+    try:
+        made = fsmount(request.source, options, attributes)
+        try:
+            attach(made, request.place.fd)
+            which = _landed({number_of(made)}, request.place, made)
+        finally:
+            os.close(made)  # or it could not be unmounted
+    except OSError as error:
         os.close(fd)
-        raise UserError(f"cannot mount on {_shown(request.target)}: {os.strerror(number)}", HINT, ExitCode.TARGET)
-    return FuseMount(request.target, fd, request.follow_links)
+        raise UserError(
+            f"cannot mount on {_shown(request.place.path)}: {error.strerror}", HINT, ExitCode.TARGET
+        ) from error
+    return _in_place(FuseMount(which, fd, request.follow_links), request.place)
+
+
+def _landed(numbers: set[int], place: Place, made: int | None = None) -> MountId:
+    """Return the mount with one of these numbers; `made`: a descriptor of it. Raises OSError."""
+    found = [each for each in mounted() if each.id in numbers and each.fstype == FSTYPE]
+    for each in sorted(found, key=lambda each: each.point != os.fspath(place.path)):
+        if made is not None:
+            return identity(each, made)
+        return at(Path(each.point)) or MountId(each.id, 0, each.number, each.source)
+    raise OSError(errno.ENOENT, "its folder is gone")
+
+
+def _in_place(mount: FuseMount, place: Place) -> FuseMount:
+    """Return the mount, if it is where it was meant to be. Raises UserError, and nothing is mounted, if it is not."""
+    if mount.target == place.path:
+        return mount
+    mount.close_descriptor()
+    mount.unmount(lazy=True)
+    raise UserError(
+        f"{_shown(place.path)} was moved away while it was being mounted on", "See who did that.", ExitCode.TARGET
+    )
 
 
 def _mount_as_user(request: MountRequest) -> FuseMount:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     source = request.source.replace("\\", "\\\\").replace(",", "\\,")
     options = f"ro,nosuid,nodev,noexec,default_permissions,fsname={source},subtype=mountsafe"
+    before = {each.id for each in mounted()}
     with theirs:
         helper = subprocess.Popen(
-            ["fusermount3", "-o", options, "--", os.fspath(request.target)],
+            # It looks itself whose the folder is that it mounts on: the one it is in, and no path.
+            ["fusermount3", "-o", options, "--", "."],
             env={"_FUSE_COMMFD": str(theirs.fileno()), **_environment()},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            cwd=f"/proc/self/fd/{request.place.fd}",
         )
     with ours:
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
     words = helper.communicate()[1].decode("utf-8", "replace").strip()
+    shown = _shown(request.place.path)
     if not fds:
-        raise UserError(f"cannot mount on {_shown(request.target)}: {printable(words)}", HINT, ExitCode.TARGET)
+        raise UserError(f"cannot mount on {shown}: {printable(words)}", HINT, ExitCode.TARGET)
     os.set_inheritable(fds[0], False)
-    return FuseMount(request.target, fds[0], True, Keeper(request.target))
+    new = {each.id for each in mounted() if each.source == request.source} - before
+    try:
+        which = _landed(new, request.place)
+    except OSError as error:
+        os.close(fds[0])
+        raise UserError(f"cannot mount on {shown}: {error.strerror}", HINT, ExitCode.TARGET) from error
+    return _in_place(FuseMount(which, fds[0], True, Keeper(request.place.path, which)), request.place)
 
 
-def unmount(target: Path, lazy: bool = False) -> None:
-    """Unmount `target`. Raises UserError (BUSY) if it is in use."""
+def unmount(which: MountId, lazy: bool = False) -> None:
+    """Unmount a mount, wherever it is now. Raises UserError (BUSY). Nothing happens if it is unmounted.
+
+    `lazy`: whatever uses it, and with all that is mounted on it.
+    """
+    words, attempts = "", 0
+    while (found := find(which)) is not None:
+        if attempts == ATTEMPTS or (words and not lazy):
+            hint = "Close what uses it (fuser -vm DIR shows), or use --force to detach it now."
+            raise UserError(f"cannot unmount {_shown(Path(found.point))}: {printable(words)}", hint, ExitCode.BUSY)
+        words = _unmount_at(found, which, lazy)
+        attempts += 1
+
+
+def unmount_at(target: Path, lazy: bool = False) -> None:
+    """Unmount what is on top at a path, if that is one of our mounts. Raises UserError (BUSY)."""
+    if (which := at(target)) is not None:
+        unmount(which, lazy)
+
+
+def _unmount_at(found: Mounted, which: MountId, lazy: bool) -> str:
+    """Try it once, where it is now; return what speaks against it."""
+    point = Path(found.point)
+    try:
+        parent = walk(point.parent)
+        try:
+            top = top_at(parent, point.name)
+            try:
+                number = number_of(top)
+                same = number == which.number and which.unique in (0, identity(found, top).unique)
+            finally:
+                os.close(top)
+            if not same and not (lazy and over(number, which.number, mounted())):
+                return "something else is mounted over it"
+            return _umount(point, parent, lazy)
+        finally:
+            os.close(parent)
+    except OSError as error:
+        return f"it cannot be reached: {error.strerror}"
+
+
+def _umount(point: Path, parent: int, lazy: bool) -> str:
     if os.geteuid() == 0:
         flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
-        if _libc().umount2(os.fsencode(target), flags) == 0:
-            return
-        words = os.strerror(ctypes.get_errno())
-    else:
-        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", os.fspath(target)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode == 0:
-            return
-        words = done.stderr.strip()
-    if not is_mounted(target):
-        return
-    hint = "Close what uses it (fuser -vm DIR shows), or use --force to detach it now."
-    raise UserError(f"cannot unmount {_shown(target)}: {printable(words)}", hint, ExitCode.BUSY)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(f"/proc/self/fd/{parent}/{point.name}"), flags) == 0:
+            return ""
+        return os.strerror(ctypes.get_errno())
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", os.fspath(point)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment())
+    return "" if done.returncode == 0 else done.stderr.strip()
 
 
 def mounts() -> dict[str, str]:

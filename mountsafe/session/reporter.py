@@ -15,6 +15,7 @@ from mountsafe.session.machines import Listener
 
 log = logging.getLogger(__name__)
 KEPT_REPORTS = 4096
+ORDERED = 3  # descriptors that come with an order
 LAST_REPORT = 5.0  # seconds for one who listens, and reads nothing
 
 
@@ -68,15 +69,17 @@ class Reporter(Listener):
         """Say that it came to nothing."""
         self.tell({"failed": {"message": error.message, "hint": error.hint, "code": int(error.code)}})
 
-    async def order(self) -> tuple[channel.Message, int] | None:
-        """Wait for what is to be mounted, and the descriptor of its medium; None if nobody is there any more."""
+    async def order(self) -> tuple[channel.Message, list[int]] | None:
+        """Wait for what is to be mounted, and where; None if nobody is there any more.
+
+        Three descriptors come with it: of the medium, of the target's parent and of the target.
+        """
         await trio.lowlevel.wait_readable(self._sock.fileno())
         received = channel.receive(self._sock)
-        if received is None:
+        if received is not None and len(received[1]) != ORDERED:
+            channel.close(received[1])
             return None
-        message, fds = received
-        fd = channel.only(fds)
-        return None if fd is None else (message, fd)
+        return received
 
     def incident(self, words: str) -> None:
         """Say that something went wrong with a mount that is there. Who listens may be slow: it is then left out."""

@@ -24,8 +24,10 @@ from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.process import Child, said_by
+from mountsafe.session.attached import MountId
 from mountsafe.session.machines import Machines
 from mountsafe.session.mounter import FuseMount, MountRequest, mount
+from mountsafe.session.places import Place
 from mountsafe.text import printable
 from mountsafe.trios import in_thread
 
@@ -61,6 +63,11 @@ class Presentation:
     entries: int = INDEX_ENTRIES
 
 
+def mount_source(name: str) -> str:
+    """Return what the mounts of a medium of this name show as their source."""
+    return f"mountsafe:{name}".replace(",", "_").replace("\\", "_")
+
+
 class SessionBox:
     """A session process that is not told yet which file system it serves: it starts while that is found out.
 
@@ -85,14 +92,14 @@ class ServedVolume:
     def __init__(
         self,
         volume: Volume,
-        target: Path,
+        place: Place,
         machines: Machines,
         shown: Presentation,
         box: SessionBox,
         source: str,
     ) -> None:
         self.volume = volume
-        self.target = target
+        self.place = place
         self.fstype = volume.fstype
         self.note = ""
         self.direct = False
@@ -257,9 +264,9 @@ class ServedVolume:
         self.landlock = landlock if isinstance(landlock, int) else 0
         self.note = STATE_WORDS[state]
         shown = self._shown
-        source = f"mountsafe:{self._source}".replace(",", "_").replace("\\", "_")
+        source = mount_source(self._source)
         request = MountRequest(
-            source, self.target, shown.mount_uid, shown.mount_gid, mode & 0o777, shown.links != "nofollow"
+            source, self.place, shown.mount_uid, shown.mount_gid, mode & 0o777, shown.links != "nofollow"
         )
         try:
             self._mount = await trio.to_thread.run_sync(mount, request)
@@ -288,6 +295,16 @@ class ServedVolume:
     async def end(self) -> None:
         """End the session process."""
         await self._child.stop()
+
+    @property
+    def target(self) -> Path:
+        """Where it is mounted; where it is to be, or was, if it is not."""
+        return (self._mount.target if self._mount is not None else None) or self.place.path
+
+    @property
+    def which(self) -> MountId | None:
+        """What its mount is known by; None if there is none yet."""
+        return None if self._mount is None else self._mount.which
 
     def facts(self) -> dict[str, object]:
         """What `list --json` shows."""

@@ -19,9 +19,13 @@ from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES, STATUS_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.sandbox import PACKAGE, PYTHON
-from mountsafe.session.mounter import is_mounted, mounts, unmount
+from mountsafe.session.attached import MountId, at, find
+from mountsafe.session.mounter import mounts, unmount
+from mountsafe.session.places import Place, removed
 from mountsafe.session.runtime import Runtime, runtimes
 from mountsafe.text import printable
+
+CHOOSE = "Choose an empty folder, or one that does not exist yet."
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,13 @@ class Starting:
             )
         self._report = ours
 
-    def order(self, medium: Medium, target: Path, created: bool, options: MountOptions) -> None:
-        """Tell it what to mount; `follow` says what came of it. `created`: the target was made for this."""
+    def order(self, medium: Medium, target: Place, options: MountOptions) -> None:
+        """Tell it what to mount, and where; `follow` says what came of it."""
         uid, gid = options.person or caller()
         wanted = {
             "source": os.fspath(medium.path),
-            "target": os.fspath(target),
-            "created_target": created,
+            "target": os.fspath(target.path),
+            "created_target": target.created,
             "size": medium.size,
             "block_device": medium.block_device,
             "format": medium.format,
@@ -82,7 +86,7 @@ class Starting:
             **asdict(options),
         }
         with suppress(OSError):  # it has ended: `follow` says so
-            channel.send(self._report, wanted, [medium.fd])
+            channel.send(self._report, wanted, [medium.fd, target.parent, target.fd])
 
     @property
     def alive(self) -> bool:
@@ -180,14 +184,16 @@ def running() -> list[tuple[Runtime, dict[str, Any]]]:
 
 
 def clean_up(runtime: Runtime, record: dict[str, Any]) -> None:
-    """Unmount and remove what a killed supervisor left."""
-    created = [Path(folder) for folder in record.get("created", [])]
-    for target in {*created, *(Path(mount["target"]) for mount in record.get("mounts", []))}:
-        if is_mounted(target):
-            unmount(target, lazy=True)
-    for folder in reversed(created):
-        with suppress(OSError):
-            folder.rmdir()
+    """Unmount and remove what a killed supervisor left, wherever it is now, and nothing else."""
+    held_ = record.get("held", {})
+    known = [MountId.read(told) for told in held_.get("mounts", [])]
+    # It may have been killed before it could write down what it had mounted: then it is by its place and its name.
+    seen = [at(Path(place)) for place in held_.get("planned", [])]
+    for which in known + [which for which in seen if which is not None and which.source == held_["name"]]:
+        if which is not None:
+            unmount(which, lazy=True)
+    for folder, *number in reversed(held_.get("created", [])):
+        removed(Path(folder), (number[0], number[1]))
     runtime.remove()
 
 
@@ -281,45 +287,67 @@ def unmount_one(name: Path, force: bool = False) -> str:
     media = running()
     for wanted in _spellings(name):
         for runtime, record in media:
-            targets = {record["target"], *(mount["target"] for mount in record["mounts"])}
+            targets = {record["target"], *(mount["target"] for mount in record["mounts"]), *_places(record)}
             if wanted in targets or wanted in (record["source"], os.path.realpath(record["source"])):
                 end(runtime, record, force)
                 return str(record["source"])
-        if is_mounted(Path(wanted)):
-            unmount(Path(wanted), lazy=force)
+        if (which := at(Path(wanted))) is not None:
+            unmount(which, lazy=force)
             return wanted
     shown = printable(os.fsencode(name), 500)
     raise UserError(f"{shown} is not mounted by mountsafe", "mountsafe list shows what is.", ExitCode.NOT_MOUNTED)
 
 
-def prepare_target(target: Path) -> tuple[Path, bool]:
-    """Return the absolute mount point, and whether it was made for this. Raises UserError (TARGET)."""
-    target = Path(os.path.realpath(target))
-    shown = printable(os.fsencode(target), 500)
+def _places(record: dict[str, Any]) -> Iterator[str]:
+    """Yield where a medium's mounts are now: they may have been moved."""
+    for told in record.get("held", {}).get("mounts", []):
+        if (which := MountId.read(told)) is not None and (found := find(which)) is not None:
+            yield found.point
+
+
+def held(target: Path) -> Place:
+    """Hold a folder that is there. Raises UserError (TARGET)."""
+    path = Path(os.path.realpath(target))
     try:
-        target.mkdir(mode=0o755)
+        return Place.hold(path)
+    except OSError as error:
+        raise UserError(f"{_shown(path)} is not a folder: {error.strerror}", CHOOSE, ExitCode.TARGET) from error
+
+
+def prepare_target(target: Path) -> Place:
+    """Return the mount point, made if need be, and held. Raises UserError (TARGET)."""
+    path = Path(os.path.realpath(target))
+    try:
+        return Place.hold(path, made=True)
     except FileExistsError:
-        _check_target(target, shown)
-        return target, False
+        pass
     except OSError as error:
         hint = "Its parent folder must exist and be yours."
-        raise UserError(f"cannot make {shown}: {error.strerror}", hint, ExitCode.TARGET) from error
-    return target, True
-
-
-def _check_target(target: Path, shown: str) -> None:
-    if os.fspath(target) in mounts():
-        raise UserError(f"something is already mounted on {shown}", f"mountsafe unmount {shown}", ExitCode.TARGET)
-    if not target.is_dir():
-        hint = "Choose an empty folder, or one that does not exist yet."
-        raise UserError(f"{shown} is not a folder", hint, ExitCode.TARGET)
+        raise UserError(f"cannot make {_shown(path)}: {error.strerror}", hint, ExitCode.TARGET) from error
+    if os.fspath(path) in mounts():  # asked first: who looks at a mount waits for its process
+        hint = f"mountsafe unmount {_shown(path)}"
+        raise UserError(f"something is already mounted on {_shown(path)}", hint, ExitCode.TARGET)
+    place = held(path)
     try:
-        empty = not any(target.iterdir())
+        _check_target(place.fd, _shown(path))
+    except UserError:
+        place.close()
+        raise
+    return place
+
+
+def _check_target(fd: int, shown: str) -> None:
+    here = f"/proc/self/fd/{fd}"
+    try:
+        empty = not os.listdir(here)
     except OSError as error:
         hint = "Choose a folder of yours."
         raise UserError(f"cannot look into {shown}: {error.strerror}", hint, ExitCode.TARGET) from error
     if not empty:
-        hint = "Choose an empty folder, or one that does not exist yet."
-        raise UserError(f"{shown} is not empty", hint, ExitCode.TARGET)
-    if not os.access(target, os.W_OK):
+        raise UserError(f"{shown} is not empty", CHOOSE, ExitCode.TARGET)
+    if not os.access(here, os.W_OK):
         raise UserError(f"{shown} is not yours to write to", "fusermount3 demands that.", ExitCode.TARGET)
+
+
+def _shown(path: Path) -> str:
+    return printable(os.fsencode(path), 500)

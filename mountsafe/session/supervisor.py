@@ -4,7 +4,6 @@ It reads no byte of the medium. `mountsafe mount` starts it and waits for its re
 last mount is gone, and answers on a control socket. If it is killed, everything below it dies with it.
 """
 
-import itertools
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,9 +31,10 @@ from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name
 from mountsafe.session import logs
 from mountsafe.session.machines import Machines, started
+from mountsafe.session.places import Place
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.runtime import LOG, Runtime
-from mountsafe.session.served import Presentation, ServedVolume, SessionBox
+from mountsafe.session.served import Presentation, ServedVolume, SessionBox, mount_source
 from mountsafe.session.storage import Storage
 from mountsafe.trios import run
 
@@ -81,14 +81,17 @@ def machine_settings(verbose: bool) -> Iterator[tuple[MachineSettings, Accelerat
 class Supervisor:
     """Keeps one medium. `order` as `mountsafe.session.start` sends it."""
 
-    def __init__(self, order: channel.Message, medium: Medium, runtime: Runtime, reporter: Reporter) -> None:
+    def __init__(
+        self, order: channel.Message, medium: Medium, place: Place, runtime: Runtime, reporter: Reporter
+    ) -> None:
         self._settings = order
         self._runtime = runtime
         self._reporter = reporter
-        self._target = Path(order["target"])
+        self._place = place
         self._medium = medium
         self._served: list[ServedVolume] = []
-        self._folders: list[Path] = []
+        self._folders: list[Place] = []
+        self._planned: list[Place] = []
         self._boxes: list[SessionBox] = []  # started, and not in use yet
         self._machines: Machines
         self._nursery: trio.Nursery
@@ -96,10 +99,8 @@ class Supervisor:
 
     async def run(self, machine: MachineSettings, acceleration: Acceleration, spare: Machine | None) -> None:
         """Mount, keep, clean up. `spare`: a virtual machine that runs already, if there is one."""
-        self._runtime.write(
-            {key: self._settings[key] for key in ("source", "target")}
-            | {"created": created(self._settings), "supervisor": os.getpid(), "mounts": []}
-        )
+        first = {"source": self._settings["source"], "target": os.fspath(self._place.path), "mounts": []}
+        self._runtime.write(first | {"created": self._created(), "supervisor": os.getpid(), "held": self._held()})
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -147,12 +148,12 @@ class Supervisor:
         if len(volumes) > MAX_MOUNTS:
             self._reporter.warn(f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted")
             volumes = volumes[:MAX_MOUNTS]
-        targets = self._targets(volumes)
+        places = self._places(volumes)
         self._reporter.progress("mounting " + "; ".join(v.describe() for v in volumes))
         shown = self._presentation()
-        for volume, target in zip(volumes, targets, strict=True):
+        for volume, place in zip(volumes, places, strict=True):
             box = self._boxes.pop() if self._boxes else SessionBox(self._medium)
-            served = ServedVolume(volume, target, self._machines, shown, box, self._medium.name)
+            served = ServedVolume(volume, place, self._machines, shown, box, self._medium.name)
             self._served.append(served)
             self._nursery.start_soon(self._serve, served)
         for served in list(self._served):
@@ -165,7 +166,7 @@ class Supervisor:
             raise failures[0] if failures else gone
         for failure in failures:
             self._reporter.tell({"warning": failure.message})
-        self._runtime.write(self._record())
+        self._write()
 
     async def _find(self) -> list[Volume]:
         async with trio.open_nursery() as nursery:
@@ -178,29 +179,19 @@ class Supervisor:
         owner = None if s["owner"] == "image" else (s["uid"], s["gid"])
         return Presentation(owner, s["uid"], s["gid"], s["links"], s["idle"], s["entries"])
 
-    def _targets(self, volumes: list[Volume]) -> list[Path]:
+    def _places(self, volumes: list[Volume]) -> list[Place]:
         if self._settings["by_label"]:
-            targets = [self._made(label_name(volume), numbered=True) for volume in volumes]
+            self._planned = [self._made(label_name(volume), MAX_NUMBERED) for volume in volumes]
         elif len(volumes) == 1:
-            return [self._target]
+            self._planned = [self._place]
         else:
-            targets = [self._made(name) for name in folder_names(volumes)]
-        self._runtime.write(self._record())
-        return targets
+            self._planned = [self._made(name) for name in folder_names(volumes)]
+        self._write()
+        return self._planned
 
-    def _made(self, name: str, numbered: bool = False) -> Path:
-        """Make a folder in the target, with a number if its name is taken."""
-        for number in itertools.count(1):
-            target = self._target / (name if number == 1 else f"{name}-{number}")
-            try:
-                target.mkdir(mode=0o755)
-            except FileExistsError:
-                if not numbered or number == MAX_NUMBERED:
-                    raise
-            else:
-                self._folders.append(target)
-                return target
-        raise AssertionError
+    def _made(self, name: str, most: int = 1) -> Place:
+        self._folders.append(self._place.below(name, most))
+        return self._folders[-1]
 
     async def _serve(self, served: ServedVolume) -> None:
         await served.serve()
@@ -212,15 +203,33 @@ class Supervisor:
     def _record(self) -> dict[str, Any]:
         return {
             "source": self._settings["source"],
-            "target": os.fspath(self._target),
+            "target": os.fspath(self._place.path),
             "format": self._medium.format,
-            "created": created(self._settings) + [os.fspath(folder) for folder in self._folders],
+            "created": self._created(),
             "supervisor": os.getpid(),
             "accelerator": self._machines.accelerator,
             "virtual_machine": self._machines.pid,
             "container": self._machines.storage.pid,
             "mounts": [served.facts() | {"session": served.pid} for served in self._served],
         }
+
+    def _created(self) -> list[str]:
+        return [os.fspath(place.path) for place in self._made_for_this()]
+
+    def _made_for_this(self) -> list[Place]:
+        return ([self._place] if self._place.created else []) + self._folders
+
+    def _held(self) -> dict[str, Any]:
+        """What is needed to clean up after us: what is or will be mounted, and which folders are ours."""
+        return {
+            "mounts": [served.which.told() for served in self._served if served.which is not None],
+            "planned": [os.fspath(place.path) for place in self._planned],
+            "created": [place.told() for place in self._made_for_this()],
+            "name": mount_source(self._medium.name),
+        }
+
+    def _write(self) -> None:
+        self._runtime.write(self._record() | {"held": self._held()})
 
     async def _end_all(self) -> None:
         for served in self._served:
@@ -231,12 +240,8 @@ class Supervisor:
         await self._machines.close()
 
     def _remove_folders(self) -> None:
-        for folder in self._folders:
-            with suppress(OSError):
-                folder.rmdir()
-        if self._settings["created_target"]:
-            with suppress(OSError):
-                self._target.rmdir()
+        for place in reversed(self._made_for_this()):
+            place.remove()
 
     # --- clients ---------------------------------------------------------------------------------------------------
     async def _listen(self) -> trio.socket.SocketType:
@@ -277,11 +282,6 @@ class Supervisor:
         return {"done": "unmount"}
 
 
-def created(settings: dict[str, Any]) -> list[str]:
-    """Return the folder that was made for this mount, if one was."""
-    return [settings["target"]] if settings["created_target"] else []
-
-
 async def _end_on_signal(everything: trio.CancelScope, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
     with trio.open_signal_receiver(*ENDING) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -310,10 +310,11 @@ async def _supervise(begin: dict[str, Any], runtime: Runtime, reporter: Reporter
             try:
                 order = await reporter.order()
                 if order is not None:
-                    settings, fd = order
+                    settings, (fd, parent, folder) = order
                     format_ = Format(settings["format"])
                     medium = Medium(Path(settings["source"]), fd, settings["size"], settings["block_device"], format_)
-                    await Supervisor(settings, medium, runtime, reporter).run(machine, acceleration, spare)
+                    place = Place(Path(settings["target"]), parent, folder, settings["created_target"])
+                    await Supervisor(settings, medium, place, runtime, reporter).run(machine, acceleration, spare)
             finally:
                 if spare is not None:
                     await spare.stop()

@@ -22,6 +22,7 @@ from mountsafe import channel
 from mountsafe.errors import UserError
 from mountsafe.sandbox import PYTHON
 from mountsafe.session.mounter import is_mounted, require_fuse
+from mountsafe.session.places import Place
 from mountsafe.session.runtime import Runtime
 from mountsafe.session.start import MountOptions, request
 from tests.conftest import missing
@@ -260,7 +261,9 @@ class Stage:
         command = [PYTHON, str(keeper), json.dumps(settings), json.dumps(guest)]
         with theirs:
             process = person.start(command, pass_fds=[theirs.fileno()], cwd="/", stdin=subprocess.DEVNULL)
-        channel.send(ours, order, [fd])
+        place = Place.hold(Path(os.path.realpath(target)))
+        channel.send(ours, order, [fd, place.parent, place.fd])
+        place.close()
         os.close(fd)
         self._begun.append(Mounted(person, target, runtime, process))
         return self._begun[-1], ours

@@ -10,7 +10,7 @@ import pytest
 
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.session import runtime as runtime_module
-from mountsafe.session.mounter import is_mounted, unmount
+from mountsafe.session.mounter import is_mounted, unmount_at
 from mountsafe.session.start import running
 from tests.fuse.conftest import PATIENCE, Mount, Mounted, Person, Stage, gone
 
@@ -59,7 +59,7 @@ def test_unmounting_what_is_in_use_is_refused_until_it_is_forced(mounted: Mounte
 
 def test_an_unmount_by_another_hand_ends_everything(mounted: Mounted) -> None:
     def by_hand() -> None:
-        unmount(mounted.target)
+        unmount_at(mounted.target)
 
     mounted.person.run(by_hand)
     mounted.assert_nothing_left()

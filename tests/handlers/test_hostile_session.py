@@ -16,6 +16,7 @@ from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import served as served_module
 from mountsafe.session.mounter import FuseMount, MountRequest
+from mountsafe.session.places import Place
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 from mountsafe.session.storage import Storage
 
@@ -95,7 +96,8 @@ async def session(mounts: list[MountRequest], tmp_path: Path) -> AsyncIterator[S
     shown = Presentation(None, 1, 1, "nofollow")
     async with trio.open_nursery() as nursery:
         machines = FakeMachines(Storage(medium, nursery))
-        served = ServedVolume(volume, tmp_path, machines, shown, SessionBox(medium), medium.name)  # type: ignore[arg-type]
+        place = Place.hold(tmp_path)
+        served = ServedVolume(volume, place, machines, shown, SessionBox(medium), medium.name)  # type: ignore[arg-type]
         seen = Session(served, served._child, mounts, machines)  # type: ignore[arg-type]
 
         async def run() -> None:
@@ -106,6 +108,7 @@ async def session(mounts: list[MountRequest], tmp_path: Path) -> AsyncIterator[S
         assert json.loads(await seen.receive(10_000))["device"] == "sdx"
         yield seen
         nursery.cancel_scope.cancel()
+    place.close()
     os.close(medium.fd)
 
 
@@ -146,7 +149,7 @@ async def test_it_cannot_choose_how_it_is_mounted(patched: list[MountRequest], t
         await seen.say(READY | lies)
         assert json.loads(await seen.receive(1000)) == {"event": "none"}
         (request,) = patched
-        assert (request.target, request.uid, request.gid, request.mode) == (tmp_path, 1, 1, 0o777)
+        assert (request.place.path, request.uid, request.gid, request.mode) == (tmp_path, 1, 1, 0o777)
         assert "," not in request.source
         assert not request.follow_links
         assert seen.served.fstype.isprintable()

@@ -10,6 +10,7 @@ import trio
 from mountsafe.errors import UserError
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import supervisor as module
+from mountsafe.session.places import Place
 from mountsafe.session.supervisor import Supervisor
 
 
@@ -62,7 +63,7 @@ def supervisor(folder: Path, reporter: Reporter, volumes: list[Volume]) -> Any:
     order = {
         "source": str(folder / "x.img"),
         "target": str(target),
-        "created_target": True,
+        "created_target": False,
         "by_label": False,
         "owner": "user",
         "uid": 1,
@@ -73,7 +74,7 @@ def supervisor(folder: Path, reporter: Reporter, volumes: list[Volume]) -> Any:
     }
     medium = types.SimpleNamespace(format="raw", name="x")
     runtime = types.SimpleNamespace(write=lambda record: None)
-    made: Any = Supervisor(order, medium, runtime, reporter)  # type: ignore[arg-type]
+    made: Any = Supervisor(order, medium, Place.hold(target), runtime, reporter)  # type: ignore[arg-type]
     storage = types.SimpleNamespace(raw=True, pid=None)
     made._machines = types.SimpleNamespace(storage=storage, release=nothing, accelerator="tcg", pid=1)
 

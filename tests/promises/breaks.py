@@ -45,12 +45,16 @@ BREAKS: dict[int, list[Break]] = {
     7: [Break("medium/extents.py", "if physical < 0 or physical + length > window.size:", "if physical < 0:")],
     8: [Break("filesystem/reader.py", "if told == data[: len(told)]:", "if True:")],
     9: [
-        Break("session/mounter.py", "(0 if request.follow_links else MS_NOSYMFOLLOW)", "0"),
+        Break("session/mounter.py", "0 if request.follow_links else MOUNT_ATTR_NOSYMFOLLOW", "0"),
         Break("filesystem/links.py", 'if untrusted_target.startswith(b"/"):', "if False:"),
         Break("filesystem/links.py", "if not climbing or climbed > depth - 1:", "if False:"),
     ],
     10: [
-        Break("session/mounter.py", "MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC", "MS_RDONLY"),
+        Break(
+            "session/mounter.py",
+            "MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC",
+            "MOUNT_ATTR_RDONLY",
+        ),
         Break("session/mounter.py", 'f"ro,nosuid,nodev,noexec,', 'f"ro,suid,dev,exec,'),
     ],
     11: [Break("filesystem/index.py", "stat.S_ISREG(entry.mode)\n        and min(", "True\n        or min(")],
@@ -62,7 +66,7 @@ BREAKS: dict[int, list[Break]] = {
     14: [Break("appliance/client.py", "with trio.move_on_after(deadline)", f"with trio.move_on_after({FOR_EVER})")],
     15: [Break("sandbox.py", ', "--die-with-parent"', ""), Break("process.py", "kill -s KILL 0", ":")],
     16: [
-        Break("cli/mounting.py", "            if created:\n                _remove_quietly(target)\n", ""),
+        Break("cli/mounting.py", "                target.remove()  # unless", "                pass  # unless"),
         Break("session/supervisor.py", "            self._remove_folders()\n", "            pass\n"),
     ],
     17: [Break("text.py", "import unicodedata\n", "import unicodedata\n\nimport guestfs\n")],
@@ -117,4 +121,9 @@ BREAKS: dict[int, list[Break]] = {
         Break("process.py", "kill -s KILL 0", ":"),
     ],
     44: [Break("environment.py", "return value if is_roots_alone(value) else", "return value if True else")],
+    45: [
+        Break("session/mounter.py", "attach(made, request.place.fd)", "attach(made, os.open(request.place.path, 0))"),
+        Break("session/mounter.py", 'cwd=f"/proc/self/fd/{request.place.fd}"', "cwd=request.place.path"),
+        Break("session/mounter.py", "if mount.target == place.path:", "if True:"),
+    ],
 }

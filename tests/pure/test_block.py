@@ -162,7 +162,7 @@ def test_who_cannot_tell_what_is_at_hand_is_asked_once(
     for offset in range(0, SIZE - 4096, 4096):
         assert reader.read_now(offset, 4096) is None
     assert failing.tries == 1
-    assert trio.run(reader.read, 0, SIZE) == os.pread(medium, SIZE, 0)
+    assert trios.run(reader.read, 0, SIZE) == os.pread(medium, SIZE, 0)
 
 
 # --- a file that changes ---------------------------------------------------------------------------------------------
@@ -173,12 +173,12 @@ def test_what_is_gone_is_an_error_and_nothing_else(medium: int) -> None:
     os.truncate(f"/proc/self/fd/{medium}", 100_000)
     assert reader.cut_short()
     for offset, length in [(0, 100_000), (99_999, 1), (50_000, 4096)]:
-        assert trio.run(reader.read, offset, length) == whole[offset : offset + length]
+        assert trios.run(reader.read, offset, length) == whole[offset : offset + length]
     for offset, length in [(100_000, 1), (99_999, 2), (0, SIZE), (SIZE - 1, 1)]:
         assert reader.read_now(offset, length) is None
         with pytest.raises(MediumError):
-            trio.run(reader.read, offset, length)
-    assert trio.run(reader.read, SIZE, 512) == bytes(512)
+            trios.run(reader.read, offset, length)
+    assert trios.run(reader.read, SIZE, 512) == bytes(512)
 
 
 def test_what_comes_to_it_does_not_belong_to_it(medium: int) -> None:
@@ -188,7 +188,7 @@ def test_what_comes_to_it_does_not_belong_to_it(medium: int) -> None:
         file.write(b"x" * 10_000)
     assert not reader.cut_short()
     assert reader.read_now(SIZE - 10, 20) is None
-    assert trio.run(reader.read, SIZE - 10, 20) == os.pread(medium, 10, SIZE - 10) + bytes(10)
+    assert trios.run(reader.read, SIZE - 10, 20) == os.pread(medium, 10, SIZE - 10) + bytes(10)
 
 
 def test_a_device_has_no_size_of_its_own() -> None:

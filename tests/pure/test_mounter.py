@@ -9,6 +9,7 @@ import pytest
 
 from mountsafe.mountinfo import Mounted, mounted
 from mountsafe.session import mounter
+from mountsafe.session.attached import FSTYPE, MountId
 from mountsafe.session.mounter import FuseMount
 
 
@@ -27,11 +28,12 @@ class FakeKeeper:
 
 
 def test_many_unmount_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unmounted: list[Path] = []
-    monkeypatch.setattr(mounter, "is_mounted", lambda target: not unmounted)
-    monkeypatch.setattr(mounter, "unmount", lambda target, lazy: unmounted.append(target))
+    unmounted: list[Mounted] = []
+    there = Mounted((0, 52), str(tmp_path), FSTYPE, "x", id=7)
+    monkeypatch.setattr(mounter, "find", lambda which: None if unmounted else there)
+    monkeypatch.setattr(mounter, "_unmount_at", lambda found, which, lazy: unmounted.append(found) or "")
     keeper = FakeKeeper()
-    mount = FuseMount(tmp_path, -1, True, keeper)  # type: ignore[arg-type]
+    mount = FuseMount(MountId(7, 0, (0, 52), "x"), -1, True, keeper)  # type: ignore[arg-type]
     together = Barrier(8)
 
     def one(_: int) -> None:
@@ -40,7 +42,7 @@ def test_many_unmount_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(8)))
-    assert unmounted == [tmp_path]
+    assert unmounted == [there]
     assert keeper.let_goes == 1
 
 
@@ -54,4 +56,4 @@ def test_many_unmount_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_mount_points_are_read_as_the_kernel_writes_them(tmp_path: Path, line: str, point: str) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(line + "\n")
-    assert mounted(table) == [Mounted((0, 52), point, "fuse.mountsafe", "x", ("rw", "nosuid"))]
+    assert mounted(table) == [Mounted((0, 52), point, "fuse.mountsafe", "x", ("rw", "nosuid"), 36, 35)]
