@@ -2,7 +2,8 @@
 
 import os
 import pwd
-import stat
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from mountsafe.errors import ExitCode, UserError
 
 _LOGIND = DBusAddress("/org/freedesktop/login1", "org.freedesktop.login1", "org.freedesktop.login1.Manager")
 TIMEOUT = 10.0
+ACL = "system.posix_acl_access"
 SEAT = "seat0"  # the machine's own; others are made of more screens and keyboards
 
 
@@ -59,18 +61,41 @@ def _ask(connection: DBusConnection, message: Any) -> Any:
 
 
 def folder_of(person: Person, base: str) -> str:
-    """Return the folder that his media appear in, made if need be: root's, closed to all but him and his group.
+    """Return the folder that his media appear in, made if need be: root's, closed to all but him. Raises UserError.
 
-    Nobody but root can write to it or to what it is in, so no name in it can be changed under us.
+    Nobody but root can write to it or to what it is in, so no name in it can be changed under us. His group may be
+    everybody's, so it is an access control list that lets him in, as udisks has it.
     """
     os.makedirs(base, mode=0o755, exist_ok=True)
-    folder = os.path.join(base, person.name)
+    folder = os.path.join(os.path.realpath(base), person.name)
+    with suppress(FileExistsError):  # udisks makes the same one
+        os.mkdir(folder, 0o700)
     try:
-        os.mkdir(folder, 0o750)
-    except FileExistsError:  # udisks makes the same one
-        status = os.lstat(folder)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
-            raise UserError(f"{folder} is not root's alone", "Remove it.", ExitCode.TARGET) from None
-        return folder
-    os.chown(folder, 0, person.gid)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise _not_ours(folder) from error
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != 0 or status.st_mode & 0o022:
+            raise _not_ours(folder)
+        os.chown(fd, 0, 0)
+        os.setxattr(fd, ACL, _for_one(person.uid))
+    except OSError as error:
+        # Without a list it would be open to his group, or to all who guess a label, or not be root's alone.
+        hint = "Name a folder on another file system, a tmpfs for example, with --media."
+        raise UserError(f"{folder} cannot be his alone: {error.strerror}", hint, ExitCode.TARGET) from error
+    finally:
+        os.close(fd)
     return folder
+
+
+def _not_ours(folder: str) -> UserError:
+    return UserError(f"{folder} is not root's alone", "Remove it.", ExitCode.TARGET)
+
+
+def _for_one(uid: int) -> bytes:
+    """Return the access control list (include/uapi/linux/posix_acl_xattr.h) of a folder that root and one user read."""
+    nobody = 0xFFFFFFFF
+    owner, user, group, mask, other = 0x01, 0x02, 0x04, 0x10, 0x20
+    entries = ((owner, 7, nobody), (user, 5, uid), (group, 0, nobody), (mask, 5, nobody), (other, 0, nobody))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
