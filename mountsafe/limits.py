@@ -57,7 +57,8 @@ LONG_QUESTIONS = 4  # files whose many extents are asked for at a time: 40 MiB e
 AGENT_CHUNKS = 24  # MiB that came through the agent and are kept, or on their way, until the VM rests; two a reader
 INFLIGHT = 32  # requests to the agent at a time
 MAX_INCIDENTS_LOGGED = 100  # a hostile image must not fill the log; all are counted
-CONTROL_MESSAGE = 64 << 10  # between our own processes
+CONTROL_MESSAGE = 64 << 10  # a packet between our own processes
+CONTROL_WHOLE = 4 * MIB  # of what goes in pieces: MAX_MOUNTS paths of 4 KiB, escaped and told twice, are 1.2 MiB
 LOG_LINE = 4096  # of what a child says; the guest's console speaks through it
 LOG_BYTES = 4 * MIB  # of one medium's log file; then its older half is dropped
 # Of it, what each kind of box may say: all of them together never fill the half that is kept.

@@ -9,12 +9,13 @@ from contextlib import suppress
 
 import trio
 
-from mountsafe import channel
+from mountsafe import channel, pieces
 from mountsafe.errors import UserError
 from mountsafe.session.machines import Listener
 
 log = logging.getLogger(__name__)
 KEPT_REPORTS = 4096
+MAX_INCIDENT = 2000  # characters of an incident's words, in one packet
 ORDERED = 3  # descriptors that come with an order
 LAST_REPORT = 5.0  # seconds for one who listens, and reads nothing
 
@@ -27,9 +28,10 @@ class Reporter(Listener):
         self._kept: deque[bytes] = deque(maxlen=KEPT_REPORTS)  # what there was no room for yet
 
     def tell(self, message: channel.Message) -> None:
-        """Send a message, now or when there is room; nobody may be there any more."""
-        self._kept.append(channel.encode(message))
-        if len(self._kept) == 1 and not self._sent():
+        """Send a message, now or when there is room; nobody may be there any more. One that is too long is a bug."""
+        waiting = bool(self._kept)
+        self._kept.extend(pieces.split(message))
+        if not waiting and not self._sent():
             with suppress(RuntimeError):  # outside of trio's loop, `finish` sends it
                 trio.lowlevel.spawn_system_task(self._send_on)
 
@@ -86,7 +88,7 @@ class Reporter(Listener):
         super().incident(words)
         if not self._kept:
             with suppress(OSError):
-                self._sock.send(channel.encode({"incident": words}), socket.MSG_DONTWAIT)
+                self._sock.send(channel.encode({"incident": words[:MAX_INCIDENT]}), socket.MSG_DONTWAIT)
 
     async def gone(self) -> None:
         """Return when nobody listens any more."""

@@ -230,7 +230,7 @@ class ServedVolume:
         try:
             sock = await self._machines.stream(self)
         except MountsafeError as error:
-            await self._send({"event": "none", "why": str(error)}, [])
+            await self._send({"event": "none", "why": str(error)[: wire.MAX_MESSAGE]}, [])
             return
         number = self._machines.number  # nothing was awaited since: it is the stream's
         with sock:
@@ -251,7 +251,7 @@ class ServedVolume:
             async with storage.lent(to_qemu=False) as fd:
                 await self._send({"event": "disk", "number": storage.number}, [fd])
         except MountsafeError as error:
-            await self._send({"event": "none", "why": str(error)}, [])
+            await self._send({"event": "none", "why": str(error)[: wire.MAX_MESSAGE]}, [])
 
     async def _give_mount(self, untrusted: channel.Message) -> None:
         mode = untrusted.get("mode")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mountsafe import channel
+from mountsafe import channel, pieces
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES, STATUS_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
@@ -97,13 +97,12 @@ class Starting:
         """Return the record of the mount when it is there. Raises UserError when it came to nothing."""
         while True:
             try:
-                received = channel.receive(self._report)
+                message = pieces.receive(self._report)
             except ConnectionError:  # it was killed before it had read what we told it
-                received = None
-            if received is None:
+                message = None
+            if message is None:
                 self._process.wait()
                 raise UserError("mounting ended without a word", "--verbose shows what happened.", ExitCode.FAILURE)
-            message = received[0]
             if "progress" in message:
                 progress(message["progress"])
             elif "warning" in message:
@@ -123,8 +122,8 @@ class Starting:
     def incident(self) -> str | None:
         """Return what went wrong with the mount; None if the supervisor has ended. Blocks until it can be read."""
         with suppress(OSError, ProtocolFault):
-            if received := channel.receive(self._report):
-                return printable(str(received[0].get("incident", "")), 500)
+            if received := pieces.receive(self._report):
+                return printable(str(received.get("incident", "")), 500)
         return None
 
     def abandon(self) -> None:
@@ -221,8 +220,7 @@ def request(
             supervisor = _pidfd(sock)
             stack.callback(os.close, supervisor)
             channel.send(sock, message)
-            received = channel.receive(sock)
-            answer = received[0] if received else {}
+            answer = pieces.receive(sock) or {}
             if "failed" in answer:
                 raise _as_error(answer["failed"])
             if until_gone and not select.select([supervisor], [], [], deadline)[0]:

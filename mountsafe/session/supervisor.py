@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import trio
 
-from mountsafe import channel, environment
+from mountsafe import channel, environment, pieces
 from mountsafe.appliance import build
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.client import AgentClient, GuestRefused
@@ -258,12 +258,16 @@ class Supervisor:
             self._nursery.start_soon(self._answer, client)
 
     async def _answer(self, client: trio.socket.SocketType) -> None:
-        try:
-            while packet := await client.recv(CONTROL_MESSAGE):
-                request = channel.decode(packet)
-                await client.send(channel.encode(await self._do(request)))
-        except (OSError, ProtocolFault):
-            client.close()
+        """Answer a client. Whatever goes wrong with that is its loss, and not that of the mounts."""
+        with client:
+            try:
+                while packet := await client.recv(CONTROL_MESSAGE):
+                    for piece in pieces.split(await self._do(channel.decode(packet))):
+                        await client.send(piece)
+            except (OSError, ProtocolFault):
+                return
+            except Exception:
+                log.exception("a client could not be answered")
 
     async def _do(self, request: channel.Message) -> channel.Message:
         what = request.get("do")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from mountsafe import channel
+from mountsafe import channel, pieces
 from mountsafe.errors import UserError
 from mountsafe.sandbox import PYTHON
 from mountsafe.session.mounter import is_mounted, require_fuse
@@ -129,8 +129,7 @@ class Mounted:
 
     def follow(self, report: socket.socket) -> None:
         """Wait until it is mounted. Raises UserError with what the supervisor says instead."""
-        while received := channel.receive(report):
-            message, _ = received
+        while message := pieces.receive(report):
             if "failed" in message:
                 raise UserError(message["failed"]["message"], code=message["failed"]["code"])
             if "mounted" in message:

@@ -21,7 +21,10 @@ ROOMS = (
     WORDS,
     ("policy",),
     ("wire",),
-    ("boxuser", "channel", "environment", "incidents", "landlock", "mountinfo", "peer", "process", "syscalls", "trios"),
+    (
+        *("boxuser", "channel", "environment", "incidents", "landlock", "mountinfo", "peer", "pieces", "process"),
+        *("syscalls", "trios"),
+    ),
     ("agent", "medium", "sandbox", "appliance", "container", "hotplug"),
     ("system",),
     ("filesystem",),

@@ -126,4 +126,5 @@ BREAKS: dict[int, list[Break]] = {
         Break("session/mounter.py", 'cwd=f"/proc/self/fd/{request.place.fd}"', "cwd=request.place.path"),
         Break("session/mounter.py", "if mount.target == place.path:", "if True:"),
     ],
+    46: [Break("pieces.py", "if len(whole) <= CONTROL_MESSAGE:", "if True:")],
 }
