@@ -15,6 +15,7 @@ from mountsafe.errors import GuestGone, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import served as served_module
+from mountsafe.session.attached import MountId
 from mountsafe.session.mounter import FuseMount, MountRequest
 from mountsafe.session.places import Place
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
@@ -188,7 +189,7 @@ async def test_a_descriptor_that_cannot_be_sent_is_closed(
 
         def mount(request: MountRequest) -> FuseMount:
             trio.from_thread.run(seen.served._child.stop)  # it ends in this very moment
-            return FuseMount(request.target, writing, True)
+            return FuseMount(MountId(0, 0, (0, 0), "x"), writing, True)
 
         monkeypatch.setattr(served_module, "mount", mount)
         await seen.say(READY)

@@ -14,6 +14,7 @@ from mountsafe.limits import CONTROL_MESSAGE, CONTROL_WHOLE, MAX_MOUNTS
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import supervisor as module
 from mountsafe.session.places import Place
+from mountsafe.session.reporter import Reporter as RealReporter
 from mountsafe.session.supervisor import Supervisor
 
 PATIENCE = 60.0
@@ -135,7 +136,7 @@ async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: 
     ours, theirs = channel.pair()
     client, server = channel.pair()
     with ours, theirs, client:
-        made = await many(tmp_path, monkeypatch, module.Reporter(theirs))
+        made = await many(tmp_path, monkeypatch, RealReporter(theirs))
         async with trio.open_nursery() as nursery:
             made._nursery = nursery
             nursery.start_soon(made._answer, trio.socket.from_stdlib_socket(server))
@@ -143,7 +144,7 @@ async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: 
             with trio.fail_after(PATIENCE):
                 record = made._record()
                 assert len(json.dumps(record)) > CONTROL_MESSAGE
-                nursery.start_soon(trio.to_thread.run_sync, made._reporter.tell, {"mounted": record})
+                made._reporter.tell({"mounted": record})
                 told: list[Any] = []
                 while not told or "mounted" not in told[-1]:
                     told.append(await trio.to_thread.run_sync(pieces.receive, ours))
@@ -169,4 +170,4 @@ async def test_a_client_that_cannot_be_answered_ends_no_mount(tmp_path: Path, mo
 def test_what_is_too_long_to_be_told_is_not_swallowed() -> None:
     ours, theirs = channel.pair()
     with ours, theirs, pytest.raises(ValueError, match="bytes"):
-        module.Reporter(theirs).tell({"mounted": "x" * CONTROL_WHOLE})
+        RealReporter(theirs).tell({"mounted": "x" * CONTROL_WHOLE})
