@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mountsafe.sandbox import PYTHON
 from tests.vm.command.stage import Person, sh
 from tests.vm.command.test_faults import ASK, BOUND, content, expected, questions
 
@@ -29,6 +30,19 @@ for number in range(count):
         print(error.errno)
     else:
         print("same" if found == whole[4096 * number:][:4096] else "zeros" if not any(found) else "other")
+"""
+
+
+READ = """
+import os, sys
+while True:
+    for folder, _, names in os.walk(sys.argv[1]):
+        for path in (os.path.join(folder, name) for name in names):
+            try:
+                if os.path.isfile(path):
+                    open(path, "rb").read()
+            except OSError:
+                pass
 """
 
 
@@ -89,10 +103,12 @@ def through_guest(user: Person, folder: Path) -> Iterator[Held]:
 @contextmanager
 def reading(person: Person, top: Path) -> Iterator[None]:
     """Somebody reads all of it, over and over, whatever comes of it; and ends when he is told to."""
-    with person.start(top, program=["sh", "-c", "while :; do cat $0/* $0/many/* >/dev/null 2>&1; done"]) as reader:
-        yield
-        reader.kill()
-        reader.communicate(timeout=BOUND)
+    with person.start(top, program=[PYTHON, "-I", "-c", READ]) as reader:
+        try:
+            yield
+        finally:
+            reader.kill()
+            reader.communicate(timeout=BOUND)
 
 
 def test_what_is_cut_off_is_an_error_and_nothing_else(direct: Held) -> None:
