@@ -45,6 +45,10 @@ ENTRY_BYTES = 256  # longer entries, by names and link targets, count as several
 MAX_EXTENT_QUESTIONS = 1024  # for one file: 8 GiB in clusters of 4 KiB; the rest is read through the agent
 EXTENT_PATIENCE = 10.0  # seconds of such questions about one file: who opens it waits for them
 MAX_MOUNTS = 24  # of one medium; each takes a port of the VM, which has 29 to give
+# Ports of ended streams that are unplugged before a new one is plugged in. The guest hears of both through a queue of
+# 32 places (appliance.guest): with what a new port and the last one take, three and one, there is room for MAX_MOUNTS,
+# and the supervisor's own, ending at that very moment, which take one each.
+REMOVED_PORTS = 3
 MEDIUM_MEMORY_MIB = 2048  # of all processes of a medium that the daemon shows, the page cache they fill included
 MEDIUM_CPU_PERCENT = 200  # the virtual machine has two processors
 MEDIUM_PROCESSES = 1024  # threads count: one box for the virtual machine, one for each mount

@@ -6,24 +6,30 @@ descriptor, read-only, when the VM already runs, so no writable overlay is made 
 """
 
 import os
+import select
 import shutil
 import signal
 import socket
 import stat
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import guestfs
 
 from mountsafe.appliance import hardware, thaw
 from mountsafe.appliance.qmp import MEDIUM_SET, SANDBOX, Qmp, QmpError
-from mountsafe.limits import ATTACH_DEADLINE
+from mountsafe.errors import DeadlinePassed, GuestGone
+from mountsafe.limits import ATTACH_DEADLINE, REMOVED_PORTS, REQUEST_DEADLINE
 
 QMP_SOCKET = "/tmp/qmp"
 CACHE = "/var/tmp/guestfs"
 MEDIUM = "medium"
 CONSOLE_BYTES = 65536
+PORTS = 29  # for streams: QEMU's device has 31, the console's and the daemon's among them
 
 
 class Guest:
@@ -36,6 +42,8 @@ class Guest:
         self._verbose = verbose
         self._streams = 0
         self._ports: set[str] = set()  # of streams
+        self._opened: set[str] = set()  # ports that have a worker, or had one
+        self._closed: set[str] = set()  # ports that their worker has closed
         self._ended: set[str] = set()  # streams without a port, whose host end QEMU may still hold
         self.qmp: Qmp | None = None
         self.console: socket.socket | None = None
@@ -140,8 +148,16 @@ class Guest:
             self.qmp.execute("remove-fd", {"fdset-id": MEDIUM_SET})
 
     def open_stream(self, fd: int) -> None:
-        """Give the VM a new virtio-serial port whose host end is the socket `fd`; the agent starts a worker on it."""
+        """Give the VM a new virtio-serial port whose host end is the socket `fd`; return when a worker has opened it.
+
+        QEMU tells the guest what becomes of ports in a queue of 32 places, and drops in silence what finds none
+        (send_control_msg in hw/char/virtio-serial-bus.c): the port then never appears, has no name, or counts as
+        closed at our end. A new port takes four (connected, added, name, connected), a removed one and a closed host
+        end one each. When a worker has a port, all was read but that port's last: so ports come one at a time.
+        """
         assert self.qmp is not None
+        if len(self._ports) == PORTS:
+            self._wait_until(lambda: bool(self._closed))
         self.remove_ended_streams()
         self._streams += 1
         name = f"ms{self._streams}"
@@ -152,15 +168,43 @@ class Guest:
         port = {"driver": "virtserialport", "id": name, "chardev": name, "name": f"org.mountsafe.{self._streams}"}
         self.qmp.execute("device_add", port)
         self._ports.add(name)
+        self._wait_until(lambda: name in self._opened)
 
-    def remove_ended_streams(self) -> None:
-        """Unplug the ports whose worker has closed them: a VM has 29 for us."""
+    def _hear_of_ports(self) -> None:
+        """Note what the guest has done with ports since the last time."""
         assert self.qmp is not None
         for change in self.qmp.take("VSERPORT_CHANGE"):
-            if not change["open"] and change["id"] in self._ports:
-                self.qmp.execute("device_del", {"id": change["id"]})
-                self._ports.remove(change["id"])
-                self._ended.add(change["id"])
+            if change["id"] in self._ports:
+                (self._opened if change["open"] else self._closed).add(change["id"])
+
+    def _wait_until(self, done: Callable[[], bool]) -> None:
+        """Return when what the guest has done with ports makes it so. Raises GuestGone, DeadlinePassed.
+
+        The console is passed on meanwhile: a guest that waits for somebody to read it does nothing else.
+        """
+        assert self.qmp is not None
+        end = time.monotonic() + REQUEST_DEADLINE
+        watched: list[Any] = [self.qmp, self.console]
+        self._hear_of_ports()
+        while not done():
+            ready, _, _ = select.select(watched, [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                raise DeadlinePassed(f"no answer from the virtual machine's agent in {REQUEST_DEADLINE:.0f} s")
+            if self.console in ready and not self.pass_console_on():
+                watched.remove(self.console)
+            if self.qmp in ready and not self.qmp.drain():
+                raise GuestGone("QEMU is gone")
+            self._hear_of_ports()
+
+    def remove_ended_streams(self) -> None:
+        """Unplug ports whose worker has closed them, some at a time."""
+        assert self.qmp is not None
+        self._hear_of_ports()
+        for name in sorted(self._closed)[:REMOVED_PORTS]:
+            self.qmp.execute("device_del", {"id": name})
+            for known in (self._ports, self._opened, self._closed):
+                known.discard(name)
+            self._ended.add(name)
         for name in list(self._ended):
             with suppress(QmpError):  # the port still has it: the next time then
                 self.qmp.execute("chardev-remove", {"id": name})

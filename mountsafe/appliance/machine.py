@@ -16,6 +16,7 @@ from mountsafe.limits import (
     ATTACH_DEADLINE,
     GUEST_MEMORY_MIB,
     LAUNCH_DEADLINE,
+    REQUEST_DEADLINE,
 )
 from mountsafe.peer import Peer
 from mountsafe.process import Child
@@ -102,11 +103,11 @@ class Machine(Peer):
         await self.ask("detach", [], ATTACH_DEADLINE)
 
     async def open_stream(self) -> socket.socket:
-        """Return the host end of a new stream to the agent."""
+        """Return the host end of a new stream to the agent, which has a worker on it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
-                await self.ask("stream", [theirs.fileno()], ATTACH_DEADLINE)
+                await self.ask("stream", [theirs.fileno()], REQUEST_DEADLINE + ATTACH_DEADLINE)
         except BaseException:
             ours.close()
             raise

@@ -13,6 +13,7 @@ from mountsafe.errors import GuestGone, MountsafeError
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 MEDIUM_SET = 1  # the set of descriptors that the medium is in
 EVENTS = 256  # kept; a guest can cause as many as it likes
+RECEIVE_SIZE = 64 << 10
 
 
 class QmpError(MountsafeError):
@@ -34,7 +35,7 @@ class Qmp:
         else:
             self._sock = monitor
             self._sock.settimeout(seconds)
-        self._lines = self._sock.makefile("rb")
+        self._unread = b""
         self._next()  # the greeting
         self.execute("qmp_capabilities")
 
@@ -44,15 +45,22 @@ class Qmp:
 
     def close(self) -> None:
         """Let go of the monitor."""
-        self._lines.close()
         self._sock.close()
 
     def _next(self) -> dict[str, Any]:
-        line = self._lines.readline()
-        if not line:
-            raise GuestGone("QEMU closed its monitor")
+        while b"\n" not in self._unread:
+            data = self._sock.recv(RECEIVE_SIZE)
+            if not data:
+                raise GuestGone("QEMU closed its monitor")
+            self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         return message
+
+    def _keep_events(self) -> None:
+        """Take in the events that came together with something else: the socket is readable for them no more."""
+        while b"\n" in self._unread:
+            self.events.append(self._next())
 
     def execute(self, command: str, arguments: dict[str, Any] | None = None, fd: int | None = None) -> Any:
         """Run a command, with a descriptor attached if given, and return what it returns."""
@@ -65,6 +73,7 @@ class Qmp:
             while True:
                 answer = self._next()
                 if "return" in answer:
+                    self._keep_events()
                     return answer["return"]
                 if "error" in answer:
                     raise QmpError(f"{command}: {answer['error'].get('desc', '')}")
@@ -81,9 +90,10 @@ class Qmp:
         return {"driver": driver, "filename": f"/dev/fdset/{MEDIUM_SET}", "read-only": True, "locking": "off"}
 
     def drain(self) -> bool:
-        """Take in one event; False when QEMU is gone."""
+        """Take in the events that have come, one at least; False when QEMU is gone."""
         try:
             self.events.append(self._next())
+            self._keep_events()
         except (GuestGone, OSError):
             return False
         return True
