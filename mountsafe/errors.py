@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     NOT_MOUNTED = 7  # unmount or status of something that is not mounted
     BUSY = 8  # the mount is in use
     DEADLINE = 9  # a deadline passed
+    PARTIAL = 10  # some of what was asked for is there, and some is missing
     INTERRUPTED = 130  # Ctrl-C
 
 

@@ -49,6 +49,7 @@ MAX_MOUNTS = 24  # of one medium; each takes a port of the VM, which has 29 to g
 # 32 places (appliance.guest): with what a new port and the last one take, three and one, there is room for MAX_MOUNTS,
 # and the supervisor's own, ending at that very moment, which take one each.
 REMOVED_PORTS = 3
+MAX_MISSING = 64  # file systems of one medium beyond MAX_MOUNTS that are listed as not mounted
 MEDIUM_MEMORY_MIB = 2048  # of all processes of a medium that the daemon shows, the page cache they fill included
 MEDIUM_CPU_PERCENT = 200  # the virtual machine has two processors
 MEDIUM_PROCESSES = 1024  # threads count: one box for the virtual machine, one for each mount

@@ -23,6 +23,7 @@ from mountsafe.session.mounter import require_fuse
 from mountsafe.text import printable
 
 # For mount(8), which the guest calls, "noext4" is every type but ext4.
+MISSING_SHOWN = 10  # file systems of a medium that a person is told of one by one
 FSTYPE = re.compile(r"(?!no|auto$)[a-z0-9_.+-]{1,32}")
 
 
@@ -163,8 +164,11 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         screen.print_json(record)
     else:
         _tell(record)
+    _tell_missing(record)
     if foreground:
         _stay(starting, quiet=json)
+    if record["missing"]:
+        raise typer.Exit(int(ExitCode.PARTIAL))
 
 
 def named(format_: Format) -> formats.Format | None:
@@ -184,6 +188,15 @@ def _tell(record: dict[str, Any]) -> None:
         screen.say(f"mounted {mounted['fstype']}{label} on {_shown(mounted['target'])} (read-only)")
         if mounted["note"]:
             screen.warn(mounted["note"])
+
+
+def _tell_missing(record: dict[str, Any]) -> None:
+    """Say which file systems are not there, and why: on stderr, so for programs too."""
+    missing = record.get("missing", [])
+    for one in missing[:MISSING_SHOWN]:
+        screen.warn(one["message"])
+    if len(missing) > MISSING_SHOWN:
+        screen.warn("more are missing: mountsafe list --json shows them")
 
 
 def _stay(starting: start.Starting, quiet: bool) -> None:
@@ -266,3 +279,5 @@ def list_mounts(json: Json = False) -> None:
         screen.table(["SOURCE", "TYPE", "LABEL", "MOUNTED ON"], rows)
     else:
         screen.note("nothing is mounted")
+    for record in records:
+        _tell_missing(record)

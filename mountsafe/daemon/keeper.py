@@ -51,6 +51,7 @@ class Trouble(StrEnum):
 
     CLAIM = "claim"  # it cannot be claimed
     OPEN = "open"  # it cannot be opened
+    PARTIAL = "partial"  # some of its file systems cannot be opened
     GUEST = "guest"  # its virtual machine died or broke the rules, and was ended
     PULLED = "pulled"  # it was pulled out while it was shown
     BUG = "bug"  # a fault of ours
@@ -229,6 +230,9 @@ class Keeper:
             self.mounts = record["mounts"]
             for mounted in self.mounts:
                 self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
+            if missing := record["missing"]:
+                words = f"{len(missing)} of its file systems are not shown; the first: {missing[0]['message']}"
+                self._suffer(Trouble.PARTIAL, words)
             self._become("open")
             await self._hear(starting)
             await _ended(starting.pid)

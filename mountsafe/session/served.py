@@ -15,6 +15,8 @@ from mountsafe.limits import (
     CONTROL_MESSAGE,
     INDEX_ENTRIES,
     LAUNCH_DEADLINE,
+    MAX_MISSING,
+    MAX_MOUNTS,
     MOUNT_DEADLINE,
     SESSION_ADDRESS_SPACE,
     SESSION_PROCESSES,
@@ -84,6 +86,26 @@ class SessionBox:
             log.debug("%s", sandbox.shown(command))
             fds = [theirs.fileno(), seccomp, *([medium.fd] if raw else [])]
             self.child = Child(command, fds, "session", said_by("session"))
+
+
+def not_mounted(volume: Volume, why: str, code: ExitCode) -> dict[str, object]:
+    """What `list --json` shows of a file system that was asked for and is not there. `why` is fit to be shown."""
+    what = volume.describe()
+    return {
+        "device": volume.device,
+        "partition": volume.number,
+        "fstype": volume.fstype,
+        "label": volume.label,
+        "message": why if what in why else f"cannot mount {what}: {why}",
+        "code": int(code),
+    }
+
+
+def within_limit(volumes: list[Volume]) -> tuple[list[Volume], list[dict[str, object]]]:
+    """Return the file systems that can be mounted, and what `list --json` shows of the others."""
+    why = f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted"
+    beyond = volumes[MAX_MOUNTS : MAX_MOUNTS + MAX_MISSING]
+    return volumes[:MAX_MOUNTS], [not_mounted(volume, why, ExitCode.PARTIAL) for volume in beyond]
 
 
 class ServedVolume:
@@ -305,6 +327,11 @@ class ServedVolume:
     def which(self) -> MountId | None:
         """What its mount is known by; None if there is none yet."""
         return None if self._mount is None else self._mount.which
+
+    def missing(self) -> dict[str, object]:
+        """What `list --json` shows of it if it could not be mounted."""
+        assert self.failure is not None
+        return not_mounted(self.volume, self.failure.message, self.failure.code)
 
     def facts(self) -> dict[str, object]:
         """What `list --json` shows."""

@@ -25,7 +25,7 @@ from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.incidents import Incidents
-from mountsafe.limits import CONTROL_MESSAGE, MAX_MOUNTS
+from mountsafe.limits import CONTROL_MESSAGE
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name
@@ -34,7 +34,7 @@ from mountsafe.session.machines import Machines, started
 from mountsafe.session.places import Place
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.runtime import LOG, Runtime
-from mountsafe.session.served import Presentation, ServedVolume, SessionBox, mount_source
+from mountsafe.session.served import Presentation, ServedVolume, SessionBox, mount_source, within_limit
 from mountsafe.session.storage import Storage
 from mountsafe.trios import run
 
@@ -90,6 +90,7 @@ class Supervisor:
         self._place = place
         self._medium = medium
         self._served: list[ServedVolume] = []
+        self._missing: list[dict[str, object]] = []  # file systems that were to be mounted, and are not
         self._folders: list[Place] = []
         self._planned: list[Place] = []
         self._boxes: list[SessionBox] = []  # started, and not in use yet
@@ -145,9 +146,7 @@ class Supervisor:
         self._reporter.progress("starting the virtual machine")
         self._boxes.append(SessionBox(self._medium))
         volumes = await self._find()
-        if len(volumes) > MAX_MOUNTS:
-            self._reporter.warn(f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted")
-            volumes = volumes[:MAX_MOUNTS]
+        volumes, self._missing = within_limit(volumes)
         places = self._places(volumes)
         self._reporter.progress("mounting " + "; ".join(v.describe() for v in volumes))
         shown = self._presentation()
@@ -159,14 +158,23 @@ class Supervisor:
         for served in list(self._served):
             await served.serving.wait()
         await self._machines.release(storage)
-        failures = [s.failure for s in self._served if s.failure is not None]
-        self._served = [s for s in self._served if s.failure is None]
+        await self._drop_failed()
+        self._write()
+
+    async def _drop_failed(self) -> None:
+        """Leave nothing of the file systems that could not be mounted but a word. Raises UserError if that is all."""
+        failed = [served for served in self._served if served.failure is not None]
+        self._served = [served for served in self._served if served.failure is None]
         if not self._served:
             gone = UserError("all of it was unmounted again while it was being mounted", "Mount it once more.")
-            raise failures[0] if failures else gone
-        for failure in failures:
-            self._reporter.tell({"warning": failure.message})
-        self._write()
+            raise next(filter(None, (served.failure for served in failed)), gone)
+        for served in failed:
+            await served.end()
+            await trio.to_thread.run_sync(served.detach)
+            if served.place in self._folders:
+                served.place.remove()
+                self._folders.remove(served.place)
+        self._missing[:0] = [served.missing() for served in failed]
 
     async def _find(self) -> list[Volume]:
         async with trio.open_nursery() as nursery:
@@ -211,6 +219,7 @@ class Supervisor:
             "virtual_machine": self._machines.pid,
             "container": self._machines.storage.pid,
             "mounts": [served.facts() | {"session": served.pid} for served in self._served],
+            "missing": self._missing,
         }
 
     def _created(self) -> list[str]:

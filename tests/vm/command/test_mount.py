@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 
 from images import images
 from mountsafe import landlock
+from mountsafe.errors import ExitCode
 from tests.done import Done
-from tests.vm.command.stage import Person, Stage
+from tests.vm.command.stage import Person, Stage, sh
 from tests.vm.command.traces import Traces
 
 Image = Callable[[str], Path]
@@ -155,6 +157,27 @@ def test_links(person: Person, folder: Path, image: Image, links: str) -> None:
         assert (shown == "/etc/passwd\n") == as_it_is
 
 
+def half_damaged(source: Path) -> Path:
+    """Make a disk of two ext4; the second has a label, and zeros where the descriptors of its groups were."""
+    sectors, unit = 8192, 512
+    table = "".join(f"start={start}, size={sectors}\n" for start in (sectors, 2 * sectors))
+    with source.open("wb") as disk:
+        disk.truncate(4 * sectors * unit)
+        subprocess.run(["/usr/sbin/sfdisk", "--quiet", source], input=f"label: gpt\n{table}".encode(), check=True)
+        for number, label in enumerate(["whole", "damaged"], 1):
+            part = source.with_name(label)
+            with part.open("wb") as file:
+                file.truncate(sectors * unit)
+            sh("/usr/sbin/mkfs.ext4", "-q", "-b", "1024", "-L", label, part)
+            content = bytearray(part.read_bytes())
+            if label == "damaged":
+                content[2048:4096] = bytes(2048)
+            disk.seek(number * sectors * unit)
+            disk.write(content)
+            part.unlink()
+    return source
+
+
 # --- several file systems -------------------------------------------------------------------------------------------
 def test_each_partition_in_its_own_folder(person: Person, folder: Path, image: Image) -> None:
     target = folder / "disk"
@@ -171,6 +194,25 @@ def test_each_partition_in_its_own_folder(person: Person, folder: Path, image: I
             "unmounted": [record["source"]]
         }
         person.run("mount", image("disk-gpt"), target).ok()
+    assert not target.exists()
+
+
+def test_a_file_system_that_is_asked_for_and_missing(user: Person, folder: Path) -> None:
+    source, target = user.give(half_damaged(folder / "two.img")), folder / "m"
+    before = Traces.taken(user)
+    done = user.run("mount", "--json", source, target)
+    assert done.code == ExitCode.PARTIAL, done.err
+    record = done.json()
+    assert [one["label"] for one in record["mounts"]] == ["whole"]
+    [missing] = record["missing"]
+    assert (missing["partition"], missing["label"], missing["code"]) == (2, "damaged", ExitCode.SOURCE)
+    assert missing["message"].startswith("cannot mount partition 2")
+    assert f"warning: {missing['message']}\n" in done.err
+    assert [path.name for path in target.iterdir()] == ["p1-whole"]
+    assert user.records_of(source)["missing"] == [missing]
+    assert missing["message"] in user.run("list").ok().err
+    user.run("unmount", source).ok()
+    before.assert_same(user)
     assert not target.exists()
 
 
