@@ -28,7 +28,10 @@ MAX_EXTENTS = 8192  # extents in one answer to EXTENTS
 MAX_LAYOUT = 128  # files in one question for LAYOUT: few enough to be answered in some ms
 MAX_TEXT = 255  # labels, types, identifiers
 MAX_MESSAGE = 2000  # an error's words
-MAX_VOLUMES = 256  # disks, partitions and logical volumes of one medium
+MAX_VOLUMES = 256  # disks, partitions, arrays and logical volumes of one medium
+MAX_PARENTS = 32  # volumes that one is made of
+MAX_PLACES = 128  # runs of one volume on the medium; where there are more, the agent reads
+MAX_ALL_PLACES = 4096  # of all volumes together: what checking them costs
 MAX_XATTRS = 512  # extended attributes of one file
 MAX_XATTR_VALUE = 64 << 10  # XATTR_SIZE_MAX
 
@@ -73,8 +76,18 @@ class VolumeKind:
     """What a volume is."""
 
     DISK = 1
-    PARTITION = 2
-    MAPPED = 3  # a logical volume or an array: its addresses are not the medium's
+    PARTITION = 2  # of the disk, or of an array or a logical volume
+    LOGICAL = 3  # a logical volume of LVM
+    ARRAY = 4  # md
+
+
+class Trouble:
+    """Why a volume that the medium tells of is not there to be mounted."""
+
+    NONE = 0
+    INCOMPLETE = 1  # too many of its members are missing
+    DUPLICATE = 2  # others have the same name or identity
+    REFUSED = 3  # the guest's tools or its kernel cannot start it
 
 
 class Extent(NamedTuple):
@@ -103,8 +116,22 @@ class Entry(NamedTuple):
     target: bytes
 
 
+class Place(NamedTuple):
+    """A run of a volume that lies on the medium as it is: where in the volume, where on the medium, and its length."""
+
+    offset: int
+    physical: int
+    length: int
+
+
 class Volume(NamedTuple):
-    """One thing on the medium that may hold a file system. Start and size in bytes; number 0 is no partition."""
+    """One thing on the medium that may hold a file system, in bytes. Volumes are a graph: parents come first.
+
+    `start` is where it begins in its parent, for partitions. `parents` are positions in the answer's list; a partition
+    without any is the disk's. `name` is the array's, or VG/LV. `present` of `wanted` members are there (0 of 0: it has
+    no members that could be missing). `places`: those of its bytes that can be read from the medium, for what is
+    neither the disk nor one of its partitions.
+    """
 
     device: bytes
     kind: int
@@ -117,6 +144,12 @@ class Volume(NamedTuple):
     uuid: bytes
     table: bytes
     part_name: bytes
+    name: bytes = b""
+    parents: tuple[int, ...] = ()
+    present: int = 0
+    wanted: int = 0
+    trouble: int = Trouble.NONE
+    places: tuple[Place, ...] = ()
 
 
 class Mounted(NamedTuple):
@@ -221,7 +254,8 @@ _LIST = struct.Struct(">QH")
 _READ = struct.Struct(">QIH")
 _ENTRY = struct.Struct(">IIIIQQQqqqHH")
 _EXTENT = struct.Struct(">QQQB")
-_VOLUME = struct.Struct(">BIQQ")
+_VOLUME = struct.Struct(">BIQQHHBBH")
+_PLACE = struct.Struct(">QQQ")
 _PAGE = struct.Struct(">QH")
 _EXTENTS = struct.Struct(">QI")
 _FILE_LAYOUT = struct.Struct(">BH")
@@ -281,8 +315,11 @@ def pack_volumes(volumes: list[Volume]) -> bytes:
     """The answer to PROBE."""
     parts = [_U16.pack(len(volumes))]
     for v in volumes:
-        parts.append(_VOLUME.pack(v.kind, v.number, v.start, v.size))
-        parts.append(_pack_text(v.device, v.fstype, v.usage, v.label, v.uuid, v.table, v.part_name))
+        counts = (v.present, v.wanted, v.trouble, len(v.parents), len(v.places))
+        parts.append(_VOLUME.pack(v.kind, v.number, v.start, v.size, *counts))
+        parts.append(_pack_text(v.device, v.fstype, v.usage, v.label, v.uuid, v.table, v.part_name, v.name))
+        parts += [_U16.pack(parent) for parent in v.parents]
+        parts += [_PLACE.pack(*place) for place in v.places]
     return b"".join(parts)
 
 
@@ -293,10 +330,18 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
     if count > MAX_VOLUMES:
         raise WireError(f"{count} volumes")
     volumes = []
+    all_places = 0
     for _ in range(count):
-        kind, number, start, size = body.unpack(_VOLUME)
-        device, fstype, usage, label, uuid, table, part_name = (_unpack_text(body) for _ in range(7))
-        volumes.append(Volume(device, kind, number, start, size, fstype, usage, label, uuid, table, part_name))
+        kind, number, start, size, present, wanted, trouble, parent_count, place_count = body.unpack(_VOLUME)
+        all_places += place_count
+        if parent_count > MAX_PARENTS or place_count > MAX_PLACES or all_places > MAX_ALL_PLACES:
+            raise WireError(f"a volume of {parent_count} others in {place_count} places")
+        *texts, name = (_unpack_text(body) for _ in range(8))
+        device, fstype, usage, label, uuid, table, part_name = texts
+        parents = tuple(body.unpack(_U16)[0] for _ in range(parent_count))
+        places = tuple(Place._make(body.unpack(_PLACE)) for _ in range(place_count))
+        told = (device, kind, number, start, size, fstype, usage, label, uuid, table, part_name)
+        volumes.append(Volume(*told, name, parents, present, wanted, trouble, places))
     body.end()
     return volumes
 

@@ -1,13 +1,14 @@
-"""What is on the medium: its disk, partitions, logical volumes and arrays."""
+"""What is on the medium: its disk, and what every layer on it leads to: partitions, arrays, logical volumes."""
 
 import errno
 import fcntl
 import os
-import sys
 import time
 from contextlib import suppress
 
 from mountsafe import wire
+from mountsafe.agent.assembling import PHYSICAL_VOLUME, RAID_MEMBERS, VolumeGroups, assemble_arrays, loop_over
+from mountsafe.agent.layers import Graph, Node, size_of
 from mountsafe.agent.programs import Refused, read_text, run
 
 MEDIUM_ADDRESS = ":0:8:0"  # where the host plugs the medium: SCSI channel, target and LUN
@@ -17,7 +18,9 @@ SIGNIFICANT = (
     *("ext4", "ext3", "ext2", "vfat", "exfat", "ntfs", "hfsplus", "hfs", "iso9660", "udf", "xfs", "btrfs", "f2fs"),
     *("squashfs", "erofs", "crypto_LUKS", "BitLocker", "LVM2_member", "linux_raid_member"),
 )
-BLKGETSIZE64, BLKRRPART = 0x80081272, 0x125F  # include/uapi/linux/fs.h
+BLKRRPART = 0x125F  # include/uapi/linux/fs.h
+FOUND_IN = "/run/mountsafe/volumes"  # links to the devices of what was found
+EXTENDED = frozenset({b"0x5", b"0xf", b"0x85"})  # partitions whose table is the rest of the disk's
 
 
 def find_medium(seconds: float = 10.0, disks: str = "/sys/class/scsi_disk") -> str:
@@ -106,46 +109,134 @@ def _is_iso9660(device: str) -> bool:
     return False
 
 
-def _volume(device: str, kind: int, number: int, start: int) -> wire.Volume:
-    with open(f"/dev/{device}", "rb") as file:
-        size = int.from_bytes(fcntl.ioctl(file, BLKGETSIZE64, bytes(8)), sys.byteorder)
-    facts = _blkid(device)
-    if kind == wire.VolumeKind.DISK and "ID_FS_TYPE" not in facts and _is_iso9660(device):
-        facts |= {"ID_FS_TYPE": b"iso9660", "ID_FS_USAGE": b"filesystem"}
-
-    def fact(*keys: str) -> bytes:
-        return next((facts[key] for key in keys if facts.get(key)), b"")[: wire.MAX_TEXT]
-
-    return wire.Volume(
-        device.encode(), kind, number, start, size, fact("ID_FS_TYPE"), fact("ID_FS_USAGE"),
-        fact("ID_FS_LABEL_ENC", "ID_FS_LABEL"), fact("ID_FS_UUID_ENC", "ID_FS_UUID"),
-        fact("ID_PART_TABLE_TYPE"), fact("ID_PART_ENTRY_NAME", "ID_PART_ENTRY_TYPE"),
-    )  # fmt: skip
+def _look(node: Node) -> None:
+    """Learn a device's size and what is on it."""
+    node.size = node.size or size_of(node.path)
+    node.facts = _blkid(node.path.removeprefix("/dev/"))
+    if node.kind == wire.VolumeKind.DISK and not node.fstype and _is_iso9660(node.device):
+        node.facts |= {"ID_FS_TYPE": b"iso9660", "ID_FS_USAGE": b"filesystem"}
 
 
-def _mapped_devices() -> list[str]:
-    return sorted(name for name in os.listdir("/sys/block") if name.startswith(("dm-", "md")))
+def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
+    """Add the partitions that the kernel found on `disk`, in the order of their numbers; return them."""
+    names = [name for name in os.listdir(f"/sys/block/{disk}") if name.startswith(disk)]
+    numbers = {name: int(read_text(f"/sys/block/{disk}/{name}/partition") or 0) for name in names}
+    found = []
+    for name in sorted(names, key=lambda name: numbers[name]):
+        node = Node(f"/dev/{name}", wire.VolumeKind.PARTITION, numbers[name], [parent])
+        node.start = int(read_text(f"/sys/block/{disk}/{name}/start") or 0) * 512
+        if parent.kind != wire.VolumeKind.DISK:
+            node.device = f"{parent.device}p{numbers[name]}"
+        if not graph.add(node):
+            break
+        _look(node)
+        node.places = tuple(parent.slice(node.start, node.size))
+        found.append(node)
+    return found
+
+
+def _is_divided(node: Node) -> bool:
+    """Whether a volume that is not the disk has a partition table of its own."""
+    inside = node.facts.get("ID_PART_ENTRY_TYPE", b"") not in EXTENDED
+    return bool(node.facts.get("ID_PART_TABLE_TYPE")) and not node.fstype and inside and bool(node.path)
+
+
+def _divided(graph: Graph, node: Node) -> list[Node]:
+    """Have the kernel look for partitions on a volume, by a loop device over it."""
+    node.done = True
+    loop = loop_over(node, "--partscan")
+    return _partitions(graph, node, os.path.basename(loop)) if loop else []
+
+
+def _add(graph: Graph, nodes: list[Node]) -> list[Node]:
+    """Add arrays or logical volumes, and learn what is on those that started; return them."""
+    added = [node for node in nodes if graph.add(node)]
+    for node in added:
+        if node.path:
+            _look(node)
+    return added
+
+
+def _next_layer(graph: Graph, groups: VolumeGroups) -> list[Node]:
+    """Follow one kind of layer that was not followed yet, the lowest first; return what it led to."""
+    todo = [node for node in graph.nodes if not node.done and node.path]
+    for node in todo:
+        if node.kind != wire.VolumeKind.DISK and _is_divided(node):
+            return _divided(graph, node)
+    if members := [node for node in todo if node.fstype in RAID_MEMBERS]:
+        return _add(graph, assemble_arrays(graph, members))
+    if members := [node for node in todo if node.fstype == PHYSICAL_VOLUME]:
+        return _add(graph, groups.assemble(graph, members))
+    return []
+
+
+def _search(name: str) -> Graph:
+    """Follow every layer of the medium to its end, within the graph's bounds."""
+    graph = Graph()
+    disk = Node(f"/dev/{name}", wire.VolumeKind.DISK, 0, [])
+    graph.add(disk)
+    # EINVAL: the disk is too small to be partitioned; EBUSY: in use, so it was scanned
+    with open(disk.path, "rb") as file, suppress(OSError):
+        fcntl.ioctl(file, BLKRRPART)  # returns when the kernel's scan for partitions is complete
+    _look(disk)
+    disk.places = (wire.Place(0, 0, disk.size),)
+    if disk.fstype not in RAID_MEMBERS:
+        _partitions(graph, disk, name)
+    groups = VolumeGroups()
+    while not graph.full and any(_followable(node) for node in graph.nodes):
+        _next_layer(graph, groups)
+    if disk.fstype in RAID_MEMBERS and not any(node.path for node in graph.nodes[1:]):
+        _partitions(graph, disk, name)  # an old superblock, of an array that is no more
+    return graph
+
+
+def _followable(node: Node) -> bool:
+    if node.done or not node.path:
+        return False
+    if node.fstype in RAID_MEMBERS or node.fstype == PHYSICAL_VOLUME:
+        return True
+    return node.kind != wire.VolumeKind.DISK and _is_divided(node)
 
 
 def probe() -> list[wire.Volume]:
-    """Return the medium's disk, its partitions, and the logical volumes and arrays that they make up."""
-    disk = find_medium()
-    # EINVAL: the disk is too small to be partitioned; EBUSY: in use, so it was scanned
-    with open(f"/dev/{disk}", "rb") as file, suppress(OSError):
-        fcntl.ioctl(file, BLKRRPART)  # returns when the kernel's scan for partitions is complete
-    volumes = [_volume(disk, wire.VolumeKind.DISK, 0, 0)]
-    parts = [name for name in os.listdir(f"/sys/block/{disk}") if name.startswith(disk)]
-    numbers = {name: int(read_text(f"/sys/block/{disk}/{name}/partition") or 0) for name in parts}
-    for name in sorted(parts, key=lambda name: numbers[name])[: wire.MAX_VOLUMES - 1]:
-        start = int(read_text(f"/sys/block/{disk}/{name}/start") or 0) * 512
-        volumes.append(_volume(name, wire.VolumeKind.PARTITION, numbers[name], start))
-    types = {volume.fstype for volume in volumes}
-    before = set(_mapped_devices())
-    if b"LVM2_member" in types:
-        run("lvm", "vgchange", "-aay", "--sysinit", "-qq")
-    if types & {b"linux_raid_member", b"isw_raid_member", b"ddf_raid_member"}:
-        run("mdadm", "-As", "--auto=yes", "--run", "--readonly")
-    for number, name in enumerate(sorted(set(_mapped_devices()) - before), 1):
-        if len(volumes) < wire.MAX_VOLUMES:
-            volumes.append(_volume(name, wire.VolumeKind.MAPPED, number, 0))
-    return volumes
+    """Return what is on the medium, and have a device for each of it that can be mounted (see `device_of`)."""
+    name = find_medium()
+    os.makedirs(FOUND_IN, exist_ok=True)
+    with open(f"{FOUND_IN}/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may ask as well
+        answer = f"{FOUND_IN}/answer-{name}-{read_text(f'/sys/block/{name}/diskseq')}"
+        with suppress(FileNotFoundError), open(answer, "rb") as file:
+            return wire.unpack_volumes(file.read())
+        graph = _search(name)
+        told = graph.volumes()
+        for node, volume in zip(graph.nodes, told, strict=True):
+            if node.path:
+                _remember(node, bool(volume.places))
+        with open(answer, "wb") as file:
+            file.write(wire.pack_volumes(told))
+        return told
+
+
+def _remember(node: Node, placed: bool) -> None:
+    """Keep where the device of a volume is, and whether the host was told where its bytes are."""
+    link = f"{FOUND_IN}/{node.device}"
+    with suppress(FileNotFoundError):
+        os.remove(link)
+    os.symlink(node.path, link)
+    if placed:
+        os.makedirs(f"{FOUND_IN}/placed", exist_ok=True)
+        os.close(os.open(f"{FOUND_IN}/placed/{node.device}", os.O_CREAT | os.O_WRONLY))
+
+
+def device_of(volume: str) -> tuple[str, bool]:
+    """Return the path of a volume's device, and whether its bytes are the medium's, at places that the host knows.
+
+    Another virtual machine may have told of it: then it is looked for here first.
+    """
+    if os.path.exists(f"/sys/class/block/{volume}"):
+        return f"/dev/{volume}", True
+    if not os.path.islink(f"{FOUND_IN}/{volume}"):
+        probe()
+    if not os.path.islink(f"{FOUND_IN}/{volume}"):
+        raise Refused(errno.ENODEV, "it is not on the medium any more")
+    return os.path.realpath(f"{FOUND_IN}/{volume}"), os.path.exists(f"{FOUND_IN}/placed/{volume}")

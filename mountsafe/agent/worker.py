@@ -12,7 +12,7 @@ from mountsafe import wire
 from mountsafe.agent.mounting import CowLayer, mount_medium
 from mountsafe.agent.programs import Refused, read_text, run
 from mountsafe.agent.tree import Tree
-from mountsafe.agent.volumes import probe
+from mountsafe.agent.volumes import device_of, probe
 
 PORT_PREFIX = "org.mountsafe."
 
@@ -50,10 +50,10 @@ class Worker:
 
     def _mount(self, body: bytes) -> bytes:
         device, fstype = wire.unpack_mount(body)
-        name = os.fsdecode(device)
-        self._layer = CowLayer(f"/dev/{name}", self._tag)
+        path, placed = device_of(os.fsdecode(device))
+        self._layer = CowLayer(path, self._tag)
         kernel_type, state, changed = mount_medium(self._layer, fstype, self._where)
-        tree = Tree(self._where, kernel_type, name.startswith(("dm-", "md")), changed, f"/dev/{name}")
+        tree = Tree(self._where, kernel_type, not placed, changed, path)
         tree.share_work()
         self._mounted = tree
         return wire.pack_mounted(wire.Mounted(kernel_type.encode(), state, tree.direct, tree.root()))

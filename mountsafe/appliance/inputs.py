@@ -15,7 +15,10 @@ PACKAGE = Path(__file__).resolve().parent.parent  # the folder of mountsafe itse
 OPTIONAL = "optional"
 
 # The files of ours that go into the appliance, code and others, and those that decide how it is made.
-_AGENT = ("__init__", "extents", "mounting", "names", "programs", "runs", "tree", "twin", "volumes", "worker")
+_AGENT = (
+    *("__init__", "assembling", "extents", "layers", "mounting", "names", "programs", "runs", "tree", "twin"),
+    *("volumes", "worker"),
+)
 CODE = ("__init__.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
 _OURS = (*CODE, "appliance/init", "appliance/packages")
 _MAKERS = ("build.py", "contents.py", "features.py", "freeze.py", "hardware.py", "inputs.py", "kernel.py", "modules.py")

@@ -77,13 +77,18 @@ async def _find_with(medium: Medium, settings: MachineSettings, acceleration: Ac
 def _tell(medium: Medium, found: Found) -> None:
     what = "" if medium.format is formats.Format.RAW else f"{medium.format}, a disk of "
     screen.say(f"{medium.name}: {what}{size(found.size)}")
+    layered = any(volume.layers for volume in found.volumes)
     rows = []
     for volume in found.volumes:
         facts = volume.facts()
         what = volume.fstype or (f"{volume.table} table" if volume.table else "-")
-        number = str(volume.number) if volume.kind == "partition" else volume.kind
+        part = volume.kind if volume.kind == "disk" else volume.name
         risk = f"{facts['risk']}: {facts['risk_reason']}" if volume.mountable else ""
         if volume.encrypted:
             risk = "encrypted: what is inside cannot be seen"
-        rows.append([number, what, volume.label, volume.uuid, size(volume.size), risk])
-    screen.table(["PART", "TYPE", "LABEL", "UUID", "SIZE", "RISK"], rows)
+        rows.append([part, *([" > ".join(volume.layers)] if layered else []), what, volume.label, volume.uuid])
+        rows[-1] += [size(volume.size), risk]
+    screen.table(["PART", *(["IN"] if layered else []), "TYPE", "LABEL", "UUID", "SIZE", "RISK"], rows)
+    for volume in found.volumes:
+        if volume.condition:
+            screen.say(f"{volume.title}: {volume.condition}")

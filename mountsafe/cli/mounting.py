@@ -98,9 +98,13 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         ),
     ] = None,
     partition: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            "--partition", "-p", min=0, help="Mount this partition only; 0 is the whole disk.", show_default=False
+            "--partition",
+            "-p",
+            metavar="NUMBER|NAME",
+            help="Mount this partition, array or logical volume only, as inspect calls it; 0 is the whole disk.",
+            show_default=False,
         ),
     ] = None,
     fstype: Annotated[

@@ -11,14 +11,33 @@ from typing import NamedTuple
 
 from mountsafe.errors import GuestFault
 from mountsafe.limits import MAX_EXTENTS_PER_FILE
-from mountsafe.wire import Extent, ExtentKind
+from mountsafe.wire import Extent, ExtentKind, Place
 
 
 class Window(NamedTuple):
-    """The part of the medium that a file system lives in: bytes."""
+    """The part of the medium that a file system lives in: `size` bytes from `start` on.
+
+    Or, if there are `places`, a volume of `size` bytes of which these runs lie on the medium, in order and checked
+    (`mountsafe.medium.volumes`); `start` has no meaning then.
+    """
 
     start: int
     size: int
+    places: tuple[Place, ...] = ()
+
+    def runs(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (bytes after `offset`, where on the medium, length) of what lies there of a range inside the window."""
+        if not self.places:
+            yield 0, self.start + offset, length
+            return
+        end = offset + length
+        first = bisect_right(self.places, offset, key=lambda place: place.offset) - 1
+        for at, physical, size in self.places[max(0, first) :]:
+            low, high = max(at, offset), min(at + size, end)
+            if at >= end:
+                return
+            if low < high:
+                yield low - offset, physical + low - at, high - low
 
 
 class Piece(NamedTuple):
@@ -106,11 +125,18 @@ def plan(untrusted_extents: Sequence[Extent], window: Window) -> ReadPlan:
             raise GuestFault(f"an extent of kind {kind}")
         if physical < 0 or physical + length > window.size:
             raise GuestFault(f"an extent at {physical} of {length} bytes, in a file system of {window.size}")
-        start = window.start + physical
-        if runs and runs[-1][2] == Source.MEDIUM and runs[-1][1] == logical:
-            before = runs[-1]
-            if before[3] + before[1] - before[0] == start:
-                runs[-1] = (before[0], last, Source.MEDIUM, before[3])
-                continue
-        runs.append((logical, last, Source.MEDIUM, start))
+        for shift, start, part in window.runs(physical, length):
+            _append(runs, logical + shift, logical + shift + part, start)
+        if len(runs) > MAX_EXTENTS_PER_FILE:
+            raise GuestFault(f"more than {MAX_EXTENTS_PER_FILE} runs in one file")
     return ReadPlan(runs)
+
+
+def _append(runs: list[tuple[int, int, int, int]], logical: int, end: int, start: int) -> None:
+    """Add a run on the medium, or make the last one longer if it goes on there."""
+    if runs and runs[-1][2] == Source.MEDIUM and runs[-1][1] == logical:
+        before = runs[-1]
+        if before[3] + before[1] - before[0] == start:
+            runs[-1] = (before[0], end, Source.MEDIUM, before[3])
+            return
+    runs.append((logical, end, Source.MEDIUM, start))

@@ -1,8 +1,9 @@
 """What is on a medium, as the guest told and the host checked, and which of it to mount."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mountsafe import wire
@@ -14,10 +15,21 @@ from mountsafe.text import printable, size
 
 SECTOR = 512
 NAME_LENGTH = 48  # characters of a label in a folder's name; with 4 bytes each and a number, fewer than NAME_MAX
+TITLE_LENGTH = 40  # characters of the name of an array or a logical volume in a folder's name: ASCII alone
+MAX_NAME = 120  # characters of a volume's name
+MAX_DEPTH = 16  # layers; the agent follows fewer
+SHOWN_PARENTS = 4
 KINDS = {
     wire.VolumeKind.DISK: "disk",
     wire.VolumeKind.PARTITION: "partition",
-    wire.VolumeKind.MAPPED: "mapped",
+    wire.VolumeKind.LOGICAL: "volume",
+    wire.VolumeKind.ARRAY: "array",
+}
+PREFIXES = {"disk": "disk", "partition": "p", "volume": "lv", "array": "md"}
+TROUBLES = {
+    wire.Trouble.INCOMPLETE: "members are missing",
+    wire.Trouble.DUPLICATE: "another one on the medium has the same name or identity",
+    wire.Trouble.REFUSED: "the virtual machine's programs cannot start it",
 }
 _NAME = re.compile(rb"[A-Za-z0-9_.+-]{1,64}")
 # Types that span a whole disk beside a partition table that only boot loaders read.
@@ -26,7 +38,12 @@ _HYBRID = frozenset({"iso9660", "udf"})
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A disk, partition or mapped device. Start and size in bytes; texts are fit to be shown."""
+    """A disk, partition, array or logical volume. Start and size in bytes; texts are fit to be shown.
+
+    `name` is what `--partition` takes; no two have the same. `layers` are the names of what it lies in, from the disk
+    (which is not named) inwards. `condition`: what is wrong with it or with what it lies in, or "". `absent`: it is
+    told of, and not there. `places`: see `Window`; `nested`: it is not the disk nor one of its partitions.
+    """
 
     device: str
     kind: str
@@ -39,11 +56,17 @@ class Volume:
     uuid: str
     table: str
     part_name: str
+    name: str = ""
+    layers: tuple[str, ...] = ()
+    condition: str = ""
+    absent: bool = False
+    nested: bool = False
+    places: tuple[wire.Place, ...] = ()
 
     @property
     def mountable(self) -> bool:
         """Whether it holds a file system."""
-        return self.usage == "filesystem"
+        return self.usage == "filesystem" and not self.absent
 
     @property
     def encrypted(self) -> bool:
@@ -51,15 +74,26 @@ class Volume:
         return self.usage == "crypto" or self.fstype in {"crypto_LUKS", "BitLocker"}
 
     def window(self) -> Window:
-        """The part of the medium that direct reads may touch: nothing for a mapped device, whatever the guest says."""
-        return Window(0, 0) if self.kind == "mapped" else Window(self.start, self.size)
+        """The part of the medium that direct reads may touch: what was told and checked of what has layers below it."""
+        if not self.nested:
+            return Window(self.start, self.size)
+        return Window(0, self.size, self.places) if self.places else Window(0, 0)
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        if self.kind == "disk":
+            return "whole disk"
+        return f"{self.kind} {self.name or self.number}"
 
     def describe(self) -> str:
         """One line for a person."""
-        where = "whole disk" if self.kind == "disk" else f"{self.kind} {self.number}"
         what = self.fstype or (f"{self.table} partition table" if self.table else "nothing known")
         label = f' "{self.label}"' if self.label else ""
-        return f"{where}: {what}{label}, {size(self.size)}"
+        condition = f" ({self.condition})" if self.condition else ""
+        if self.absent:
+            return f"{self.title}: {self.condition}"
+        return f"{self.title}: {what}{label}, {size(self.size)}{condition}"
 
     def facts(self) -> dict[str, Any]:
         """What `--json` shows."""
@@ -67,71 +101,224 @@ class Volume:
         shown: dict[str, Any] = {"encrypted": self.encrypted, "mountable": self.mountable}
         if self.fstype:
             shown |= {"risk": risk.level.value, "risk_reason": risk.reason}
-        return asdict(self) | shown
+        told = asdict(self)
+        del told["places"]
+        return told | shown
 
 
 def checked(untrusted_volumes: Sequence[wire.Volume], medium_size: int, incidents: Incidents) -> list[Volume]:
     """Return the volumes that are possible on a medium of this size; every other is an incident."""
-    limit = -(-medium_size // SECTOR) * SECTOR  # QEMU rounds the last sector up
-    volumes: list[Volume] = []
-    numbers: set[tuple[int, int]] = set()
+    check = _Check(-(-medium_size // SECTOR) * SECTOR)  # QEMU rounds the last sector up
     for untrusted in untrusted_volumes:
-        mapped = untrusted.kind == wire.VolumeKind.MAPPED
-        if untrusted.kind not in KINDS or not _NAME.fullmatch(untrusted.device):
-            incidents.report("a volume of unknown kind or name", untrusted.device)
-        elif not mapped and untrusted.start + untrusted.size > limit:
-            incidents.report("a partition beyond the end of the medium", untrusted.device)
-        elif untrusted.fstype and not _NAME.fullmatch(untrusted.fstype):
-            incidents.report("an impossible type", untrusted.fstype)
-        elif (untrusted.kind, untrusted.number) in numbers:
-            incidents.report("a volume whose number comes twice", untrusted.device)
+        if wrong := check.wrong(untrusted):
+            incidents.report(*wrong)
+            check.found.append(None)
         else:
-            numbers.add((untrusted.kind, untrusted.number))
-            volumes.append(
-                Volume(
-                    device=untrusted.device.decode("ascii"),
-                    kind=KINDS[untrusted.kind],
-                    number=untrusted.number,
-                    start=untrusted.start,
-                    size=untrusted.size,
-                    fstype=untrusted.fstype.decode("ascii"),
-                    usage=printable(untrusted.usage),
-                    label=printable(untrusted.label.rstrip(b" \0")),
-                    uuid=printable(untrusted.uuid),
-                    table=printable(untrusted.table),
-                    part_name=printable(untrusted.part_name),
-                )
+            check.take(untrusted)
+    return [volume for volume in check.found if volume is not None]
+
+
+class _Check:
+    """The volumes that have been told so far, those that were refused as None: parents are positions among them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit  # of the medium, in bytes
+        self.found: list[Volume | None] = []
+        self._numbers: set[tuple[tuple[int, ...], int, int]] = set()
+        self._names: set[str] = set()
+
+    def _parents(self, untrusted: wire.Volume) -> list[Volume]:
+        """Return what a volume lies in. Parents come before their children, so there are no circles."""
+        return [
+            parent for position in untrusted.parents if position < len(self.found) and (parent := self.found[position])
+        ]
+
+    def _is_nested(self, untrusted: wire.Volume) -> bool:
+        if untrusted.kind in (wire.VolumeKind.LOGICAL, wire.VolumeKind.ARRAY):
+            return True
+        return any(parent.kind != "disk" for parent in self._parents(untrusted))
+
+    def wrong(self, untrusted: wire.Volume) -> tuple[str, bytes] | None:
+        """Return why a volume cannot be, and of what the complaint is; None if it can."""
+        parents = self._parents(untrusted)
+        if untrusted.kind not in KINDS or not _NAME.fullmatch(untrusted.device):
+            return "a volume of unknown kind or name", untrusted.device
+        if len(parents) != len(untrusted.parents) or (parents and untrusted.kind == wire.VolumeKind.DISK):
+            return "a volume in another that is not there", untrusted.device
+        if untrusted.kind == wire.VolumeKind.PARTITION and len(parents) > 1:
+            return "a partition of several disks", untrusted.device
+        if any(len(parent.layers) >= MAX_DEPTH for parent in parents):
+            return f"a volume in more than {MAX_DEPTH} others", untrusted.device
+        return self._wrong_value(untrusted, parents)
+
+    def _wrong_value(self, untrusted: wire.Volume, parents: Sequence[Volume]) -> tuple[str, bytes] | None:
+        nested = self._is_nested(untrusted)
+        limit = parents[0].size if nested and untrusted.kind == wire.VolumeKind.PARTITION else self._limit
+        made = untrusted.kind in (wire.VolumeKind.LOGICAL, wire.VolumeKind.ARRAY)
+        if not made and untrusted.start + untrusted.size > limit:
+            return "a partition beyond the end of the medium", untrusted.device
+        if untrusted.fstype and not _NAME.fullmatch(untrusted.fstype):
+            return "an impossible type", untrusted.fstype
+        if untrusted.trouble not in (wire.Trouble.NONE, *TROUBLES):
+            return "a volume in unknown trouble", untrusted.device
+        if (untrusted.parents, untrusted.kind, untrusted.number) in self._numbers:
+            return "a volume whose number comes twice", untrusted.device
+        if nested and not _lie_within(untrusted.places, untrusted.size, self._ranges(parents)):
+            return "a volume whose bytes lie outside of what it lies in", untrusted.device
+        return None
+
+    def _ranges(self, parents: Sequence[Volume]) -> list[tuple[int, int]]:
+        """Return the (start, end) of what volumes have of the medium, sorted."""
+        ranges: list[tuple[int, int]] = []
+        for parent in parents:
+            if parent.nested:
+                ranges += [(place.physical, place.physical + place.length) for place in parent.places]
+            else:
+                ranges.append((parent.start, min(parent.start + parent.size, self._limit)))
+        return sorted(ranges)
+
+    def take(self, untrusted: wire.Volume) -> None:
+        """Take in a volume that can be."""
+        parents = self._parents(untrusted)
+        self._numbers.add((untrusted.parents, untrusted.kind, untrusted.number))
+        nested = self._is_nested(untrusted)
+        self.found.append(
+            Volume(
+                device=untrusted.device.decode("ascii"),
+                kind=KINDS[untrusted.kind],
+                number=untrusted.number,
+                start=untrusted.start,
+                size=untrusted.size,
+                fstype=untrusted.fstype.decode("ascii"),
+                usage=printable(untrusted.usage),
+                label=printable(untrusted.label.rstrip(b" \0")),
+                uuid=printable(untrusted.uuid),
+                table=printable(untrusted.table),
+                part_name=printable(untrusted.part_name),
+                name=self._name(untrusted, parents if nested else []),
+                layers=_layers(parents),
+                condition=_condition(untrusted, parents),
+                absent=untrusted.trouble != wire.Trouble.NONE,
+                nested=nested,
+                places=untrusted.places if nested else (),
             )
-    return volumes
+        )
+
+    def _name(self, untrusted: wire.Volume, parents: Sequence[Volume]) -> str:
+        """Return a name that no other volume has, and that is no number unless it is a partition of the disk."""
+        kind = KINDS[untrusted.kind]
+        if kind == "disk":
+            name = "0" if untrusted.number == 0 else f"disk{untrusted.number}"
+        elif kind == "partition":
+            name = f"{parents[0].name}/{untrusted.number}" if parents else str(untrusted.number)
+        else:
+            name = printable(untrusted.name, MAX_NAME)
+            if not name or name.isdecimal():
+                name = f"{PREFIXES[kind]}{untrusted.number}{'-' if name else ''}{name}"
+        name = printable(name, MAX_NAME)
+        found, count = name, 1
+        while found in self._names:
+            count += 1
+            found = f"{name}~{count}"
+        self._names.add(found)
+        return found
 
 
-def choose(volumes: Sequence[Volume], partition: int | None, fstype: str | None) -> list[Volume]:
-    """Return what to mount: the partition asked for, or the whole disk's file system, or every one there is.
+def _lie_within(untrusted_places: Sequence[wire.Place], length: int, ranges: Sequence[tuple[int, int]]) -> bool:
+    """Whether places are in order, inside their volume, and each inside one of the sorted ranges of the medium."""
+    last = 0
+    starts = [start for start, _ in ranges]
+    ends: list[int] = []  # the furthest end of the ranges up to each
+    for _, end in ranges:
+        ends.append(max(end, ends[-1]) if ends else end)
+    for offset, physical, size_ in untrusted_places:
+        if size_ <= 0 or offset < last or offset + size_ > length:
+            return False
+        last = offset + size_
+        index = bisect_right(starts, physical) - 1
+        if index < 0 or physical + size_ > ends[index]:
+            return False
+    return True
 
-    `fstype` forces a type on the volume that is chosen. Raises UserError (SOURCE) with what there is instead.
+
+def _layers(parents: Sequence[Volume]) -> tuple[str, ...]:
+    """Return the names of what a volume lies in, from the outermost inwards; several beside each other with a plus."""
+    inner = [parent for parent in parents if parent.kind != "disk"]
+    if not inner:
+        return ()
+    names = [parent.name for parent in inner[:SHOWN_PARENTS]]
+    more = ["..."] if len(inner) > SHOWN_PARENTS else []
+    deepest = max(inner, key=lambda parent: len(parent.layers))
+    return (*deepest.layers, "+".join(names + more))
+
+
+def _condition(untrusted: wire.Volume, parents: Sequence[Volume]) -> str:
+    """Return what is wrong with a volume, in words of ours."""
+    counted = f"{untrusted.present} of {untrusted.wanted} members"
+    words = []
+    if untrusted.trouble == wire.Trouble.INCOMPLETE:
+        words.append(f"incomplete: {counted} are on the medium")
+    elif untrusted.trouble != wire.Trouble.NONE:
+        words.append(TROUBLES[untrusted.trouble])
+    elif untrusted.present < untrusted.wanted:
+        words.append(f"degraded: {counted}")
+    for parent in parents:
+        if parent.condition and parent.condition not in words and len(words) < SHOWN_PARENTS:
+            words.append(parent.condition)
+    return printable("; ".join(words), 300)
+
+
+def _wanted(volumes: Sequence[Volume], wanted: int | str) -> list[Volume]:
+    """Return the volume of a number or a name. A number is the disk's partition, 0 the disk, else an inner partition's.
+
+    A name may leave out what it has in common with no other: the volume group, or the machine that an array is of.
+    """
+    name = str(wanted)
+    if named := [volume for volume in volumes if volume.name == name]:
+        return named
+    if name.isdecimal():
+        inner = [v for v in volumes if v.kind == "partition" and str(v.number) == name]
+        return inner if len(inner) == 1 else []
+    short = [volume for volume in volumes if name in (re.split("[/:]", volume.name)[-1], volume.device)]
+    return short if len(short) == 1 else []
+
+
+def choose(volumes: Sequence[Volume], partition: int | str | None, fstype: str | None) -> list[Volume]:
+    """Return what to mount: the volume asked for, or the whole disk's file system, or every one there is.
+
+    `partition` is a number or a name; `fstype` forces a type on the volume that is chosen. Raises UserError (SOURCE)
+    with what there is instead.
     """
     if partition is not None:
-        chosen = [v for v in volumes if v.number == partition and v.kind == "partition"]
-        if partition == 0:
-            chosen = [v for v in volumes if v.kind == "disk"]
+        chosen = _wanted(volumes, partition)
         if not chosen:
-            raise UserError(f"there is no partition {partition}", _there_is(volumes), ExitCode.SOURCE)
+            what = f"partition {partition}" if str(partition).isdecimal() else f"volume {printable(str(partition))}"
+            raise UserError(f"there is no {what}", _there_is(volumes), ExitCode.SOURCE)
         return [_as(v, fstype) for v in chosen]
     disk = [v for v in volumes if v.kind == "disk"]
     if fstype:
-        matching = [v for v in volumes if v.fstype == fstype]
+        matching = [v for v in volumes if v.fstype == fstype and not v.absent]
         return [_as(v, fstype) for v in (matching or disk)[:1]]
     if disk and disk[0].mountable and (disk[0].fstype in _HYBRID or len(volumes) == 1 or not disk[0].table):
         return disk[:1]
     chosen = [v for v in volumes if v.mountable and v.kind != "disk"] or [v for v in disk if v.mountable]
     if chosen:
         return chosen
+    if absent := left_out(volumes):
+        raise UserError(absent[0].describe(), _there_is(volumes), ExitCode.SOURCE)
     if any(v.encrypted for v in volumes):
         raise UserError("it is encrypted", "mountsafe cannot unlock encrypted media yet.", ExitCode.SOURCE)
     raise UserError("no file system was found on it", _there_is(volumes), ExitCode.SOURCE)
 
 
+def left_out(volumes: Sequence[Volume]) -> list[Volume]:
+    """Return what the medium tells of and cannot be mounted, because something is missing or wrong."""
+    return [volume for volume in volumes if volume.absent]
+
+
 def _as(volume: Volume, fstype: str | None) -> Volume:
+    if volume.absent:
+        raise UserError(volume.describe(), "It can be opened when all that it needs is there.", ExitCode.SOURCE)
     if fstype is None:
         if not volume.fstype:
             hint = "If you know its type, name it with --type."
@@ -142,23 +329,28 @@ def _as(volume: Volume, fstype: str | None) -> Volume:
             hint = "If there is one all the same, name its type with --type."
             raise UserError(f"there is no file system on {volume.describe()}", hint, ExitCode.SOURCE)
         return volume
-    return Volume(**(asdict(volume) | {"fstype": fstype, "usage": "filesystem"}))
+    return replace(volume, fstype=fstype, usage="filesystem")
 
 
 def _there_is(volumes: Sequence[Volume]) -> str:
     shown = [v.describe() for v in volumes if v.fstype or v.table or v.kind != "disk"]
     if not shown:
         return "If you know its type, name it with --type."
-    return "There is: " + "; ".join(shown[:20]) + ". --partition N and --type FSTYPE choose."
+    return "There is: " + "; ".join(shown[:20]) + ". --partition and --type FSTYPE choose."
 
 
 def folder_names(volumes: Sequence[Volume]) -> list[str]:
-    """Return a folder name for each of several volumes: its number, and its label if it has one that can be a name."""
+    """Return a folder name for each of several volumes: what it is, and its label if it has one that can be a name."""
     names: list[str] = []
     for volume in volumes:
-        prefix = "lv" if volume.kind == "mapped" else "p" if volume.kind == "partition" else "disk"
+        title = f"{PREFIXES[volume.kind]}{volume.number or ''}"
+        if volume.nested:
+            title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", volume.name).strip("._-+")[:TITLE_LENGTH] or title
         label = _as_name(volume.label)
-        names.append(f"{prefix}{volume.number or ''}{'-' if label else ''}{label}")
+        name, count = f"{title}{'-' if label else ''}{label}", 1
+        while (numbered := name if count == 1 else f"{name}-{count}") in names:
+            count += 1
+        names.append(numbered)
     return names
 
 

@@ -144,6 +144,7 @@ class ServedVolume:
             "fstype": self.volume.fstype,
             "start": window.start,
             "size": window.size,
+            "places": window.places,
             "disk_size": self._machines.storage.size,
             "uid": uid,
             "gid": gid,
@@ -284,7 +285,7 @@ class ServedVolume:
         self.direct = untrusted.get("direct") is True
         landlock = untrusted.get("landlock")
         self.landlock = landlock if isinstance(landlock, int) else 0
-        self.note = STATE_WORDS[state]
+        self.note = "; ".join(filter(None, (STATE_WORDS[state], self.volume.condition)))
         shown = self._shown
         source = mount_source(self._source)
         request = MountRequest(
@@ -339,6 +340,7 @@ class ServedVolume:
             "target": os.fspath(self.target),
             "device": self.volume.device,
             "partition": self.volume.number,
+            "name": self.volume.name,
             "fstype": self.fstype,
             "label": self.volume.label,
             "note": self.note,

@@ -132,7 +132,8 @@ class SessionProcess:
     async def run(self) -> None:
         """Mount in the guest, take /dev/fuse, serve until unmounted."""
         settings = self._settings
-        window = Window(settings["start"], settings["size"])
+        places = tuple(wire.Place._make(place) for place in settings["places"])
+        window = Window(settings["start"], settings["size"], places)
         agents = Agents(
             self._client, self._misbehaved, os.fsencode(settings["device"]), os.fsencode(settings["fstype"]), window
         )

@@ -36,7 +36,7 @@ class MountOptions:
     in the target, named after its label.
     """
 
-    partition: int | None = None
+    partition: int | str | None = None
     fstype: str | None = None
     owner: str = "user"
     links: str = "nofollow"

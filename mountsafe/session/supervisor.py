@@ -28,7 +28,7 @@ from mountsafe.incidents import Incidents
 from mountsafe.limits import CONTROL_MESSAGE
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name
+from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name, left_out
 from mountsafe.session import logs
 from mountsafe.session.machines import Machines, started
 from mountsafe.session.places import Place
@@ -180,7 +180,11 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             found = await inspect_medium(self._machines, nursery)
             nursery.cancel_scope.cancel()
-        return choose(found, self._settings["partition"], self._settings["fstype"])
+        chosen = choose(found, self._settings["partition"], self._settings["fstype"])
+        if self._settings["partition"] is None:
+            for volume in left_out(found):
+                self._reporter.warn(f"not mounted: {volume.describe()}")
+        return chosen
 
     def _presentation(self) -> Presentation:
         s = self._settings

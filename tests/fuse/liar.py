@@ -205,9 +205,19 @@ class Peer:
             state, direct = self._random.randrange(256), self._random.random() < 0.5
             body = wire.pack_mounted(wire.Mounted(self._random.randbytes(200), state, direct, root))
         elif request.kind == Kind.PROBE:
-            lies = (b"sdx", 1, 0, self._random.getrandbits(64), self._random.getrandbits(64), b"ext4", b"filesystem")
-            body = wire.pack_volumes([wire.Volume(*lies, b"\x1b[2J", b"", b"", b"")] * self._random.randrange(257))
+            body = wire.pack_volumes([self._volume() for _ in range(self._random.randrange(257))])
         yield wire.frame(request.ident, request.kind, body)
+
+    def _volume(self) -> wire.Volume:
+        """A volume of any kind, that lies in any others, itself too, and anywhere on the medium."""
+        lies = (b"sdx", self._random.randrange(6), self._random.randrange(3), self._number(), self._number())
+        parents = tuple(self._random.randrange(300) for _ in range(self._random.choice((0, 1, 32))))
+        places = tuple(wire.Place(self._number(), self._number(), self._number()) for _ in parents[:3])
+        words = (b"ext4", b"filesystem", b"\x1b[2J", b"", b"", b"")
+        return wire.Volume(*lies, *words, b"../\x1b[2J", parents, 1, self._random.randrange(3), 0, places)
+
+    def _number(self) -> int:
+        return self._random.choice((0, 512, self._random.getrandbits(64)))
 
     def endless(self, request: wire.Frame, honest: bytes) -> Iterator[bytes]:
         """Another page of another folder, more extents of the file."""

@@ -183,13 +183,20 @@ def volumes(data: bytes) -> None:
     found = checked(told, size, Incidents())
     for volume in found:
         window = volume.window()
-        assert window.start + window.size <= size + 511
+        for offset in (0, window.size // 2, max(0, window.size - 512)):
+            for _, physical, length in window.runs(offset, window.size - offset):
+                assert 0 <= physical <= physical + length <= size + 511
+        assert volume.name
         assert _visible(volume.describe())
         assert json.loads(json.dumps(volume.facts()))
     names = folder_names(found)
     assert len(set(names)) == len(names)
     for name in names:
         _is_folder_name(name)
+    assert len({volume.name for volume in found}) == len(found)
+    with suppress(UserError):
+        for volume in found:
+            assert choose(found, volume.name, "vfat")[0].device == volume.device
     with suppress(UserError):
         for volume in choose(found, number if number < 200 else None, fstype):
             _is_folder_name(label_name(volume))
@@ -311,7 +318,12 @@ _EXTENTS = wire.pack_extents([wire.Extent(0, 4096, 4096, 1), wire.Extent(8192, 0
 _DISK = wire.Volume(b"sda", 1, 0, 0, 1 << 20, b"", b"", b"", b"", b"gpt", b"")
 _PART = wire.Volume(b"sda1", 2, 1, 4096, 8192, b"vfat", b"filesystem", b"MY STICK", b"12-34", b"", b"part")
 _MAPPED = wire.Volume(b"dm-0", 3, 1, 0, 1 << 50, b"ext4", b"filesystem", "Größe\x1b[2J".encode(), b"", b"", b"")
-_VOLUMES = wire.pack_volumes([_DISK, _PART, _MAPPED])
+_ARRAY = wire.Volume(b"md1", 4, 1, 0, 4096, b"LVM2_member", b"raid", b"", b"", b"", b"", b"nas:2", (0, 1), 1, 2)
+_INNER = _MAPPED._replace(parents=(3,), name=b"vg/\x1b", size=4096, places=(wire.Place(0, 8192, 4096),))
+_INSIDE = _PART._replace(device=b"lv2p1", start=512, size=1024, parents=(4,), places=(wire.Place(0, 8704, 1024),))
+_VOLUMES = wire.pack_volumes(
+    [_DISK, _PART, _MAPPED, _ARRAY._replace(places=(wire.Place(0, 8192, 4096),)), _INNER, _INSIDE]
+)
 _NAMELESS = _PART._replace(label=b"", fstype=b"..")
 _BODIES = (
     wire.pack_hello(1, b"6.1.0"),

@@ -49,10 +49,11 @@ def test_noise(name: str, data: bytes) -> None:
 # --- what a fuzzer of bytes is slow to come upon ---------------------------------------------------------------------
 WORDS = st.sampled_from([b"", b".", b"..", b"-", b"vfat", b"ext4", b"iso9660", b"filesystem", b"crypto", b"gpt"])
 LABELS = WORDS | st.text(max_size=63).map(lambda text: text.encode("utf-8", "surrogatepass")) | st.binary(max_size=255)
+PLACE = st.integers(0, SIZE) | st.just((1 << 64) - 1)
 VOLUMES = st.builds(
     wire.Volume,
     device=st.sampled_from([b"sda", b"sda1", b"dm-0", b"..", b"a/b"]),
-    kind=st.sampled_from([VolumeKind.DISK, VolumeKind.PARTITION, VolumeKind.MAPPED, 4]),
+    kind=st.sampled_from([VolumeKind.DISK, VolumeKind.PARTITION, VolumeKind.LOGICAL, VolumeKind.ARRAY, 5]),
     number=st.integers(0, 3) | st.just((1 << 32) - 1),
     start=st.integers(0, SIZE) | st.just((1 << 64) - 1),
     size=st.integers(0, SIZE) | st.just((1 << 64) - 1),
@@ -62,6 +63,12 @@ VOLUMES = st.builds(
     uuid=LABELS,
     table=WORDS,
     part_name=LABELS,
+    name=LABELS,
+    parents=st.lists(st.integers(0, 6), max_size=2).map(tuple),
+    present=st.integers(0, 3),
+    wanted=st.integers(0, 3),
+    trouble=st.integers(0, 4),
+    places=st.lists(st.builds(wire.Place, PLACE, PLACE, PLACE), max_size=3).map(tuple),
 )
 
 

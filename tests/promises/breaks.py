@@ -130,4 +130,9 @@ BREAKS: dict[int, list[Break]] = {
     50: [Break("session/machines.py", " and self._life.number == number", "")],
     51: [Break("session/logs.py", "if not share.takes(size):", "if False:")],
     52: [Break("medium/block.py", "return self._file and os.fstat(self._fd).st_size < self._size", "return False")],
+    53: [
+        Break("medium/volumes.py", "if index < 0 or physical + size_ > ends[index]:", "if False:"),
+        Break("medium/volumes.py", "if size_ <= 0 or offset < last or offset + size_ > length:", "if False:"),
+    ],
+    54: [Break("medium/volumes.py", "if any(len(parent.layers) >= MAX_DEPTH for parent in parents):", "if False:")],
 }

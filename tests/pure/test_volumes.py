@@ -90,7 +90,7 @@ def test_direct_reads_of_a_partition_stay_in_it() -> None:
 
 def test_a_mapped_device_has_no_place_on_the_medium() -> None:
     """Its size may exceed the medium's, and its addresses are not the medium's."""
-    (volume,) = volumes(told(b"dm-0", VolumeKind.MAPPED, 1, start=99, size=1 << 50))
+    (volume,) = volumes(told(b"dm-0", VolumeKind.LOGICAL, 1, start=99, size=1 << 50))
     assert volume.window().size == 0
 
 
@@ -110,7 +110,7 @@ def test_every_file_system_of_a_partitioned_disk() -> None:
 
 def test_logical_volumes() -> None:
     found = volumes(
-        TABLE, partition(1, b"LVM2_member", usage=b"raid"), told(b"dm-0", VolumeKind.MAPPED, 1, size=1 << 30)
+        TABLE, partition(1, b"LVM2_member", usage=b"raid"), told(b"dm-0", VolumeKind.LOGICAL, 1, size=1 << 30)
     )
     assert chosen(found) == ["dm-0"]
 
@@ -163,7 +163,7 @@ def test_nothing_to_mount(untrusted: list[wire.Volume], number: int | None, word
 
 
 # --- folder names --------------------------------------------------------------------------------------------------
-KINDS = st.sampled_from([VolumeKind.DISK, VolumeKind.PARTITION, VolumeKind.MAPPED])
+KINDS = st.sampled_from([VolumeKind.DISK, VolumeKind.PARTITION, VolumeKind.LOGICAL])
 ANY = st.builds(
     lambda kind, number, label: told(b"sda", kind, number, label=label),
     KINDS,
@@ -189,7 +189,7 @@ def test_names_are_single_visible_and_all_different(untrusted: list[wire.Volume]
         (partition(1, label=b"My Stick"), "p1-My_Stick"),
         (partition(2), "p2"),
         (partition(3, label=b"../../etc"), "p3-etc"),
-        (told(b"dm-0", VolumeKind.MAPPED, 1, label=b"root"), "lv1-root"),
+        (told(b"dm-0", VolumeKind.LOGICAL, 1, label=b"root"), "lv1-root"),
         (told(label="Größe".encode()), "disk-Größe"),
     ],
 )

@@ -92,7 +92,7 @@ class Look:
 
     image: Path
     fstype: str | None = None
-    partition: int | None = None
+    partition: int | str | None = None
     direct: bool = True
     owner: tuple[int, int] | None = None
 
