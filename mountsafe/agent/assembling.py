@@ -225,12 +225,13 @@ class VolumeGroups:
         self._lvm("vgchange", "-ay", "-K", "-qq", "--select", f"vg_uuid={uuid}", names=names)
 
     def _node(self, graph: Graph, row: dict[str, str], tables: dict[str, list[list[str]]], twice: bool) -> Node:
-        parents = self._members[: wire.MAX_PARENTS]
         path = row["lv_dm_path"] if os.path.exists(row["lv_dm_path"]) else ""
         table = tables.get(os.path.basename(path), []) if path else []
         used = {id(self._devices[line[3]]) for line in table if len(line) > 3 and line[3] in self._devices}
         node = graph.numbered(
-            path, wire.VolumeKind.LOGICAL, [member for member in parents if id(member) in used] or parents
+            path,
+            wire.VolumeKind.LOGICAL,
+            [member for member in self._members if id(member) in used] or self._members[:],
         )
         node.name, node.uuid, node.size = f"{row['vg_name']}/{row['lv_name']}", row["lv_uuid"], _number(row["lv_size"])
         node.wanted = _number(row["pv_count"])

@@ -93,7 +93,8 @@ class Graph:
         for node in self.nodes:
             parents = tuple(positions[id(parent)] for parent in node.parents if id(parent) in positions)
             plain = node.kind == wire.VolumeKind.DISK or (node.kind == wire.VolumeKind.PARTITION and node.depth == 2)
-            places = () if plain or len(node.places) > min(wire.MAX_PLACES, left) else node.places
+            many = len(parents) > wire.MAX_PARENTS or len(node.places) > min(wire.MAX_PLACES, left)
+            places = () if plain or many else node.places
             left -= len(places)
             volumes.append(_volume(node, parents[: wire.MAX_PARENTS], places))
         return volumes

@@ -210,7 +210,7 @@ def probe() -> list[wire.Volume]:
         graph = _search(name)
         told = graph.volumes()
         for node, volume in zip(graph.nodes, told, strict=True):
-            if node.path:
+            if node.path and node.path != f"/dev/{node.device}":
                 _remember(node, bool(volume.places))
         with open(answer, "wb") as file:
             file.write(wire.pack_volumes(told))
@@ -233,10 +233,12 @@ def device_of(volume: str) -> tuple[str, bool]:
 
     Another virtual machine may have told of it: then it is looked for here first.
     """
-    if os.path.exists(f"/sys/class/block/{volume}"):
-        return f"/dev/{volume}", True
-    if not os.path.islink(f"{FOUND_IN}/{volume}"):
-        probe()
-    if not os.path.islink(f"{FOUND_IN}/{volume}"):
-        raise Refused(errno.ENODEV, "it is not on the medium any more")
-    return os.path.realpath(f"{FOUND_IN}/{volume}"), os.path.exists(f"{FOUND_IN}/placed/{volume}")
+    link = f"{FOUND_IN}/{volume}"
+    for searched in (False, True):
+        if os.path.exists(f"/sys/class/block/{volume}"):
+            return f"/dev/{volume}", True
+        if os.path.islink(link):
+            return os.path.realpath(link), os.path.exists(f"{FOUND_IN}/placed/{volume}")
+        if not searched:
+            probe()
+    raise Refused(errno.ENODEV, "it is not on the medium any more")
