@@ -144,6 +144,20 @@ async def test_a_symbolic_link_in_two_folders_is_two_nodes() -> None:
         assert shallow.startswith(BLOCKED)
 
 
+@pytest.mark.parametrize("order", [(b"twice", b"a/b/twice"), (b"a/b/twice", b"twice")], ids=["down", "up"])
+async def test_a_folder_at_two_depths_is_two_folders(order: tuple[bytes, bytes]) -> None:
+    """The kernel would take it for one, and move it: what may be climbed in the one place leads out in the other."""
+    twice, up = folder(b"twice", 12, nlink=4), link(b"up", b"../..", 13, nlink=2)
+    tree = {b"": [folder(b"a", 10), twice], b"a": [folder(b"b", 11)], b"a/b": [twice]}
+    tree |= {b"twice": [up], b"a/b/twice": [up]}
+    async with opened(lambda: Liar(tree), view=View(None, None, True)) as mount:
+        seen = {path: (await mount.walk(path), await mount.walk(path + b"/up")) for path in order}
+        assert len({number for numbers in seen.values() for number in numbers}) == 4
+        for _ in range(2):
+            assert await mount.operations.readlink(seen[b"a/b/twice"][1], None) == b"../.."
+            assert (await mount.operations.readlink(seen[b"twice"][1], None)).startswith(BLOCKED)
+
+
 # --- trees that do not end -----------------------------------------------------------------------------------------
 async def test_a_folder_that_is_its_own_child_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "MAX_DEPTH", 50)
