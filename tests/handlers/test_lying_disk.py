@@ -21,6 +21,7 @@ SIZE = 1 << 20
 DISK = os.urandom(SIZE)
 REQUEST = struct.Struct(">IHHQQI")
 REPLY = struct.Struct(">IIQ")
+CHUNK = struct.Struct(">IHHQI")  # of a structured reply: magic, flags, type, handle, length
 REPLY_MAGIC = 0x67446698
 GO, ACK, INFO = 7, 1, 3
 
@@ -118,7 +119,8 @@ BROKEN: dict[str, Server] = {
     "gone in the middle": gone_in_the_middle,
     "another magic": saying(lambda handle, offset, length: b"\0" * 16 + DISK[:length]),
     "nobody's answer": saying(lambda handle, offset, length: truth(handle ^ 1, offset, length)),
-    "a structured reply": saying(lambda handle, offset, length: b"\x66\x8e\x33\xef" + b"\0" * 16),
+    # Not asked for, which libnbd 1.22 would bear; and longer than anything may be, which none bears.
+    "a structured reply": saying(lambda handle, offset, length: CHUNK.pack(0x668E33EF, 1, 1, handle, 1 << 31)),
     "a flood": saying(lambda handle, offset, length: truth(handle ^ 1, offset, length) * 20),
 }
 
