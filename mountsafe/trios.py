@@ -22,8 +22,11 @@ def run(function: Callable[..., Awaitable[T]], *arguments: Any, **options: Any) 
         return result
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Run what blocks in a thread. Who is cancelled does not wait for it: what it still does then is lost."""
+async def in_thread(function: Callable[..., T], *arguments: Any, limiter: trio.CapacityLimiter | None = None) -> T:
+    """Run what blocks in a thread. Who is cancelled does not wait for it: what it still does then is lost.
+
+    `limiter`: who counts the threads, instead of trio.
+    """
     run_sync: Any = trio.to_thread.run_sync
-    result: T = await run_sync(partial(function, *arguments), **_LEFT)
+    result: T = await run_sync(partial(function, *arguments), limiter=limiter, **_LEFT)
     return result

@@ -1,7 +1,14 @@
-"""`org.mountsafe.Manager1` on the system bus: who may ask what, and what is told when something changes."""
+"""`org.mountsafe.Manager1` on the system bus: who may ask what, and what is told when something changes.
+
+Anybody on this machine may send anything here, as often as he likes. So nothing waits where messages are heard; a call
+that does something is a task of its own, of which a user has a few at a time; and nothing that goes wrong in it reaches
+another call, the connection or the daemon. A bus that goes is looked for again.
+"""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,111 +17,75 @@ from jeepney import (
     DBusAddress,
     DBusErrorResponse,
     HeaderFields,
-    MatchRule,
     Message,
+    MessageFlag,
+    MessageType,
     message_bus,
     new_error,
-    new_method_call,
     new_method_return,
     new_signal,
 )
-from jeepney.io.trio import DBusRouter
-from jeepney.wrappers import unwrap_msg
 
 from mountsafe.daemon.address import NAME, PATH
-from mountsafe.daemon.bus import BusGone, connected
-from mountsafe.errors import ExitCode, UserError
+from mountsafe.daemon.admission import OF_A_CALLER, UNKNOWN, Admission, Crowded
+from mountsafe.daemon.authority import Authority, Refused
+from mountsafe.daemon.bus import BUS, Bus, BusGone, connected
+from mountsafe.daemon.interface import INTROSPECTION, Told, variants
+from mountsafe.daemon.messages import Heard, Malformed
+from mountsafe.errors import MountsafeError, UserError
+from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
-QUEUE = 64  # calls and announcements that wait; more are dropped by the bus's client, and a caller's call times out
+QUEUE = 64  # announcements that wait; more are dropped
+MAX_ARGUMENT = 4096  # characters: no path is longer
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a bus that has gone is looked for again
+MAX_CALLERS = 1024  # whose users are remembered
 _EMITTER = DBusAddress(PATH, interface=NAME)
-_POLKIT = DBusAddress(
-    "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1", "org.freedesktop.PolicyKit1.Authority"
-)
-_ALLOW_INTERACTION = 1
-_OWNER_TAKEN = 3  # RequestName's answer: somebody else has the name
+_IN_QUEUE = 2  # RequestName's answer: somebody else has the name; it is ours when he lets go
+_FAILED, _DENIED, _CROWDED = f"{NAME}.Failed", f"{NAME}.AccessDenied", f"{BUS}.Error.LimitsExceeded"
 
-INTROSPECTION = f"""\
-<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
-<node>
-  <interface name="{NAME}">
-    <method name="ListMedia"><arg type="aa{{sv}}" name="media" direction="out"/></method>
-    <method name="Open"><arg type="s" name="device" direction="in"/></method>
-    <method name="Eject"><arg type="s" name="device" direction="in"/></method>
-    <method name="Trust">
-      <arg type="s" name="device" direction="in"/>
-      <arg type="s" name="verdict" direction="in"/>
-    </method>
-    <method name="Untrust"><arg type="s" name="device" direction="in"/></method>
-    <method name="Reload"/>
-    <method name="Status"><arg type="a{{sv}}" name="status" direction="out"/></method>
-    <signal name="MediumAdded"><arg type="a{{sv}}" name="medium"/></signal>
-    <signal name="MediumChanged"><arg type="a{{sv}}" name="medium"/></signal>
-    <signal name="MediumRemoved"><arg type="s" name="device"/></signal>
-    <signal name="Incident">
-      <arg type="s" name="device"/>
-      <arg type="s" name="kind"/>
-      <arg type="s" name="words"/>
-    </signal>
-  </interface>
-  <interface name="org.freedesktop.DBus.Introspectable">
-    <method name="Introspect"><arg type="s" name="xml" direction="out"/></method>
-  </interface>
-  <interface name="org.freedesktop.DBus.Peer"><method name="Ping"/></interface>
-</node>
-"""
 
-_TYPES: dict[type, str] = {str: "s", int: "u", list: "as"}
-Told = Mapping[str, str | int | list[str]]
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Something that can be done, if whoever asks for it may: `run` does it, to that very medium or not at all.
+
+    `device` is a name that is known; `owner`: the uid that the medium is shown to. `run` raises UserError.
+    """
+
+    device: str
+    owner: int | None
+    run: Callable[[], Awaitable[None]]
 
 
 class Desk(Protocol):
-    """What can be asked of the daemon. Each raises UserError."""
+    """What can be asked of the daemon."""
 
     def media(self) -> list[Told]:
         """Return what is kept."""
 
-    def status(self) -> Told:
+    async def status(self) -> Told:
         """Return what the daemon says of itself."""
 
-    def owner(self, device: str) -> int | None:
-        """Return the uid that a medium is shown to; None if nobody is."""
-
-    async def open(self, device: str) -> None:
-        """Show a medium that was held back or unmounted."""
-
-    async def eject(self, device: str) -> None:
-        """Unmount a medium, and let go of it."""
-
-    async def trust(self, device: str, verdict: str) -> None:
-        """Write a rule for a device that is plugged in, and treat it so at once."""
-
-    async def untrust(self, device: str) -> None:
-        """Take the rules for a device back, and treat it as the others say."""
-
-    async def reload(self) -> None:
-        """Read the rules anew, for what is plugged in from then on."""
+    async def asked(self, method: str, *arguments: str) -> Request:
+        """Return what a method is about. Raises UserError if there is nothing like it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """A method that polkit is asked about: its arguments, the action, what does it.
+    """A method that polkit is asked about. `own` is the action instead if the medium is shown to the caller."""
 
-    `own` is the action instead if the medium is shown to the caller.
-    """
-
-    signature: str | None
+    signature: str
     action: str
-    run: Callable[..., Awaitable[None]]
     own: str = ""
 
 
-class Refused(UserError):
-    """The caller may not do that."""
-
-    def __init__(self, action: str) -> None:
-        super().__init__(f"not authorized: {action}", "Ask an administrator.", ExitCode.FAILURE)
+ACTS = {
+    "Open": Act("s", "org.mountsafe.open-own"),
+    "Eject": Act("s", "org.mountsafe.eject", own="org.mountsafe.eject-own"),
+    "Trust": Act("ss", "org.mountsafe.trust"),
+    "Untrust": Act("s", "org.mountsafe.trust"),
+    "Reload": Act("", "org.mountsafe.reload"),
+}
 
 
 class Control:
@@ -122,23 +93,15 @@ class Control:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._router: DBusRouter
-        self._acts = {
-            "Open": Act("s", "org.mountsafe.open-own", desk.open),
-            "Eject": Act("s", "org.mountsafe.eject", desk.eject, own="org.mountsafe.eject-own"),
-            "Trust": Act("ss", "org.mountsafe.trust", desk.trust),
-            "Untrust": Act("s", "org.mountsafe.trust", desk.untrust),
-            "Reload": Act(None, "org.mountsafe.reload", desk.reload),
-        }
         self._news, self._to_tell = trio.open_memory_channel[Message](QUEUE)
 
     def added(self, medium: Told) -> None:
         """Tell everybody of a medium that is new."""
-        self._announce(new_signal(_EMITTER, "MediumAdded", "a{sv}", (_variants(medium),)))
+        self._announce(new_signal(_EMITTER, "MediumAdded", "a{sv}", (variants(medium),)))
 
     def changed(self, medium: Told) -> None:
         """Tell everybody of a medium that is in another state: it is blocked in the states "ask" and "refuse"."""
-        self._announce(new_signal(_EMITTER, "MediumChanged", "a{sv}", (_variants(medium),)))
+        self._announce(new_signal(_EMITTER, "MediumChanged", "a{sv}", (variants(medium),)))
 
     def removed(self, device: str) -> None:
         """Tell everybody of a medium that is gone."""
@@ -155,74 +118,154 @@ class Control:
             log.warning("nobody takes what is to be announced: it is dropped")
 
     async def run(self) -> None:
-        """Serve. Without a bus, or when it ends, media are shown all the same, and nobody can ask."""
-        try:
-            async with connected("SYSTEM") as router:
-                await self._serve(router)
-        except BusGone as error:
-            log.warning("no system bus (%s): nobody can ask", error)
+        """Serve for ever. Without a bus media are shown all the same, and nobody can ask until there is one."""
+        pause = FIRST_PAUSE
+        while True:
+            began = trio.current_time()
+            try:
+                await self._serve()
+            except BusGone as error:
+                log.warning("no system bus (%s): nobody can ask until it is back", error)
+            except Exception:  # one connection's end is not the daemon's
+                log.exception("a bug in serving the bus")
+            if trio.current_time() - began > LONGEST_PAUSE:
+                pause = FIRST_PAUSE
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _serve(self, router: DBusRouter) -> None:
-        self._router = router
-        async with trio.open_nursery() as nursery, router.filter(MatchRule(type="method_call"), bufsize=QUEUE) as calls:
-            (answer,) = unwrap_msg(await router.send_and_get_reply(message_bus.RequestName(NAME)))
-            if answer == _OWNER_TAKEN:
-                raise UserError(f"somebody else owns {NAME}", "Is another daemon running?")
-            nursery.start_soon(self._tell)
-            async for call in calls:
-                nursery.start_soon(self._answer, call)
+    async def _serve(self) -> None:
+        """Serve until the bus is gone. Raises BusGone."""
+        callers: Callers | None = None
 
-    async def _tell(self) -> None:
-        async for signal in self._to_tell:
-            await self._router.send(signal)
+        def heard(message: Heard) -> None:
+            if callers is not None:
+                callers.hear(message)
 
-    async def _answer(self, call: Message) -> None:
-        try:
-            reply = await self._do(call)
-        except UserError as error:
-            kind = "AccessDenied" if isinstance(error, Refused) else "Failed"
-            reply = new_error(call, f"{NAME}.{kind}", "ss", (error.message, error.hint))
-        except DBusErrorResponse as error:
-            log.warning("polkit or the bus did not answer: %s", error)
-            reply = new_error(
-                call, f"{NAME}.AccessDenied", "ss", ("nobody could say whether that is allowed", "Is polkit running?")
-            )
-        await self._router.send(reply)
+        async with connected("SYSTEM", heard) as bus, trio.open_nursery() as nursery:
+            callers = Callers(self._desk, bus, nursery)
+            if not (why := await _name_taken(bus)):
+                async for signal in self._to_tell:
+                    await bus.send(signal)
+            nursery.cancel_scope.cancel()
+        raise BusGone(why)
 
-    async def _do(self, call: Message) -> Message:
+
+async def _name_taken(bus: Bus) -> str:
+    """Take our name, or wait in line for it; return why that cannot be."""
+    try:
+        (answer,) = await bus.ask(message_bus.RequestName(NAME), "u")
+    except (DBusErrorResponse, Malformed) as error:
+        return f"it does not let us be {NAME}: {error}"
+    if answer == _IN_QUEUE:
+        log.warning("somebody else owns %s: nobody can ask us until he lets go", NAME)
+    else:
+        log.info("on the system bus")
+    return ""
+
+
+class Callers:
+    """Answers whoever calls, on one connection."""
+
+    def __init__(self, desk: Desk, bus: Bus, nursery: trio.Nursery) -> None:
+        self._desk = desk
+        self._bus = bus
+        self._nursery = nursery
+        self._authority = Authority(bus)
+        self._admission = Admission()
+        self._users: OrderedDict[str, int] = OrderedDict()  # by unique name, which nobody else ever has
+
+    def hear(self, message: Heard) -> None:
+        """Take a call or a signal; what takes longer than a moment becomes a task."""
+        if message.kind is MessageType.method_call:
+            self._call(message)
+        elif message.sender == BUS:
+            self._news(message)
+
+    def _news(self, signal: Heard) -> None:
+        member = signal.header.fields.get(HeaderFields.member)
+        if member == "NameOwnerChanged":
+            name, _, owner = signal.body("sss")
+            if not owner:
+                self._authority.gone(name)
+                self._users.pop(name, None)
+        elif member == "NameAcquired" and signal.body("s") == (NAME,):
+            log.info("%s is ours", NAME)
+        elif member == "NameLost" and signal.body("s") == (NAME,):
+            log.warning("%s is somebody else's now: nobody can ask us until he lets go", NAME)
+
+    def _call(self, call: Heard) -> None:
         fields = call.header.fields
-        member = fields.get(HeaderFields.member)
-        interface = fields.get(HeaderFields.interface, NAME)
-        if interface == NAME and member == "ListMedia":
-            return new_method_return(call, "aa{sv}", ([_variants(medium) for medium in self._desk.media()],))
-        if interface == NAME and member == "Status":
-            return new_method_return(call, "a{sv}", (_variants(self._desk.status()),))
-        act = self._acts.get(member) if interface == NAME else None
-        if act is not None and fields.get(HeaderFields.signature) == act.signature:
-            await self._authorize(fields[HeaderFields.sender], act, call.body)
-            await act.run(*call.body)
-            return new_method_return(call)
-        if (interface, member) == ("org.freedesktop.DBus.Introspectable", "Introspect"):
-            return new_method_return(call, "s", (INTROSPECTION,))
-        if (interface, member) == ("org.freedesktop.DBus.Peer", "Ping"):
-            return new_method_return(call)
-        return new_error(call, "org.freedesktop.DBus.Error.UnknownMethod", "s", (f"there is no {member}",))
+        member = str(fields.get(HeaderFields.member, ""))
+        match fields.get(HeaderFields.interface, NAME), member:
+            case _ if call.untrusted_bytes is None:
+                self._reply(call, new_error(call, _CROWDED, "ss", ("the message is too large", "")))
+            case "org.mountsafe.Manager1", "ListMedia":
+                media = [variants(medium) for medium in self._desk.media()]
+                self._reply(call, new_method_return(call, "aa{sv}", (media,)))
+            case "org.mountsafe.Manager1", "Status":
+                self._nursery.start_soon(self._answer, call, self._tell_status)
+            case "org.mountsafe.Manager1", _ if member in ACTS and call.signature == ACTS[member].signature:
+                self._nursery.start_soon(self._answer, call, self._act)
+            case "org.freedesktop.DBus.Introspectable", "Introspect":
+                self._reply(call, new_method_return(call, "s", (INTROSPECTION,)))
+            case "org.freedesktop.DBus.Peer", "Ping":
+                self._reply(call, new_method_return(call))
+            case _:
+                words = f"there is no {printable(member, 100)}"
+                self._reply(call, new_error(call, f"{BUS}.Error.UnknownMethod", "s", (words,)))
 
-    async def _authorize(self, sender: str, act: Act, arguments: tuple[str, ...]) -> None:
-        """Raise Refused unless polkit lets the caller do it."""
-        (uid,) = unwrap_msg(await self._router.send_and_get_reply(message_bus.GetConnectionUnixUser(sender)))
-        if uid == 0:
-            return
-        action = act.own if act.own and self._desk.owner(arguments[0]) == uid else act.action
-        subject = ("system-bus-name", {"name": ("s", sender)})
-        details = dict(zip(("device", "verdict"), arguments, strict=False))  # for polkit's rules: action.lookup()
-        question = new_method_call(
-            _POLKIT, "CheckAuthorization", "(sa{sv})sa{ss}us", (subject, action, details, _ALLOW_INTERACTION, "")
-        )
-        ((authorized, _, _),) = unwrap_msg(await self._router.send_and_get_reply(question))
-        if not authorized:
-            raise Refused(action)
+    def _reply(self, call: Heard, reply: Message) -> None:
+        """Send it, if it is wanted and there is room: who floods us does not wait for his answers."""
+        if not call.header.flags & MessageFlag.no_reply_expected:
+            self._bus.post(reply)
 
+    async def _answer(self, call: Heard, do: Callable[[Heard], Awaitable[Message]]) -> None:
+        """Do it, and reply; whatever goes wrong is this call's alone."""
+        try:
+            with self._admission.hold(call.sender, OF_A_CALLER):
+                reply = await do(call)
+        except UserError as error:
+            kind = _DENIED if isinstance(error, Refused) else _CROWDED if isinstance(error, Crowded) else _FAILED
+            reply = new_error(call, kind, "ss", (error.message, error.hint))
+        except BusGone:
+            return  # with the caller
+        except (OSError, MountsafeError, DBusErrorResponse) as error:
+            words = printable(str(error), 500)
+            log.warning("a call failed: %s", words)
+            reply = new_error(call, _FAILED, "ss", (words or type(error).__name__, "The log may tell more."))
+        except Exception:  # the others have nothing to do with it
+            log.exception("a bug in answering a call")
+            reply = new_error(call, _FAILED, "ss", ("a bug in mountsafe", "The log shows it."))
+        self._reply(call, reply)
 
-def _variants(told: Told) -> dict[str, tuple[str, Any]]:
-    return {key: (_TYPES[type(value)], value) for key, value in told.items()}
+    async def _tell_status(self, call: Heard) -> Message:
+        return new_method_return(call, "a{sv}", (variants(await self._desk.status()),))
+
+    async def _act(self, call: Heard) -> Message:
+        """Ask whether the caller may, and do it. What is asked for is known before polkit hears of it."""
+        member = call.header.fields[HeaderFields.member]
+        act = ACTS[member]
+        arguments: tuple[Any, ...] = call.body(act.signature) if act.signature else ()
+        if any(len(each) > MAX_ARGUMENT for each in arguments):
+            raise UserError("an argument is too long", f"{MAX_ARGUMENT} characters are allowed.")
+        uid = await self._user(call.sender)
+        with ExitStack() as place:
+            place.enter_context(self._admission.hold_for(uid))
+            request = await self._desk.asked(member, *arguments)
+            if uid != 0:
+                action = act.own if act.own and request.owner == uid else act.action
+                details = dict(zip(("device", "verdict"), (request.device, *arguments[1:]), strict=False))
+                await self._authority.permit(call.sender, action, details if arguments else {})
+            await request.run()
+        return new_method_return(call)
+
+    async def _user(self, sender: str) -> int:
+        """Return a caller's uid, by the bus's word."""
+        if sender not in self._users:
+            with self._admission.hold("unknown", UNKNOWN):
+                (uid,) = await self._bus.ask(message_bus.GetConnectionUnixUser(sender), "u")
+            self._users[sender] = int(uid)
+            if len(self._users) > MAX_CALLERS:
+                self._users.popitem(last=False)
+        self._users.move_to_end(sender)
+        return self._users[sender]

@@ -6,10 +6,16 @@
 import logging
 import os
 import sys
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from mountsafe.text import Printable
+
+BURST, RATE = 200, 2.0  # entries of a source: so many at once, and so many a second in the long run
+SOURCES = 256  # that are remembered
+MAX_ENTRY = 4096  # characters; a traceback comes on top
 
 # Fields of an entry -> what a medium tells of itself.
 FIELDS = {
@@ -33,6 +39,35 @@ class MediumLog(logging.LoggerAdapter[logging.Logger]):
         return msg, {**kwargs, "extra": {field: told[key] for field, key in FIELDS.items()}}
 
 
+class Flood(logging.Filter):
+    """Lets a source say so much, and no more: a caller or a medium that makes us log without end fills no disk.
+
+    A source is a medium, or a module where an entry is about none. How many of its entries were dropped is said in the
+    next one that comes through.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._sources: OrderedDict[str, tuple[float, float, int]] = OrderedDict()  # entries left, since when, dropped
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether an entry is written."""
+        source = str(record.__dict__.get("MOUNTSAFE_DEVICE") or record.name)
+        now = self._now()
+        left, since, dropped = self._sources.pop(source, (float(BURST), now, 0))
+        left = min(left + (now - since) * RATE, float(BURST))
+        passes = left >= 1
+        self._sources[source] = (left - 1, now, 0) if passes else (left, now, dropped + 1)
+        if len(self._sources) > SOURCES:
+            self._sources.popitem(last=False)
+        words = record.getMessage()
+        if passes and (dropped or len(words) > MAX_ENTRY):
+            before = f"[{dropped} entries of {source} were dropped] " if dropped else ""
+            record.msg, record.args = f"{before}{words[:MAX_ENTRY]}", ()
+        return passes
+
+
 def about(device: str) -> dict[str, str]:
     """Return the fields of an entry about a device that is not kept."""
     return {"MOUNTSAFE_DEVICE": device}
@@ -48,6 +83,7 @@ def start() -> None:
             pass
         else:
             handler = JournalHandler(SYSLOG_IDENTIFIER="mountsafe")
+    handler.addFilter(Flood())
     handler.setFormatter(Printable("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
 

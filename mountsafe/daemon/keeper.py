@@ -3,14 +3,17 @@
 import errno
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import trio
 
+from mountsafe.daemon.aside import TooSlow, aside, quietly
 from mountsafe.daemon.journal import MediumLog
 from mountsafe.daemon.person import Person, folder_of
 from mountsafe.daemon.spare import Spare
@@ -19,9 +22,9 @@ from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.rules import Decision, Verdict
 from mountsafe.session.mounter import unmount_at
+from mountsafe.session.places import Place
 from mountsafe.session.start import MountOptions, Starting, held
 from mountsafe.text import printable
-from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
 CLAIM_PATIENCE = 3.0  # seconds: a predecessor of ours, or udev itself, may still have it open
@@ -30,6 +33,9 @@ BUSY_INTERVAL = 1.0
 UNLOCK_INTERVAL = 1.0
 NOTES = Path("/run/mountsafe/claims")
 DETACH_INTERVAL = 0.5
+# Seconds until what blocks is left behind. The kernel tries a command that a stick does not answer for 30 s, and again.
+FILES_PATIENCE, PERSON_PATIENCE, UNMOUNT_PATIENCE, END_PATIENCE = 20.0, 60.0, 60.0, 60.0
+EJECT_PATIENCE, RELEASE_PATIENCE = 40.0, 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,43 +93,60 @@ class Keeper:
         self._ended = trio.Event()
 
     async def run(self) -> None:
-        """Claim it, show it as the verdict says, and keep the claim until `end`."""
+        """Claim it, show it as the verdict says, and keep the claim until `end`, whatever goes wrong meanwhile."""
         try:
             with self._scope:
+                while True:
+                    if await self._is_claimed():
+                        await self._care()
+                    await self._until_wanted("failed")
+        finally:
+            await self._let_go()
+            self._ended.set()
+
+    async def _is_claimed(self) -> bool:
+        if self._claim is None:
+            with self._surviving(Trouble.CLAIM, "it cannot be claimed"):
                 self._claim = await self._claimed()
                 self._log.info("%s is claimed: %s", self._shown, self.decision.reason)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._end_when_detached)
-                    nursery.start_soon(self._treat)
-        except (UserError, OSError) as error:
-            self._suffer(Trouble.CLAIM, f"it cannot be claimed: {error}")
-            self._become("failed")
-        except Exception:  # noqa: BLE001  # logged in full
-            self._log.exception("a bug in keeping %s", self._shown)  # the other media have nothing to do with it
-            self._suffer(Trouble.BUG, "a bug in mountsafe: the log shows it")
-            self._become("failed")
-        finally:
-            self._let_go()
-            self._ended.set()
+        return self._claim is not None
+
+    async def _care(self) -> None:
+        """Treat it for ever; return after a fault of ours. The claim stays."""
+        with self._surviving(Trouble.OPEN, "it cannot be kept"):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_when_detached)
+                nursery.start_soon(self._treat)
 
     async def _treat(self) -> None:
         """Show it at once or when somebody asks, and again after each time that it was unmounted."""
-        state = "new"
         if self.decision.verdict != Verdict.SANDBOX:
-            state = str(self.decision.verdict)
+            await self._until_wanted(str(self.decision.verdict))
         while True:
-            if state != "new":
-                self._become(state)
-                self._wanted = trio.Event()
-                await self._wanted.wait()
-            try:
+            state = "failed"
+            # The claim stays: what the guest cannot read, the host's kernel might.
+            with self._surviving(Trouble.OPEN, ""):
                 await self._show()
                 state = "unmounted"
-            except MountsafeError as error:
-                # The claim stays: what the guest cannot read, the host's kernel might.
-                self._suffer(Trouble.OPEN, str(error))
-                state = "failed"
             self.person = None
+            await self._until_wanted(state)
+
+    @contextmanager
+    def _surviving(self, kind: Trouble, words: str) -> Iterator[None]:
+        """Say what goes wrong, and go on: no fault of a medium, of the host's files or of ours lets a medium go."""
+        try:
+            yield
+        except (MountsafeError, OSError) as error:
+            self._suffer(kind, ": ".join(filter(None, (words, printable(str(error), 500)))))
+        except Exception:  # noqa: BLE001  # logged in full
+            self._log.exception("a bug in keeping %s", self._shown)
+            self._suffer(Trouble.BUG, "a bug in mountsafe: the log shows it")
+
+    async def _until_wanted(self, state: str) -> None:
+        """Be in a state until somebody asks for more."""
+        self._wanted = trio.Event()
+        self._become(state)
+        await self._wanted.wait()
 
     def open(self) -> None:
         """Show it, if it is held back or unmounted. Raises UserError."""
@@ -136,7 +159,7 @@ class Keeper:
     async def eject(self) -> None:
         """Unmount it and let go. Raises UserError (BUSY) if it is in use."""
         for mounted in self.mounts:
-            await trio.to_thread.run_sync(unmount_at, Path(mounted["target"]))
+            await aside(partial(unmount_at, Path(mounted["target"])), UNMOUNT_PATIENCE)
         self._ejecting = True
         await self.end()
         self._become("ejected")
@@ -185,19 +208,24 @@ class Keeper:
 
     async def _end_when_detached(self) -> None:
         """Wait for ever, or until a loop device is to be detached: our hold is what keeps that from happening."""
-        if is_to_be_detached(self.device.disk) is None:
+        asked = partial(is_to_be_detached, self.device.disk)
+        if await aside(asked) is None:
             await trio.sleep_forever()
-        while not is_to_be_detached(self.device.disk):  # noqa: ASYNC110  # nothing tells of it
-            await trio.sleep(DETACH_INTERVAL)
+        detached: bool | None = False
+        while not detached:
+            await trio.sleep(DETACH_INTERVAL)  # nothing tells of it
+            with suppress(TooSlow):
+                detached = await aside(asked)
         self._log.info("%s is being detached", self._shown)
         self._scope.cancel()
 
     async def _claimed(self) -> Claim:
         """Claim it, as soon as nobody else has it for himself."""
         end = trio.current_time() + CLAIM_PATIENCE
+        claim = partial(Claim, self.device.node, self.device.number, self.device.sequence, NOTES)
         while True:
             try:
-                return Claim(self.device.node, self.device.number, self.device.sequence, NOTES)
+                return await aside(claim, undo=Claim.release)  # opening a broken stick takes a minute
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
@@ -212,7 +240,8 @@ class Keeper:
         self.person = person = await self._who()
         assert self._claim is not None
         wished = self.decision.options
-        target = held(Path(folder_of(person, self._wishes.hidden if wished.hide else self._wishes.base)))
+        base = self._wishes.hidden if wished.hide else self._wishes.base
+        target = await aside(lambda: held(Path(folder_of(person, base))), FILES_PATIENCE, undo=Place.close)
         options = MountOptions(
             owner=wished.owner,
             idle=self._wishes.idle,
@@ -222,11 +251,11 @@ class Keeper:
         )
         self.problem = ""
         self._become("opening")
-        starting = self._wishes.spare.take()
-        starting.order(self._claim.medium, target, options)
-        target.close()
+        starting = await self._wishes.spare.take()
         try:
-            record = await in_thread(starting.follow, self._log.info, self._log.warning)
+            starting.order(self._claim.medium, target, options)
+            target.close()
+            record = await aside(partial(starting.follow, self._log.info, self._log.warning))
             self.mounts = record["mounts"]
             for mounted in self.mounts:
                 self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
@@ -239,8 +268,7 @@ class Keeper:
             self._log.info("%s is unmounted", self._shown)
         finally:
             self.mounts = []
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(starting.end)
+            await quietly(starting.end, f"ending what shows {self.device.name}", END_PATIENCE)
 
     async def _hear(self, starting: Starting) -> None:
         """Take note of what goes wrong, until the supervisor ends."""
@@ -253,17 +281,18 @@ class Keeper:
     async def _who(self) -> Person:
         """Wait until somebody is there, and his screen is not locked."""
         while True:
-            person = await trio.to_thread.run_sync(self._wishes.person)
+            person = await aside(self._wishes.person, PERSON_PATIENCE)
             if person is not None and not person.locked:
                 return person
             self._become("waiting for a user")
             await trio.sleep(UNLOCK_INTERVAL)
 
-    def _let_go(self) -> None:
+    async def _let_go(self) -> None:
         if self._claim is not None:
+            claim, self._claim = self._claim, None
             if self._ejecting:
-                self._claim.eject()
-            self._claim.release()
+                await quietly(claim.eject, f"ejecting {self.device.name}", EJECT_PATIENCE)
+            await quietly(claim.release, f"letting go of {self.device.name}", RELEASE_PATIENCE)
             self._log.info("%s is let go", self._shown)
 
 

@@ -1,7 +1,8 @@
 """The daemon: compares what is plugged in with what it keeps, after every event, and makes the two agree.
 
 It looks at udev's database each time instead of following events one by one, so a lost or a doubled event costs
-nothing, and what was plugged in before it started is treated like everything else.
+nothing, and what was plugged in before it started is treated like everything else. Each disk has a task of its own, and
+whatever may block happens in a thread (see `aside`): no disk waits for another.
 """
 
 import logging
@@ -15,13 +16,16 @@ import trio
 from mountsafe import __version__
 from mountsafe.appliance import build
 from mountsafe.daemon import notify
-from mountsafe.daemon.control import Control, Told
+from mountsafe.daemon.aside import Remembered, aside, quietly
+from mountsafe.daemon.control import Control, Request
+from mountsafe.daemon.interface import Told
 from mountsafe.daemon.journal import about
 from mountsafe.daemon.keeper import NOTES, Keeper, Wishes
-from mountsafe.errors import ExitCode, UserError
+from mountsafe.daemon.notify import Pulse
+from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, cut_power, devices, of_disk
 from mountsafe.hotplug.monitor import Monitor
-from mountsafe.medium.claim import take_back
+from mountsafe.medium.claim import Swapped, take_back
 from mountsafe.policy import files, trust
 from mountsafe.policy.exempt import Exemption
 from mountsafe.policy.facts import Facts
@@ -32,6 +36,9 @@ from mountsafe.system.inuse import InUse
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
+LOOK_PATIENCE, LOOK_PAUSE = 30.0, 2.0  # seconds that udev's database may take, and until it is tried again
+FILES_PATIENCE, RULES_PATIENCE, CLEAN_UP_PATIENCE = 20.0, 60.0, 60.0
+ACCELERATION_AGE = 0.5
 
 
 class Service:
@@ -42,39 +49,45 @@ class Service:
         self._wishes = wishes
         self._most = most
         self._keepers: dict[str, Keeper] = {}
+        self._ending: set[Keeper] = set()  # what is being unmounted and let go, which may take its time
         self._left_alone: set[str] = set()  # disks for which there was no room
+        self._disks: dict[str, bool] = {}  # that are looked at now: whether something has happened meanwhile
         self._control = Control(self)
         self._policy: Policy
         self._exempt: list[Exemption]
-        self._looking = trio.Lock()  # one at a time compares what is there with what is kept
+        self._acceleration = Remembered(_acceleration, ACCELERATION_AGE)
+        self._pulse = Pulse()
         self._nursery: trio.Nursery
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; SIGHUP reads the rules anew, for what is plugged in from then on."""
-        self._load()
+        await self._load()
         monitor = Monitor()  # before the first look, so that nothing falls between
         # After a predecessor that was killed:
-        await trio.to_thread.run_sync(start.running)
-        take_back(NOTES)
+        await quietly(start.running, "cleaning up after a predecessor", CLEAN_UP_PATIENCE)
+        await quietly(partial(take_back, NOTES), "making devices writable again", CLEAN_UP_PATIENCE)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._obey_signals)
-            nursery.start_soon(notify.keep_watchdog_quiet)
+            nursery.start_soon(notify.keep_watchdog_quiet, self._pulse.beats)
             nursery.start_soon(self._control.run)
             nursery.start_soon(self._wishes.spare.run)
-            await self._look_at(None)
+            await self._look_at_all()
             notify.tell("READY=1")
             log.info("watching")
             while True:
+                self._pulse.waits()
                 await trio.lowlevel.wait_readable(monitor.fileno())
-                await self._look_at(monitor.disks())
-                if self._left_alone and len(self._keepers) < self._most:
-                    disks, self._left_alone = self._left_alone, set()
-                    await self._look_at(disks)
+                self._pulse.works()
+                disks = monitor.disks()
+                if disks is None:
+                    await self._look_at_all()
+                else:
+                    self._look_at(disks)
 
-    def _load(self) -> None:
-        self._policy = files.load(self._rules)
-        self._exempt = generated.exemptions()
+    async def _load(self) -> None:
+        read = partial(_rules_and_exemptions, self._rules)
+        self._policy, self._exempt = await aside(read, FILES_PATIENCE)
         if self._policy.broken:
             log.error("the policy cannot be read, so everything external is refused: %s", self._policy.broken)
 
@@ -82,107 +95,120 @@ class Service:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
                 if number == signal.SIGHUP:
-                    await self.reload()
+                    try:
+                        await self._reload()
+                    except OSError as error:
+                        log.warning("the rules stay as they were: %s", error)
                     continue
                 notify.tell("STOPPING=1")
                 async with trio.open_nursery() as ending:
-                    for keeper in self._keepers.values():
+                    for keeper in {*self._keepers.values(), *self._ending}:
                         ending.start_soon(keeper.end)
                 self._nursery.cancel_scope.cancel()
 
-    async def _look_at(self, disks: set[str] | None) -> None:
-        """Make what we keep agree with what is there; None is all disks."""
-        if disks is None:
-            disks = {device.disk for device in devices()} | {keeper.device.disk for keeper in self._keepers.values()}
-        async with self._looking, trio.open_nursery() as looking:
-            for disk in sorted(disks):
-                nodes = of_disk(disk)
-                if all(node.settled for node in nodes):  # else another event will come
-                    looking.start_soon(self._agree, disk, nodes)
+    # --- what is there -----------------------------------------------------------------------------------------------
+    async def _look_at_all(self) -> None:
+        """Look at what there is, and at what there was."""
+        try:
+            found = {device.disk for device in await aside(devices, LOOK_PATIENCE)}
+        except OSError as error:
+            log.warning("udev's database cannot be read: %s", error)
+            found = set()
+            self._nursery.start_soon(self._look_again)
+        self._look_at(found | {keeper.device.disk for keeper in self._keepers.values()})
 
-    async def _agree(self, disk: str, nodes: list[Device]) -> None:
-        wanted = {node.name: (node, decision) for node, decision in self._wanted(nodes)}
+    async def _look_again(self) -> None:
+        await trio.sleep(LOOK_PAUSE)
+        await self._look_at_all()
+
+    def _look_at(self, disks: set[str]) -> None:
+        """Have disks looked at, each in a task of its own: none waits for another."""
+        for disk in sorted(disks):
+            if disk in self._disks:
+                self._disks[disk] = True
+            else:
+                self._disks[disk] = False
+                self._nursery.start_soon(self._watch, disk)
+
+    async def _watch(self, disk: str) -> None:
+        """Make what we keep of a disk agree with what is there, until nothing more has happened."""
+        try:
+            again = True
+            while again:
+                self._disks[disk] = False
+                try:
+                    await self._agree(disk)
+                except Exception as error:  # logged; the other disks have nothing to do with it
+                    expected = isinstance(error, (OSError, MountsafeError))
+                    log.warning("%s cannot be looked at: %s", disk, error, exc_info=not expected, extra=about(disk))
+                    await trio.sleep(LOOK_PAUSE)
+                    self._disks[disk] = True
+                again = self._disks[disk]
+        finally:
+            del self._disks[disk]
+
+    async def _agree(self, disk: str) -> None:
+        """Make what we keep of a disk agree with what is there. Raises OSError if that cannot be told in time."""
+        nodes, found = await aside(partial(self._found, disk), LOOK_PATIENCE)
+        if not all(node.settled for node in nodes):
+            return  # another event will come
+        wanted = {node.name: (node, decision) for node, decision in found}
         for name, keeper in list(self._keepers.items()):
             if keeper.device.disk != disk:
                 continue
             if name not in wanted or not _same(keeper.device, wanted[name][0]):
                 if not any(_same(keeper.device, node) for node in nodes):
                     keeper.pulled()
-                await keeper.end()
-                del self._keepers[name]
-                self._control.removed(name)
+                self._part_with(keeper)
         for name, (node, decision) in wanted.items():
             if name not in self._keepers:
                 self._keep(name, node, decision)
 
+    def _found(self, disk: str) -> tuple[list[Device], list[tuple[Device, Decision]]]:
+        """Return a disk with its parts, and what is to be kept of it; in a thread."""
+        nodes = of_disk(disk)
+        return nodes, self._wanted(nodes) if all(node.settled for node in nodes) else []
+
     def _keep(self, name: str, node: Device, decision: Decision) -> None:
-        if len(self._keepers) >= self._most:
-            log.warning("%s is left alone: there are %d media already", name, self._most, extra=about(name))
+        if len(self._keepers) + len(self._ending) >= self._most:
+            if node.disk not in self._left_alone:
+                log.warning("%s is left alone: there are %d media already", name, self._most, extra=about(name))
             self._left_alone.add(node.disk)
             return
         keeper = self._keepers[name] = Keeper(node, decision, self._wishes, self._control)
         self._control.added(keeper.told())
-        self._nursery.start_soon(keeper.run)
+        self._nursery.start_soon(self._run, keeper)
+
+    async def _run(self, keeper: Keeper) -> None:
+        try:
+            await keeper.run()
+        except Exception:  # nor have the other media
+            log.exception("a bug in keeping %s", keeper.device.name)
+
+    def _part_with(self, keeper: Keeper) -> trio.Event:
+        """Let a medium go; what comes in its place does not wait for that. Return what tells when it is done."""
+        del self._keepers[keeper.device.name]
+        self._ending.add(keeper)
+        self._control.removed(keeper.device.name)
+        done = trio.Event()
+        self._nursery.start_soon(self._see_it_off, keeper, done)
+        return done
+
+    async def _see_it_off(self, keeper: Keeper, done: trio.Event) -> None:
+        await keeper.end()
+        self._ending.discard(keeper)
+        done.set()
+        disks, self._left_alone = self._left_alone, set()
+        self._look_at(disks)
 
     # --- what others ask (control.Desk) ------------------------------------------------------------------------------
     def media(self) -> list[Told]:
         """Return what is kept."""
         return [keeper.told() for keeper in self._keepers.values()]
 
-    def owner(self, device: str) -> int | None:
-        """Return the uid that a medium is shown to; None if nobody is."""
-        person = self._named(device).person
-        return person.uid if person else None
-
-    async def open(self, device: str) -> None:
-        """Show a medium that was held back or unmounted."""
-        self._named(device).open()
-
-    async def eject(self, device: str) -> None:
-        """Unmount a medium, let go of it, and cut its drive's power if nothing else of the drive is in use."""
-        keeper = self._named(device)
-        await keeper.eject()
-        drive = keeper.device.drive
-        if drive and self._is_idle(drive):
-            await trio.to_thread.run_sync(cut_power, drive)
-
-    def _is_idle(self, drive: str) -> bool:
-        """Whether nothing of a drive is kept or in use: a card reader has several slots, a disk several partitions."""
-        in_use = InUse()
-        kept = any(keeper.device.drive == drive and keeper.state != "ejected" for keeper in self._keepers.values())
-        return not kept and not any(in_use.why(each.name, each.number) for each in devices() if each.drive == drive)
-
-    async def trust(self, device: str, verdict: str) -> None:
-        """Write a rule for a device that is plugged in, and treat it so at once."""
-        if verdict not in trust.VERDICTS:
-            raise UserError(f"trust is never {printable(verdict)}", f"One of: {', '.join(trust.VERDICTS)}.")
-        await self._change_trust(device, partial(trusting.to_trust, verdict=Verdict(verdict)))
-
-    async def untrust(self, device: str) -> None:
-        """Take the rules for a device back, and treat it as the others say."""
-        await self._change_trust(device, trusting.to_untrust)
-
-    async def _change_trust(self, device: str, change: Callable[[Path, Facts], trusting.Change]) -> None:
-        nodes, facts = _plugged_in(device)
-        await trio.to_thread.run_sync(trusting.put_in_force, self._rules, partial(change, self._rules, facts))
-        await self.reload()
-        async with self._looking:
-            for node in nodes:
-                if keeper := self._keepers.pop(node.name, None):
-                    await keeper.end()
-                    self._control.removed(node.name)
-        await self._look_at({nodes[0].disk})
-        await trio.to_thread.run_sync(inforce.look_again, [node.name for node in nodes])
-
-    async def reload(self) -> None:
-        """Read the rules anew, for what is plugged in from then on."""
-        self._load()
-        log.info("the rules were read anew")
-
-    def status(self) -> Told:
+    async def status(self) -> Told:
         """Return what the daemon says of itself."""
         states = [keeper.state for keeper in self._keepers.values()]
-        acceleration = build.acceleration()
         return {
             "version": __version__,
             "media": len(states),
@@ -191,8 +217,75 @@ class Service:
             "blocked": sum(state in (Verdict.ASK, Verdict.REFUSE) for state in states),
             "rules": len(self._policy.rules),
             "policy_error": self._policy.broken,
-            "acceleration": "tcg" if acceleration.usable() else acceleration.remembered() or "not tried yet",
+            "acceleration": await self._acceleration.get(),
         }
+
+    async def asked(self, method: str, *arguments: str) -> Request:
+        """Return what a method is about. Raises UserError."""
+        match method, arguments:
+            case (("Open" | "Eject"), (device,)):
+                keeper = self._named(device)
+                owner = keeper.person.uid if keeper.person else None
+                do = partial(self._open if method == "Open" else self._eject, keeper, owner)
+                return Request(keeper.device.name, owner, do)
+            case "Trust", (device, verdict):
+                if verdict not in trust.VERDICTS:
+                    raise UserError(f"trust is never {printable(verdict)}", f"One of: {', '.join(trust.VERDICTS)}.")
+                change = partial(trusting.to_trust, verdict=Verdict(verdict))
+                return await self._asked_to_trust(device, change)
+            case "Untrust", (device,):
+                return await self._asked_to_trust(device, trusting.to_untrust)
+            case "Reload", ():
+                return Request("", None, self._reload)
+            case _:
+                raise UserError(f"there is no {method}")
+
+    async def _open(self, keeper: Keeper, owner: int | None) -> None:
+        self._require_same(keeper, owner)
+        keeper.open()
+
+    async def _eject(self, keeper: Keeper, owner: int | None) -> None:
+        """Unmount a medium, let go of it, and cut its drive's power if nothing else of the drive is in use."""
+        self._require_same(keeper, owner)
+        await keeper.eject()
+        drive = keeper.device.drive
+        if drive and not self._is_kept(drive) and await aside(partial(_is_idle, drive), LOOK_PATIENCE):
+            await aside(partial(cut_power, drive), FILES_PATIENCE)
+
+    def _require_same(self, keeper: Keeper, owner: int | None) -> None:
+        """Raise Swapped unless it is the medium that was asked for still, shown to the same user."""
+        now = keeper.person.uid if keeper.person else None
+        if self._keepers.get(keeper.device.name) is not keeper or now != owner:
+            raise Swapped(keeper.device.node)
+
+    def _is_kept(self, drive: str) -> bool:
+        """Whether something of a drive is kept: a card reader has several slots, a disk several partitions."""
+        return any(keeper.device.drive == drive and keeper.state != "ejected" for keeper in self._keepers.values())
+
+    async def _asked_to_trust(self, device: str, change: Callable[[Path, Facts], trusting.Change]) -> Request:
+        node, nodes, facts = await aside(partial(_plugged_in, device), LOOK_PATIENCE)
+
+        async def run() -> None:
+            _, there, now = await aside(partial(_plugged_in, node.name), LOOK_PATIENCE)
+            if now != facts or not all(map(_same, nodes, there)):
+                raise Swapped(node.node)
+            await self._change_trust(there, partial(change, self._rules, facts))
+
+        return Request(node.name, None, run)
+
+    async def _change_trust(self, nodes: list[Device], change: Callable[[], trusting.Change]) -> None:
+        await aside(partial(trusting.put_in_force, self._rules, change), RULES_PATIENCE)
+        await self._reload()
+        for keeper in [self._keepers[node.name] for node in nodes if node.name in self._keepers]:
+            with trio.move_on_after(RULES_PATIENCE):
+                await self._part_with(keeper).wait()
+        self._look_at({nodes[0].disk})
+        await aside(partial(inforce.look_again, [node.name for node in nodes]), RULES_PATIENCE)
+
+    async def _reload(self) -> None:
+        """Read the rules anew, for what is plugged in from then on."""
+        await self._load()
+        log.info("the rules were read anew")
 
     def _named(self, device: str) -> Keeper:
         """Return the keeper of a device, or of one with a mount of this path."""
@@ -230,14 +323,29 @@ class Service:
         return decision
 
 
-def _plugged_in(device: str) -> tuple[list[Device], Facts]:
-    """Return the disk that a device is, or is a part of, with its parts; and its facts. Raises UserError (SOURCE)."""
+def _plugged_in(device: str) -> tuple[Device, list[Device], Facts]:
+    """Return a device; the disk that it is, or is a part of, with its parts; and its facts. Raises UserError."""
     name = device.removeprefix("/dev/")
-    disk = next((each.disk for each in devices() if each.name == name), "")
-    nodes = of_disk(disk) if disk else []
-    if not nodes or nodes[0].facts is None:
+    found = next((each for each in devices() if each.name == name), None)
+    nodes = of_disk(found.disk) if found else []
+    if found is None or not nodes or nodes[0].facts is None:
         raise UserError(f"{printable(name)} is no medium that is plugged in", "lsblk shows them.", ExitCode.SOURCE)
-    return nodes, nodes[0].facts
+    return found, nodes, nodes[0].facts
+
+
+def _is_idle(drive: str) -> bool:
+    """Whether nothing of a drive is in use."""
+    in_use = InUse()
+    return not any(in_use.why(each.name, each.number) for each in devices() if each.drive == drive)
+
+
+def _rules_and_exemptions(rules: Path) -> tuple[Policy, list[Exemption]]:
+    return files.load(rules), generated.exemptions()
+
+
+def _acceleration() -> str:
+    acceleration = build.acceleration()
+    return "tcg" if acceleration.usable() else acceleration.remembered() or "not tried yet"
 
 
 def _alike(one: Decision, other: Decision) -> bool:

@@ -1,11 +1,17 @@
 """A supervisor with a virtual machine that waits for the next medium."""
 
+import logging
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
+from mountsafe.daemon.aside import aside, quietly
 from mountsafe.session.start import Starting
 
+log = logging.getLogger(__name__)
+START_DEADLINE = 60.0  # seconds: programs are read from the system's disk
+END_DEADLINE = 60.0
 REST = 2.0  # seconds after a medium before the next spare is made: that one is to be shown first
 
 
@@ -21,13 +27,13 @@ class Spare:
         self._ready: Starting | None = None
         self._taken = trio.Event()
 
-    def take(self) -> Starting:
+    async def take(self) -> Starting:
         """Return a supervisor to give an order to: the spare one if it lives, else a new one."""
         ready, self._ready = self._ready, None
         self._taken.set()
         if ready is not None and ready.alive:
             return ready
-        return Starting(scope=self._scope())
+        return await aside(lambda: Starting(scope=self._scope()), START_DEADLINE, undo=Starting.end)
 
     async def run(self) -> None:
         """Keep one ready, until cancelled."""
@@ -36,10 +42,16 @@ class Spare:
         try:
             while True:
                 self._taken = trio.Event()
-                self._ready = Starting(spare=True, scope=self._scope())
+                await self._start()
                 await self._taken.wait()
                 await trio.sleep(REST)
         finally:
             if self._ready is not None:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(self._ready.end)
+                await quietly(self._ready.end, "ending the spare supervisor", END_DEADLINE)
+
+    async def _start(self) -> None:
+        try:
+            start = partial(Starting, spare=True, scope=self._scope())
+            self._ready = await aside(start, START_DEADLINE, undo=Starting.end)
+        except OSError as error:  # no memory, no process: the next medium starts its own, or says why not
+            log.warning("there is no spare supervisor: %s", error)

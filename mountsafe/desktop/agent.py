@@ -8,15 +8,16 @@ import os
 import pwd
 import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import trio
-from jeepney import HeaderFields, MatchRule, Message, message_bus
-from jeepney.io.trio import DBusRouter
+from jeepney import DBusErrorResponse, HeaderFields, MatchRule, MessageType, message_bus
 
 from mountsafe.daemon import address, client, person
-from mountsafe.daemon.bus import BusGone, connected
+from mountsafe.daemon.bus import BUS, Bus, BusGone, connected
+from mountsafe.daemon.messages import Heard, Malformed
 from mountsafe.desktop import notifications
 from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure, is_blocked, notice_of
 from mountsafe.desktop.notifications import NOBODY, Notifications
@@ -25,9 +26,9 @@ from mountsafe.system.scope import apart
 from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
-QUEUE = 1000  # signals that wait
+PAUSE = 0.1  # seconds between two looks, however many signals come: anybody may send them
+QUEUE = 1000  # signals of the desktop that wait
 _SEAT = f"/org/freedesktop/login1/seat/{person.SEAT}"  # it tells when another user sits down
-_BUS = "org.freedesktop.DBus"
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Agent:
         self._shown: dict[str, Shown] = {}
         self._to_open: set[str] = set()  # their folders, as soon as they are there
         self._wake, self._woken = trio.open_memory_channel[None](1)
+        self._of_desktop, self._from_desktop = trio.open_memory_channel[Heard](QUEUE)
         self._desktop: Notifications
         self._nursery: trio.Nursery
 
@@ -55,7 +57,7 @@ class Agent:
         """Serve until SIGTERM, SIGINT, or the end of one of the two buses. Raises UserError."""
         reached = False
         try:
-            async with connected("SESSION") as session, connected("SYSTEM") as system:
+            async with connected("SESSION", self._hear) as session, connected("SYSTEM", self._hear_daemon) as system:
                 reached = True
                 await self._serve(session, system)
         except BusGone as error:
@@ -64,21 +66,17 @@ class Agent:
                 raise UserError(f"a bus cannot be reached: {error}", hint, ExitCode.DEPENDENCY) from error
             log.info("the session is over: %s", error)
 
-    async def _serve(self, session: DBusRouter, system: DBusRouter) -> None:
+    async def _serve(self, session: Bus, system: Bus) -> None:
         self._desktop = Notifications(session)
-        async with (
-            trio.open_nursery() as self._nursery,
-            session.filter(MatchRule(type="signal"), bufsize=QUEUE) as of_session,
-            system.filter(MatchRule(type="signal"), bufsize=QUEUE) as of_system,
-        ):
+        async with trio.open_nursery() as self._nursery:
             await _subscribe(session, _owner_of(notifications.NAME), MatchRule(interface=notifications.NAME))
             await _subscribe(system, _owner_of(address.NAME), MatchRule(sender=address.NAME), MatchRule(path=_SEAT))
             self._nursery.start_soon(self._obey_signals)
-            self._nursery.start_soon(self._hear_desktop, of_session)
-            self._nursery.start_soon(self._hear_daemon, of_system)
+            self._nursery.start_soon(self._hear_desktop)
             self._look()
             async for _ in self._woken:
                 await self._agree()
+                await trio.sleep(PAUSE)
 
     def _look(self) -> None:
         """Have it compared, soon."""
@@ -94,25 +92,39 @@ class Agent:
                     await self._desktop.close(shown.number)
                 self._nursery.cancel_scope.cancel()
 
-    async def _hear_daemon(self, signals: "trio.MemoryReceiveChannel[Message]") -> None:
-        async for _ in signals:
+    def _hear_daemon(self, message: Heard) -> None:
+        """Look, whatever it is: not a byte of it is read."""
+        if message.kind is MessageType.signal:
             self._look()
 
-    async def _hear_desktop(self, signals: "trio.MemoryReceiveChannel[Message]") -> None:
-        async for heard in signals:
-            match heard.header.fields[HeaderFields.member], heard.body:
-                case "NameOwnerChanged", _:  # a new server knows nothing of what another one showed
-                    self._shown.clear()
-                    self._look()
-                case "NotificationClosed", (number, _):
-                    for shown in self._shown.values():
-                        if shown.number == number:
-                            shown.number = NOBODY
-                case "ActionInvoked", (number, action):
-                    for device, shown in self._shown.items():
-                        medium = self._media.get(device)
-                        if medium and shown.number == number and action in shown.notice.actions:
-                            self._nursery.start_soon(self._act, medium, shown.notice, Action(action))
+    def _hear(self, message: Heard) -> None:
+        if message.kind is MessageType.signal:
+            with suppress(trio.WouldBlock):
+                self._of_desktop.send_nowait(message)
+
+    async def _hear_desktop(self) -> None:
+        async for heard in self._from_desktop:
+            try:
+                self._obey_desktop(str(heard.header.fields.get(HeaderFields.member)), heard)
+            except Malformed as error:
+                log.info("a signal that is none: %s", error)
+
+    def _obey_desktop(self, member: str, heard: Heard) -> None:
+        match member:
+            case "NameOwnerChanged":  # a new server knows nothing of what another one showed
+                self._shown.clear()
+                self._look()
+            case "NotificationClosed":
+                closed, _ = heard.body("uu")
+                for shown in self._shown.values():
+                    if shown.number == closed:
+                        shown.number = NOBODY
+            case "ActionInvoked":
+                number, action = heard.body("us")
+                for device, shown in self._shown.items():
+                    medium = self._media.get(device)
+                    if medium and shown.number == number and action in shown.notice.actions:
+                        self._nursery.start_soon(self._act, medium, shown.notice, Action(action))
 
     # --- what is shown -----------------------------------------------------------------------------------------------
     async def _agree(self) -> None:
@@ -186,11 +198,14 @@ async def _open_folder(folder: str) -> None:
 
 def _owner_of(name: str) -> MatchRule:
     """Match the news that a name has another owner."""
-    rule = MatchRule(sender=_BUS, interface=_BUS, member="NameOwnerChanged")
+    rule = MatchRule(sender=BUS, interface=BUS, member="NameOwnerChanged")
     rule.add_arg_condition(0, name)
     return rule
 
 
-async def _subscribe(router: DBusRouter, *rules: MatchRule) -> None:
+async def _subscribe(bus: Bus, *rules: MatchRule) -> None:
     for rule in rules:
-        await router.send_and_get_reply(message_bus.AddMatch(rule))
+        try:
+            await bus.ask(message_bus.AddMatch(rule))
+        except DBusErrorResponse as error:
+            raise BusGone(f"it does not tell what happens: {error}") from error

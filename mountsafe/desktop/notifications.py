@@ -6,9 +6,9 @@ from typing import Any
 
 import trio
 from jeepney import DBusAddress, DBusErrorResponse, new_method_call
-from jeepney.io.trio import DBusRouter
-from jeepney.wrappers import unwrap_msg
 
+from mountsafe.daemon.bus import ANYBODY, Bus
+from mountsafe.daemon.messages import Malformed
 from mountsafe.desktop.notices import LABELS, Notice
 
 log = logging.getLogger(__name__)
@@ -22,12 +22,12 @@ _DEFAULT_TIME, _FOR_EVER = -1, 0
 class Notifications:
     """Shows notices, by whatever server there is."""
 
-    def __init__(self, router: DBusRouter) -> None:
-        self._router = router
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
 
     async def show(self, notice: Notice, replaces: int = NOBODY) -> int:
         """Show a notice, in place of another one; return its number, or NOBODY where no server shows it."""
-        told = await self._ask("GetCapabilities")
+        told = await self._ask("GetCapabilities", "as")
         if told is None:
             return NOBODY
         capabilities = told[0]
@@ -38,20 +38,22 @@ class Notifications:
         hints = {"category": ("s", notice.category), "desktop-entry": ("s", "mountsafe")}
         time = _FOR_EVER if notice.lasts else _DEFAULT_TIME
         words = ("mountsafe", replaces, notice.icon, notice.summary, body, said, hints, time)
-        told = await self._ask("Notify", "susssasa{sv}i", words)
+        told = await self._ask("Notify", "u", "susssasa{sv}i", words)
         return NOBODY if told is None else int(told[0])
 
     async def close(self, number: int) -> None:
         """Take a notification away, if it is there still."""
         if number != NOBODY:
-            await self._ask("CloseNotification", "u", (number,))
+            await self._ask("CloseNotification", "", "u", (number,))
 
-    async def _ask(self, method: str, signature: str | None = None, body: tuple[Any, ...] = ()) -> Any:
-        """Return the answer; None if there is none."""
+    async def _ask(
+        self, method: str, answer: str, signature: str | None = None, body: tuple[Any, ...] = ()
+    ) -> tuple[Any, ...] | None:
+        """Return the answer, of the signature `answer`; None if there is none."""
         with trio.move_on_after(DEADLINE):
             try:
                 question = new_method_call(_SERVER, method, signature, body)
-                return unwrap_msg(await self._router.send_and_get_reply(question))
-            except DBusErrorResponse as error:
+                return await self._bus.ask(question, answer, ANYBODY)  # whoever is on it is the user himself
+            except (DBusErrorResponse, Malformed) as error:
                 log.info("no notification server: %s", error)
         return None

@@ -107,9 +107,10 @@ def cut_power(drive: str) -> None:
 
 
 def disk_of(device: pyudev.Device) -> str:
-    """Return the name of the whole disk that a block device is, or is a part of."""
-    parent = device.find_parent("block") if device.device_type == "partition" else None
-    return str((parent or device).sys_name)
+    """Return the name of the whole disk that a block device is, or is a part of; by its path, so nothing is read."""
+    if device.device_type != "partition":
+        return str(device.sys_name)
+    return os.path.basename(os.path.dirname(str(device.device_path))).replace("!", "/")
 
 
 def _device(device: pyudev.Device) -> Device:

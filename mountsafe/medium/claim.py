@@ -1,6 +1,7 @@
 """The claim on a block device: as long as it is held, nobody mounts the device or a part of it, root neither."""
 
 import fcntl
+import logging
 import os
 import stat
 import struct
@@ -10,6 +11,7 @@ from pathlib import Path
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.source import Medium, device_size
 
+log = logging.getLogger(__name__)
 BLKROSET, BLKROGET, BLKGETDISKSEQ = 0x125D, 0x125E, 0x80081280  # include/uapi/linux/fs.h
 CDROMEJECT, CDROM_LOCKDOOR = 0x5309, 0x5329  # include/uapi/linux/cdrom.h; SCSI disks know the first one too
 
@@ -25,20 +27,21 @@ class Claim:
     """An exclusive, read-only hold on a device. Raises OSError (EBUSY if it is in use), Swapped.
 
     That the device itself is made read-only outlives us if we are killed, so a note in the folder `notes` says that it
-    was we who did it: see `take_back`.
+    was we who did it: see `take_back`. Where no note can be written (a full /run) the hold matters more than what would
+    be left of it.
     """
 
     def __init__(self, node: str, number: tuple[int, int], sequence: int, notes: Path) -> None:
         self._note = notes / f"{number[0]}:{number[1]}"
+        self._made_read_only = False
         self.fd = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
             status = os.fstat(self.fd)
             opened = (os.major(status.st_rdev), os.minor(status.st_rdev))
             if not stat.S_ISBLK(status.st_mode) or opened != number or sequence != _sequence(self.fd, sequence):
                 raise Swapped(node)
-            if not _get(self.fd, BLKROGET, "i"):
-                self._note.touch()
-                _set_read_only(self.fd, 1)
+            if self._note.exists() or not _get(self.fd, BLKROGET, "i"):
+                self._make_read_only()
             self.medium = Medium(Path(node), self.fd, device_size(self.fd), block_device=True)
         except BaseException:
             os.close(self.fd)
@@ -50,26 +53,47 @@ class Claim:
             with suppress(OSError):
                 fcntl.ioctl(self.fd, request, 0)
 
+    def _make_read_only(self) -> None:
+        try:
+            self._note.touch()
+        except OSError as error:
+            log.warning("if we are killed, %s stays read-only: %s", self._note.name, error)
+        self._made_read_only = True
+        _set_read_only(self.fd, 1)
+
     def release(self) -> None:
         """Let go, and let the device be as writable as it was."""
-        if self._note.exists():
-            with suppress(OSError):  # it may have been pulled out
-                _set_read_only(self.fd, 0)
-            self._note.unlink()
-        os.close(self.fd)
+        try:
+            if self._made_read_only:
+                with suppress(OSError):  # it may have been pulled out
+                    _set_read_only(self.fd, 0)
+                self._note.unlink(missing_ok=True)
+        finally:
+            os.close(self.fd)
 
 
 def take_back(notes: Path) -> None:
-    """Make writable again what a process that was killed has left read-only; make the folder if need be."""
-    notes.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for note in notes.iterdir():
-        with suppress(OSError):
-            fd = os.open(f"/dev/block/{note.name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                _set_read_only(fd, 0)
-            finally:
-                os.close(fd)
-        note.unlink()
+    """Make writable again what a process that was killed has left read-only; make the folder if need be.
+
+    What cannot be done is logged: it is no reason to leave media to others.
+    """
+    try:
+        notes.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = sorted(notes.iterdir())
+    except OSError as error:
+        log.warning("what was left read-only is not known: %s", error)
+        return
+    for note in found:
+        try:
+            with suppress(OSError):
+                fd = os.open(f"/dev/block/{note.name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                try:
+                    _set_read_only(fd, 0)
+                finally:
+                    os.close(fd)
+            note.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("a note of a device that was read-only stays: %s", error)
 
 
 def _set_read_only(fd: int, value: int) -> None:

@@ -44,8 +44,8 @@ class Change:
     def _put(self, text: str) -> None:
         try:
             put(self.place, text.encode(), 0o644)
-        except PermissionError as error:
-            raise UserError(f"{self.place}: {error.strerror}", "Run it as root.", ExitCode.TARGET) from error
+        except OSError as error:
+            raise _unwritable(self.place, error) from error
 
 
 def to_trust(rules: Path, facts: Facts, verdict: Verdict) -> Change:
@@ -75,6 +75,9 @@ def put_in_force(rules: Path, change: Callable[[], Change]) -> None:
         changed.write()
         try:
             inforce.renew(rules)
+        except OSError as error:
+            changed.take_back()
+            raise _unwritable(inforce.HOST, error) from error
         except BaseException:
             changed.take_back()
             raise
@@ -87,18 +90,28 @@ def _read(rules: Path) -> str:
         trust.trusted(text)
     except FileNotFoundError:
         return ""
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {place}: {error}", "Mend it, or move it away.", ExitCode.SOURCE) from error
     return text
 
 
 @contextmanager
 def _alone(rules: Path) -> Iterator[None]:
-    """Hold a lock on the folder, so that no change is lost to another."""
-    rules.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fd = os.open(rules, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Hold a lock on the folder, so that no change is lost to another. Raises UserError (TARGET)."""
+    try:
+        rules.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(rules, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unwritable(rules, error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)
+
+
+def _unwritable(place: Path, error: OSError) -> UserError:
+    if isinstance(error, PermissionError):
+        return UserError(f"{place}: {error.strerror}", "Run it as root.", ExitCode.TARGET)
+    hint = "Nothing has changed. Is its disk full, or read-only?"
+    return UserError(f"cannot write to {error.filename or place}: {error.strerror}", hint, ExitCode.TARGET)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,12 @@ CONFIGURATION = """
 """
 
 
+def is_there(place: Path) -> bool:
+    """Whether somebody listens: its file is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(os.fspath(place)) == 0
+
+
 @pytest.fixture
 def bus(
     tmp_path: Path, program: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
@@ -36,7 +43,7 @@ def bus(
     daemon = subprocess.Popen([program("dbus-daemon"), f"--config-file={configuration}", "--nofork"])
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={place}")
     try:
-        wait_for(lambda: os.path.exists(place), "the bus")
+        wait_for(lambda: is_there(place), "the bus")
         yield daemon
     finally:
         daemon.terminate()
@@ -59,12 +66,28 @@ def test_a_stop_at_any_moment_is_silent(caplog: pytest.LogCaptureFixture) -> Non
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_bus_that_goes_is_said(bus: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bus_that_goes_is_said_and_looked_for_again(
+    bus: subprocess.Popen[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
     async def outlive() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Control(Mock()).run)
-            await trio.sleep(0.5)
+            await said("on the system bus", 1)
             bus.terminate()
+            await said("nobody can ask", 1)
+            await trio.to_thread.run_sync(bus.wait)
+            (tmp_path / "bus").unlink(missing_ok=True)
+            again = await trio.to_thread.run_sync(subprocess.Popen, bus.args)
+            await said("on the system bus", 2)
+            nursery.cancel_scope.cancel()
+        again.terminate()
+        again.wait()
+
+    async def said(words: str, times: int) -> None:
+        with trio.fail_after(20):
+            while caplog.text.count(words) < times:  # noqa: ASYNC110  # a log tells nobody
+                await trio.sleep(0.05)
 
     trios.run(outlive)
-    assert "nobody can ask" in caplog.text

@@ -118,9 +118,15 @@ class Machine:
     @contextmanager
     def loop(self, image: Path) -> Iterator[str]:
         """Attach an image: a medium is plugged in."""
+        with self.loop_now(image) as device:
+            self.run("udevadm", "settle", "--timeout=30").ok()
+            yield device
+
+    @contextmanager
+    def loop_now(self, image: Path) -> Iterator[str]:
+        """Attach an image, and do not wait for what comes of it."""
         device = self.run("losetup", "--find", "--show", image).ok().out.strip()
         try:
-            self.run("udevadm", "settle", "--timeout=30").ok()
             yield device
         finally:
             wait_for(lambda: self._unmounted(device), f"the end of {device}'s mounts")

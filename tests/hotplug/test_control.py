@@ -145,12 +145,34 @@ def test_tools_can_look_at_it(daemon: Daemon) -> None:
     assert 'method name="ListMedia"' in shown.ok().out
 
 
-def test_without_a_bus_media_are_shown_all_the_same(daemon: Daemon, image: Image) -> None:
-    """The last one: the machine has no bus afterwards."""
+def test_a_user_who_floods_it_with_what_is_too_large_ends_nothing(daemon: Daemon, image: Image) -> None:
     daemon.wait_for_mounts()
-    bus = next(service for service in daemon.machine.services if "dbus-daemon" in service.args)  # type: ignore[operator]
+    machine = daemon.machine
+    with machine.loop(image("jfs")) as device:
+        for size in (5_000, 70_000, 130_000):  # what a command line can hold
+            refused = call(machine, "Open", f"string:{'A' * (size // 2)}", f"string:{'A' * (size - size // 2)}")
+            assert refused.code != 0
+        assert "too long" in call(machine, "Open", f"string:{'A' * 5000}").err
+        assert "is no medium" in call(machine, "Eject", "string:sdzz").err
+        wait_for(lambda: device.removeprefix("/dev/") in call(machine, "ListMedia").out, "the service")
+
+
+def test_without_a_bus_media_are_shown_all_the_same_and_a_new_bus_is_found(daemon: Daemon, image: Image) -> None:
+    """The last one: the machine's polkit and udisks have no bus afterwards."""
+    daemon.wait_for_mounts()
+    machine = daemon.machine
+    bus = next(service for service in machine.services if "dbus-daemon" in service.args)  # type: ignore[operator]
     bus.terminate()
     bus.wait(timeout=20)
     daemon.wait_for_words("nobody can ask")
-    with daemon.machine.loop(image("vfat")):
+    with machine.loop(image("vfat")):
         daemon.wait_for_mounts(label("vfat"))
+        machine.remove("/run/dbus/system_bus_socket")
+        machine.start(
+            "dbus-daemon",
+            "--system",
+            "--nofork",
+            "--nopidfile",
+            ready=lambda: machine.run("test", "-S", "/run/dbus/system_bus_socket").code == 0,
+        )
+        wait_for(lambda: label("vfat") in call(machine, "ListMedia").out, "the service on the new bus")

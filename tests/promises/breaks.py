@@ -79,8 +79,8 @@ BREAKS: dict[int, list[Break]] = {
     20: [Break("medium/claim.py", "os.O_RDONLY | os.O_EXCL", "os.O_RDONLY")],
     21: [Break("policy/rules.py", "return cls([], str(error))", "return cls([])")],
     22: [Break("system/generated.py", "    if not found:\n        return\n    told", "    return\n    told")],
-    23: [Break("daemon/control.py", "if not authorized:", "if False:")],
-    24: [Break("daemon/control.py", "if uid == 0:", "if True:")],
+    23: [Break("daemon/authority.py", "if answer is not True:", "if False:")],
+    24: [Break("daemon/control.py", "if uid != 0:", "if False:")],
     25: [Break("desktop/notifications.py", "html.escape(notice.body, quote=False)", "notice.body")],
     26: [Break("sandbox.py", "if seccomp is not None:", "if False:")],
     27: [Break("filesystem/operations.py", "with trio.fail_after(CALL_DEADLINE):", "with trio.CancelScope():")],
@@ -135,4 +135,17 @@ BREAKS: dict[int, list[Break]] = {
         Break("medium/volumes.py", "if size_ <= 0 or offset < last or offset + size_ > length:", "if False:"),
     ],
     54: [Break("medium/volumes.py", "if any(len(parent.layers) >= MAX_DEPTH for parent in parents):", "if False:")],
+    47: [Break("daemon/messages.py", "body > MAX_BODY", "False")],
+    48: [
+        Break(
+            "daemon/bus.py",
+            "if message.kind in (MessageType.method_call, MessageType.signal):",
+            "if HeaderFields.reply_serial not in message.header.fields:",
+        ),
+        Break("daemon/bus.py", "(not asked.answerer or message.sender in (asked.answerer, BUS))", "True"),
+    ],
+    49: [
+        Break("daemon/keeper.py", 'with self._surviving(Trouble.OPEN, ""):', "with suppress(UserError):"),
+        Break("daemon/keeper.py", 'with self._surviving(Trouble.OPEN, "it cannot be kept"):', "if True:"),
+    ],
 }

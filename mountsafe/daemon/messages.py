@@ -1,0 +1,116 @@
+"""D-Bus messages out of a stream of bytes, sans-I/O: what is too large is passed over by its header, unread.
+
+https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-messages. A bus passes on up to 128 MiB from
+anybody, nested 64 deep. Nothing that is said to us is larger than the bounds below, and a body is parsed only by who
+knows its signature: so no sender can have us work for longer than some milliseconds.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jeepney import Header, HeaderFields, Message, MessageType
+
+from mountsafe.errors import MountsafeError
+
+MAX_BODY = 64 << 10  # bytes; the longest that is asked of us is some names long
+MAX_FIELDS = 4 << 10  # bytes of header: names have 255 at most, a path of ours has 24
+_FIXED = 16  # bytes, with the length of the fields
+_ORDERS = {ord("l"): "<", ord("B"): ">"}
+_KINDS = {kind.value for kind in MessageType}
+
+
+class Malformed(MountsafeError):
+    """Not what it should be: by its sender's fault, or the bus's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A message whose header is known. `untrusted_bytes`: all of it; None if it was too large, and is lost."""
+
+    header: Any
+    untrusted_bytes: bytes | None
+
+    @property
+    def kind(self) -> Any:
+        """A MessageType."""
+        return self.header.message_type
+
+    @property
+    def sender(self) -> str:
+        """Who sent it, by the bus's word: a unique name, or the bus's own."""
+        return str(self.header.fields.get(HeaderFields.sender, ""))
+
+    @property
+    def signature(self) -> str:
+        """What its body is said to be."""
+        return str(self.header.fields.get(HeaderFields.signature, ""))
+
+    def body(self, *signatures: str) -> tuple[Any, ...]:
+        """Return its body, which is one of these signatures. Raises Malformed."""
+        if self.untrusted_bytes is None or self.signature not in signatures:
+            raise Malformed(f"a body of another kind than {' or '.join(signatures) or 'none'}")
+        try:
+            body: tuple[Any, ...] = Message.from_buffer(self.untrusted_bytes).body
+        except Exception as error:  # jeepney checks nothing: anything may come of bytes
+            raise Malformed(f"a body that is no {self.signature}: {error!r}") from error
+        return body
+
+
+class Reader:
+    """Takes bytes as they come. `lost`: how many messages nobody heard of, for their header could not be read."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self._buffer = bytearray()
+        self._skipped = 0  # bytes of a message that is too large which are still to come
+
+    def feed(self, untrusted_bytes: bytes) -> Iterator[Heard]:
+        """Yield the messages that are complete. Raises Malformed where this is no stream of messages."""
+        self._buffer += untrusted_bytes
+        while True:
+            gone = min(self._skipped, len(self._buffer))
+            del self._buffer[:gone]
+            self._skipped -= gone
+            if len(self._buffer) < _FIXED:
+                return
+            kind, body, fields = self._measured()
+            start = _FIXED + fields + -fields % 8
+            if fields > MAX_FIELDS:
+                self.lost += 1
+                self._skipped = start + body
+                continue
+            if len(self._buffer) < start + (0 if body > MAX_BODY else body):
+                return
+            header = _header(bytes(self._buffer[:start])) if kind in _KINDS else None
+            whole = None if body > MAX_BODY else bytes(self._buffer[: start + body])
+            self._skipped = start + body
+            if header is None:
+                self.lost += 1
+            else:
+                yield Heard(header, whole)
+
+    def _measured(self) -> tuple[int, int, int]:
+        """Return the kind of the next message, the length of its body, and that of its header's fields."""
+        order = _ORDERS.get(self._buffer[0])
+        if order is None:
+            raise Malformed("the bus speaks another language")
+        kind, body, fields = struct.unpack_from(f"{order}xBxxI4xI", self._buffer)
+        return kind, body, fields
+
+
+def _header(untrusted_bytes: bytes) -> Any:
+    """Return a header; None if it is broken, or has a field that we do not know."""
+    try:
+        header, _ = Header.from_buffer(untrusted_bytes)
+        fields = header.fields
+        if fields.get(HeaderFields.unix_fds) or not all(_is_well_typed(*each) for each in fields.items()):
+            return None
+    except Exception:  # noqa: BLE001  # jeepney checks nothing: anything may come of bytes
+        return None
+    return header
+
+
+def _is_well_typed(field: HeaderFields, value: object) -> bool:
+    return isinstance(value, int if field in (HeaderFields.reply_serial, HeaderFields.unix_fds) else str)

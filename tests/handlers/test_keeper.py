@@ -1,0 +1,125 @@
+"""A keeper when what it needs fails: its claim stays, it says why, and it can be asked again."""
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import trio
+
+from mountsafe.daemon import keeper as keepers
+from mountsafe.daemon.keeper import Keeper, Wishes
+from mountsafe.daemon.person import Person
+from mountsafe.hotplug.devices import Device
+from mountsafe.policy.facts import Facts
+from mountsafe.policy.rules import Decision, Options, Verdict
+
+DEVICE = Device("sdb", "sdb", "/dev/sdb", (8, 16), {}, (), Facts(device="sdb", fstype="jfs", size=1))
+
+
+class StandInClaim:
+    """Counts what is held: a device would be claimed."""
+
+    held = 0
+
+    def __init__(self, *_: object) -> None:
+        type(self).held += 1
+        self.medium = None
+
+    def release(self) -> None:
+        type(self).held -= 1
+
+
+@pytest.fixture
+def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
+    StandInClaim.held = 0
+    monkeypatch.setattr(keepers, "Claim", StandInClaim)
+    monkeypatch.setattr(keepers, "is_to_be_detached", lambda _: None)
+    spare = SimpleNamespace(take=None)
+    wishes = Wishes(lambda: Person("u", 1000, 1000), "/run/media", "/x", 60, spare)  # type: ignore[arg-type]
+    return Keeper(DEVICE, Decision(Verdict.SANDBOX, "", "", "external", Options()), wishes, Mock())
+
+
+async def become(keeper: Keeper, state: str) -> None:
+    with trio.fail_after(20):
+        while keeper.state != state:  # noqa: ASYNC110  # nothing tells of it
+            await trio.sleep(0.01)
+
+
+def kept(keeper: Keeper, do: Callable[[], object]) -> None:
+    """Run a keeper until it has failed, do something, and see it through to its end."""
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.run)
+            await become(keeper, "failed")
+            do()
+            await keeper.end()
+
+    trio.run(run)
+    assert StandInClaim.held == 0
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("a bug")])
+def test_the_claim_stays_when_it_cannot_be_shown(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(keepers, "folder_of", Mock(side_effect=error))
+
+    def look() -> None:
+        assert StandInClaim.held == 1
+        assert keeper.problem != ""
+        keeper.open()
+
+    kept(keeper, look)
+
+
+def test_what_could_not_be_claimed_is_tried_again_when_asked(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keepers, "Claim", Mock(side_effect=OSError(5, "Input/output error")))
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.run)
+            await become(keeper, "failed")
+            monkeypatch.setattr(keepers, "Claim", StandInClaim)
+            monkeypatch.setattr(keepers, "folder_of", Mock(side_effect=OSError(28, "No space left on device")))
+            keeper.open()
+            with trio.fail_after(20):
+                while not StandInClaim.held:  # noqa: ASYNC110  # nothing tells of it
+                    await trio.sleep(0.01)
+            await keeper.end()
+
+    trio.run(run)
+    assert StandInClaim.held == 0
+
+
+def test_a_stick_that_does_not_answer_holds_up_nobody_and_is_let_go_when_it_does(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, opening = threading.Event(), threading.Event()
+    released = threading.Event()
+
+    class Slow(StandInClaim):
+        def __init__(self, *_: object) -> None:
+            opening.set()
+            opened.wait(20)
+            super().__init__()
+
+        def release(self) -> None:
+            super().release()
+            released.set()
+
+    monkeypatch.setattr(keepers, "Claim", Slow)
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.run)
+            await trio.to_thread.run_sync(opening.wait, 20)
+            with trio.fail_after(10):
+                await keeper.end()
+        opened.set()
+        assert await trio.to_thread.run_sync(released.wait, 20)
+
+    trio.run(run)
+    assert Slow.held == 0
