@@ -15,7 +15,7 @@ from jeepney import Header, HeaderFields, Message, MessageType
 from mountsafe.errors import MountsafeError
 
 MAX_BODY = 64 << 10  # bytes; the longest that is asked of us is some names long
-MAX_FIELDS = 4 << 10  # bytes of header: names have 255 at most, a path of ours has 24
+MAX_FIELDS = 2 << 10  # bytes of header: five names of 255 at most, and a path, of which ours has 24
 _FIXED = 16  # bytes, with the length of the fields
 _ORDERS = {ord("l"): "<", ord("B"): ">"}
 _KINDS = {kind.value for kind in MessageType}

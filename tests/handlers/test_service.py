@@ -1,0 +1,56 @@
+"""What was approved is done to that very medium, shown to that very user, or not at all."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock, Mock
+
+import pytest
+import trio
+
+from mountsafe.daemon.service import Service
+from mountsafe.errors import UserError
+from mountsafe.medium.claim import Swapped
+from mountsafe.policy.facts import Facts
+from mountsafe.policy.rules import Verdict
+from mountsafe.system import trusting
+
+
+def keeper(uid: int) -> Any:
+    device = SimpleNamespace(name="sdb", node="/dev/sdb", drive="")
+    told = Mock(return_value={"mounts": []})
+    return SimpleNamespace(device=device, person=SimpleNamespace(uid=uid), told=told, open=Mock(), eject=AsyncMock())
+
+
+@pytest.mark.parametrize("method", ["Open", "Eject"])
+@pytest.mark.parametrize("meanwhile", ["another medium", "another user", "gone", "nothing"])
+def test_an_approval_is_for_one_medium(tmp_path: Path, method: str, meanwhile: str) -> None:
+    async def ask() -> Any:
+        service = Service(tmp_path, Mock(), 4)
+        kept = service._keepers["sdb"] = keeper(1000)
+        request = await service.asked(method, "/dev/sdb")
+        assert (request.device, request.owner) == ("sdb", 1000)
+        match meanwhile:
+            case "another medium":
+                service._keepers["sdb"] = keeper(1000)
+            case "another user":
+                kept.person = SimpleNamespace(uid=1001)
+            case "gone":
+                service._keepers.clear()
+        if meanwhile == "nothing":
+            await request.run()
+        else:
+            with pytest.raises(Swapped):
+                await request.run()
+        return kept
+
+    kept = trio.run(ask)
+    assert (kept.open.called or kept.eject.called) == (meanwhile == "nothing")
+
+
+def test_trust_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    rules = tmp_path / "file/mountsafe"
+    facts = Facts(device="sdb", fstype="vfat", size=1)
+    with pytest.raises(UserError, match="cannot write to"):
+        trusting.put_in_force(rules, lambda: trusting.to_trust(rules, facts, Verdict.SANDBOX))
