@@ -116,27 +116,19 @@ BREAKS: dict[int, list[Break]] = {
         Break("appliance/serve.py", "    landlock.write_only_in(WRITABLE, [DEVICES])\n", ""),
         Break("container/serve.py", "    landlock.write_only_in(WRITABLE, [DEVICES])\n", ""),
     ],
-    43: [
+    37: [
         Break("process.py", "    for pid in orphans():", "    for pid in list[int]():"),
         Break("process.py", "kill -s KILL 0", ":"),
     ],
-    44: [Break("environment.py", "return value if is_roots_alone(value) else", "return value if True else")],
-    45: [
+    38: [Break("environment.py", "return value if is_roots_alone(value) else", "return value if True else")],
+    39: [
         Break("session/mounter.py", "attach(made, request.place.fd)", "attach(made, os.open(request.place.path, 0))"),
         Break("session/mounter.py", 'cwd=f"/proc/self/fd/{request.place.fd}"', "cwd=request.place.path"),
         Break("session/mounter.py", "if mount.target == place.path:", "if True:"),
     ],
-    46: [Break("pieces.py", "if len(whole) <= CONTROL_MESSAGE:", "if True:")],
-    50: [Break("session/machines.py", " and self._life.number == number", "")],
-    51: [Break("session/logs.py", "if not share.takes(size):", "if False:")],
-    52: [Break("medium/block.py", "return self._file and os.fstat(self._fd).st_size < self._size", "return False")],
-    53: [
-        Break("medium/volumes.py", "if index < 0 or physical + size_ > ends[index]:", "if False:"),
-        Break("medium/volumes.py", "if size_ <= 0 or offset < last or offset + size_ > length:", "if False:"),
-    ],
-    54: [Break("medium/volumes.py", "if any(len(parent.layers) >= MAX_DEPTH for parent in parents):", "if False:")],
-    47: [Break("daemon/messages.py", "body > MAX_BODY", "False")],
-    48: [
+    40: [Break("pieces.py", "if len(whole) <= CONTROL_MESSAGE:", "if True:")],
+    41: [Break("daemon/messages.py", "body > MAX_BODY", "False")],
+    42: [
         Break(
             "daemon/bus.py",
             "if message.kind in (MessageType.method_call, MessageType.signal):",
@@ -144,8 +136,16 @@ BREAKS: dict[int, list[Break]] = {
         ),
         Break("daemon/bus.py", "(not asked.answerer or message.sender in (asked.answerer, BUS))", "True"),
     ],
-    49: [
+    43: [
         Break("daemon/keeper.py", 'with self._surviving(Trouble.OPEN, ""):', "with suppress(UserError):"),
         Break("daemon/keeper.py", 'with self._surviving(Trouble.OPEN, "it cannot be kept"):', "if True:"),
     ],
+    44: [Break("session/machines.py", " and self._life.number == number", "")],
+    45: [Break("session/logs.py", "if not share.takes(size):", "if False:")],
+    46: [Break("medium/block.py", "return self._file and os.fstat(self._fd).st_size < self._size", "return False")],
+    47: [
+        Break("medium/volumes.py", "if index < 0 or physical + size_ > ends[index]:", "if False:"),
+        Break("medium/volumes.py", "if size_ <= 0 or offset < last or offset + size_ > length:", "if False:"),
+    ],
+    48: [Break("medium/volumes.py", "if any(len(parent.layers) >= MAX_DEPTH for parent in parents):", "if False:")],
 }
