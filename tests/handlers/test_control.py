@@ -7,6 +7,7 @@ import pytest
 import trio
 from jeepney import DBusAddress, DBusErrorResponse, HeaderFields, message_bus, new_method_call, new_method_return
 
+from mountsafe import trios
 from mountsafe.daemon import control
 from mountsafe.daemon.address import NAME, PATH
 from mountsafe.daemon.bus import ANYBODY, Bus, connected
@@ -98,7 +99,7 @@ def played(desk: Desk, play: Play) -> None:
                     await play(caller, polkit)
             nursery.cancel_scope.cancel()
 
-    trio.run(run)
+    trios.run(run)
 
 
 async def ask(caller: Bus, method: str, *arguments: str, answer: str = "") -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 import pytest
 import trio
 
+from mountsafe import trios
 from mountsafe.daemon import keeper as keepers
 from mountsafe.daemon.keeper import Keeper, Wishes
 from mountsafe.daemon.person import Person
@@ -57,7 +58,7 @@ def kept(keeper: Keeper, do: Callable[[], object]) -> None:
             do()
             await keeper.end()
 
-    trio.run(run)
+    trios.run(run)
     assert StandInClaim.held == 0
 
 
@@ -90,7 +91,7 @@ def test_what_could_not_be_claimed_is_tried_again_when_asked(keeper: Keeper, mon
                     await trio.sleep(0.01)
             await keeper.end()
 
-    trio.run(run)
+    trios.run(run)
     assert StandInClaim.held == 0
 
 
@@ -121,5 +122,5 @@ def test_a_stick_that_does_not_answer_holds_up_nobody_and_is_let_go_when_it_does
         opened.set()
         assert await trio.to_thread.run_sync(released.wait, 20)
 
-    trio.run(run)
+    trios.run(run)
     assert Slow.held == 0

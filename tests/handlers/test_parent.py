@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from mountsafe import channel
+from mountsafe import channel, trios
 from mountsafe.errors import GuestGone
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.server import Parent
@@ -59,7 +59,7 @@ def test_the_answer_to_a_question_that_was_given_up_is_closed(ends: Ends) -> Non
             await trio.lowlevel.wait_readable(kept)  # the end of it
             assert closed(kept)
 
-    trio.run(scene)
+    trios.run(scene)
 
 
 @pytest.mark.parametrize("given_up", [1, 3])
@@ -92,7 +92,7 @@ def test_the_next_question_gets_its_own_answer(ends: Ends, given_up: int) -> Non
         for each in late:
             each.close()
 
-    trio.run(scene)
+    trios.run(scene)
 
 
 def test_a_parent_that_is_gone_after_a_question_was_given_up(ends: Ends) -> None:
@@ -103,7 +103,7 @@ def test_a_parent_that_is_gone_after_a_question_was_given_up(ends: Ends) -> None
         with pytest.raises((GuestGone, OSError)):
             await parent.ask({"want": "stream"})
 
-    trio.run(scene)
+    trios.run(scene)
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_an_idle_listener_misses_nothing(ends: Ends) -> None:
             nursery.cancel_scope.cancel()
         return heard
 
-    assert trio.run(scene) == told
+    assert trios.run(scene) == told
     assert os.get_blocking(ours.fileno())
 
 
@@ -144,7 +144,7 @@ def test_the_last_words_wait_for_room(ends: Ends) -> None:
         for number in range(MANY):
             reporter.tell({"progress": "x" * 200, "number": number})
 
-    trio.run(scene)
+    trios.run(scene)
 
     async def ending() -> list[channel.Message]:
         heard: list[channel.Message] = []
@@ -157,7 +157,7 @@ def test_the_last_words_wait_for_room(ends: Ends) -> None:
             await trio.to_thread.run_sync(reporter.finish)
         return heard
 
-    assert [message["number"] for message in trio.run(ending)] == list(range(MANY))
+    assert [message["number"] for message in trios.run(ending)] == list(range(MANY))
 
 
 def test_nobody_listens(ends: Ends) -> None:
@@ -171,4 +171,4 @@ def test_nobody_listens(ends: Ends) -> None:
             await reporter.gone()
         reporter.finish()
 
-    trio.run(scene)
+    trios.run(scene)

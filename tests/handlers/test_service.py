@@ -6,8 +6,8 @@ from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
-import trio
 
+from mountsafe import trios
 from mountsafe.daemon.service import Service
 from mountsafe.errors import UserError
 from mountsafe.medium.claim import Swapped
@@ -44,7 +44,7 @@ def test_an_approval_is_for_one_medium(tmp_path: Path, method: str, meanwhile: s
                 await request.run()
         return kept
 
-    kept = trio.run(ask)
+    kept = trios.run(ask)
     assert (kept.open.called or kept.eject.called) == (meanwhile == "nothing")
 
 

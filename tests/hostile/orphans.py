@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from mountsafe import sandbox
+from mountsafe import sandbox, trios
 from mountsafe.process import Child, adopt, children
 
 SPREAD = 0.03  # seconds after its start within which a box is hit; it is complete after about 10 ms
@@ -98,7 +98,7 @@ def left(victim: str, kills: int) -> int:
             _reap()
     else:
         for _ in range(kills):
-            trio.run(_end_a_launcher, victim == "stop")
+            trios.run(_end_a_launcher, victim == "stop")
     end = time.monotonic() + PATIENCE
     while (found := [pid for pid in living(os.getpid()) if _name(pid) != "/bin/sh"]) and time.monotonic() < end:
         time.sleep(0.05)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from mountsafe import sandbox
+from mountsafe import sandbox, trios
 from mountsafe.process import Child, Guard, children, orphans, surroundings
 
 BOUND = 30.0
@@ -57,13 +57,13 @@ def test_the_first_process_of_a_namespace_that_lost_its_launcher_is_ended() -> N
         assert gone(first)
         assert orphans() == []
 
-    trio.run(scene)
+    trios.run(scene)
 
 
 def test_what_we_started_ourselves_is_no_orphan() -> None:
     with subprocess.Popen(["sleep", "3600"]) as other:
         child = Child(["sleep", "3600"], [], "other", quiet)
-        trio.run(child.stop)
+        trios.run(child.stop)
         assert other.poll() is None
         other.kill()
 
@@ -100,7 +100,7 @@ def test_a_child_gets_nothing_of_the_callers_environment(monkeypatch: pytest.Mon
             nursery.start_soon(child.log_words)
             assert await child.wait() == 0
 
-    trio.run(scene)
+    trios.run(scene)
     names = {line.partition("child: ")[2].partition("=")[0] for line in told}
     assert names - {"PWD", "SHLVL", "_", "OLDPWD"} == set(surroundings())
 
@@ -122,4 +122,4 @@ def test_the_first_process_of_a_box_stays_with_the_guard(program: Callable[[str]
         assert gone(first)
         assert gone(inner)
 
-    trio.run(scene)
+    trios.run(scene)
