@@ -22,11 +22,11 @@ LOCKS = Path("/run/mountsafe/uids")
 def reserved() -> int:
     """Return this process's id, which it keeps until it ends. Root alone may ask. Raises UserError (FAILURE)."""
     LOCKS.mkdir(mode=0o700, parents=True, exist_ok=True)
-    running = _running()
     start = os.getpid()
     for step in range(len(UIDS)):
         uid = UIDS[(start + step) % len(UIDS)]
-        if uid not in running and not _has_account(uid) and _locked(LOCKS / str(uid)):
+        # Processes are looked for when the lock is ours: its last holder can start no more of them.
+        if not _has_account(uid) and _locked(LOCKS / str(uid)) and uid not in _running():
             return uid
     raise UserError(
         "no user id is left for another medium", "Unmount some: mountsafe list shows them.", ExitCode.FAILURE

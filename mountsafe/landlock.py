@@ -31,7 +31,8 @@ def version() -> int:
 def enclose() -> int:
     """Give up all paths, from this thread and those that it starts; return the version in force, 0 if there is none.
 
-    The process must have no new privileges (prctl(2)), as in every box.
+    The process must have no new privileges (prctl(2)), as in every box. Raises OSError if the kernel has Landlock and
+    does not put it in force: who opened the medium counts on it.
     """
     known = version()
     return _restrict(known, _all_files(known), ()) if known else 0
@@ -55,7 +56,7 @@ def _all_files(known: int) -> int:
 
 
 def _restrict(known: int, files: int, rules: Sequence[tuple[str, int]]) -> int:
-    """Give up the kinds of access in `files` but for what the rules (path, kinds) leave; return the version or 0."""
+    """Give up the kinds of access in `files` but for what the rules (path, kinds) leave; return the version."""
     attributes = struct.pack("=Q", files)
     if known >= 4:
         attributes += struct.pack("=Q", (1 << _NET) - 1)
@@ -64,14 +65,15 @@ def _restrict(known: int, files: int, rules: Sequence[tuple[str, int]]) -> int:
     libc = _libc()
     ruleset = libc.syscall(CREATE_RULESET, attributes, len(attributes), 0)
     if ruleset < 0:
-        return 0
+        raise _failed()
     try:
         for path, kinds in rules:
             _allow(ruleset, path, kinds)
-        done = libc.syscall(RESTRICT_SELF, ruleset, 0) == 0
+        if libc.syscall(RESTRICT_SELF, ruleset, 0) != 0:
+            raise _failed()
     finally:
         os.close(ruleset)
-    return known if done else 0
+    return known
 
 
 def _allow(ruleset: int, path: str, kinds: int) -> None:
@@ -81,10 +83,14 @@ def _allow(ruleset: int, path: str, kinds: int) -> None:
             kinds &= _WRITE_FILE | _TRUNCATE  # a file has no others
         rule = struct.pack("=Qi", kinds, place)
         if _libc().syscall(ADD_RULE, ruleset, PATH_BENEATH, rule, 0) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"Landlock: {os.strerror(number)}", path)
+            raise _failed(path)
     finally:
         os.close(place)
+
+
+def _failed(path: str | None = None) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"Landlock: {os.strerror(number)}", path)
 
 
 def _libc() -> ctypes.CDLL:

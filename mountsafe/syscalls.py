@@ -24,9 +24,11 @@ CLONE_THREAD = 0x00010000
 PR_SET_NAME = 15  # include/uapi/linux/prctl.h
 TCGETS, FIONBIO, FIONCLEX, FIOCLEX = 0x5401, 0x5421, 0x5450, 0x5451  # include/uapi/asm-generic/ioctls.h
 # What changes a file or a device through a descriptor that was opened for reading. include/uapi/linux/fs.h: attributes,
-# flags, version, verity, encryption; the settings of a block device, its partitions, discards. scsi/sg.h: SG_IO.
+# flags, version, verity, encryption, clones, same extents; the settings of a block device, its partitions, discards.
+# fs/ext4/ext4.h: version, migration, delayed blocks; btrfs.h: defragmentation, twice. scsi/sg.h: SG_IO.
 CHANGES = (
-    *(0x40086602, 0x401C5820, 0x40087602, 0x40806685, 0x400C6613, 0x40049409, 0x4020940D),
+    *(0x40086602, 0x401C5820, 0x40087602, 0x40806685, 0x400C6613, 0x40049409, 0x4020940D, 0xC0189436),
+    *(0x40086604, 0x6609, 0x660C, 0x50009402, 0x40309410),
     *(0x125D, 0x125F, 0x1261, 0x1262, 0x1264, 0x1266, 0x1269, 0x1277, 0x127D, 0x127F, 0x40081271, 0x2285),
 )
 # The second byte of every request of loop devices (loop.h) and optical drives (cdrom.h): detach, eject, lock.
@@ -116,6 +118,7 @@ APPLIANCE = Filter(
                 *_words("add_key request_key keyctl memfd_secret"),
                 # changes of a file that is open for reading
                 *_words("chmod fchmod fchmodat chown fchown lchown fchownat utime utimes futimesat utimensat"),
+                "truncate",  # by a descriptor's name in /proc; Landlock knows of it since version 3 only
                 *_words("setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr"),
                 # the machine itself
                 *_words("kexec_load kexec_file_load init_module finit_module delete_module reboot syslog acct"),

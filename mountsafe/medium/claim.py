@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.medium.source import Medium, device_size
+from mountsafe.medium.source import BLKROGET, Medium, device_size
 
 log = logging.getLogger(__name__)
-BLKROSET, BLKROGET, BLKGETDISKSEQ = 0x125D, 0x125E, 0x80081280  # include/uapi/linux/fs.h
+BLKROSET, BLKGETDISKSEQ = 0x125D, 0x80081280  # include/uapi/linux/fs.h
 CDROMEJECT, CDROM_LOCKDOOR = 0x5309, 0x5329  # include/uapi/linux/cdrom.h; SCSI disks know the first one too
 
 

@@ -14,7 +14,7 @@ from mountsafe.medium.formats import Format, detect
 from mountsafe.medium.sealed import sealed
 from mountsafe.text import printable
 
-BLKGETSIZE64 = 0x80081272  # include/uapi/linux/fs.h
+BLKROGET, BLKGETSIZE64 = 0x125E, 0x80081272  # include/uapi/linux/fs.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ def open_medium(source: Path, wanted: Format | None = None) -> Medium:
             raise UserError(f"{shown} is empty", "There is nothing to open in it.", ExitCode.SOURCE)
         if stat.S_ISREG(opened.st_mode):
             fd = _sealed(fd, source, shown)
+        else:
+            _check_device(fd, opened.st_mode, shown)
         if wanted is None:
             wanted = Format.RAW if stat.S_ISBLK(opened.st_mode) else detect(partial(_readable, fd), size)
         return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode), wanted)
@@ -88,6 +90,21 @@ def _sealed(fd: int, source: Path, shown: str) -> int:
             message, "Linux 5.13 or later has both; Landlock can be switched on: lsm=landlock,...", ExitCode.DEPENDENCY
         )
     return fd
+
+
+def _check_device(fd: int, mode: int, shown: str) -> None:
+    """Raise UserError (DEPENDENCY) if a box could open the device anew for writing, and nothing would refuse it.
+
+    Root's boxes have a user id of their own, so for them what anybody may counts; others' are in the caller's groups.
+    """
+    allowed = mode & stat.S_IWOTH if os.geteuid() == 0 else os.access(f"/proc/self/fd/{fd}", os.W_OK)
+    if not allowed or landlock.version() or int.from_bytes(fcntl.ioctl(fd, BLKROGET, bytes(4)), "little"):
+        return
+    raise UserError(
+        f"this kernel has no Landlock to keep {shown} unchanged, and whoever mounts it may write to it",
+        "Switch Landlock on (lsm=landlock,...), or make the device read-only: sudo blockdev --setro DEVICE.",
+        ExitCode.DEPENDENCY,
+    )
 
 
 def _readable(fd: int, offset: int, length: int) -> bytes:

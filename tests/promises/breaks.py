@@ -31,7 +31,9 @@ BREAKS: dict[int, list[Break]] = {
     4: [
         Break("boxuser.py", "start = os.getpid()", "start = 0"),
         Break(
-            "boxuser.py", "if uid not in running and not _has_account(uid) and _locked(LOCKS / str(uid)):", "if True:"
+            "boxuser.py",
+            "if not _has_account(uid) and _locked(LOCKS / str(uid)) and uid not in _running():",
+            "if True:",
         ),
     ],
     5: [Break("filesystem/untrusted.py", 'if b"/" in untrusted_name or b"\\0" in untrusted_name:', "if False:")],

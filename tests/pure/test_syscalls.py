@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -178,3 +179,26 @@ def test_a_kernel_without_landlock_is_no_failure() -> None:
         Path("/dev/null").read_bytes()
 
     assert under(without, attempt) == ""
+
+
+@pytest.mark.skipif(not landlock.version(), reason="Landlock is missing in this kernel")
+@pytest.mark.parametrize(
+    "give_up", [landlock.enclose, lambda: landlock.write_only_in(["/tmp"])], ids=["all", "writing"]
+)
+@pytest.mark.parametrize("number", [landlock.ADD_RULE, landlock.RESTRICT_SELF], ids=["rule", "restrict"])
+def test_landlock_that_is_there_and_is_not_put_in_force_is_a_failure(give_up: Callable[[], int], number: int) -> None:
+    """Who opened the medium counts on it: a process that goes on without it would have one layer less, unsaid."""
+    refused = "" if number == landlock.ADD_RULE and give_up is landlock.enclose else "ENOMEM"
+    assert under(Filter(0, (Rule(errno.ENOMEM, (number,)),)), give_up) == refused
+
+
+@pytest.mark.parametrize("request_", [0xC0189436, 0x40086604, 0x6609, 0x660C, 0x50009402, 0x40309410], ids=hex)
+def test_what_file_systems_change_for_a_reader_is_refused(tmp_path: Path, request_: int) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with (tmp_path / "file").open("rb") as file:
+
+        def attempt() -> None:
+            fcntl.ioctl(file, request_, bytes(64))
+
+        assert under(FREE, attempt) != "EPERM"
+        assert under(APPLIANCE, attempt) == "EPERM"

@@ -20,6 +20,20 @@ print(json.dumps(dataclasses.asdict(build.build(lambda line: None)), default=str
 assert build.find().current
 """
 
+# Builds with another copy of the package, in another place, and says why that failed.
+FAIL = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+os.environ["MOUNTSAFE_APPLIANCE"] = sys.argv[2]
+from mountsafe.appliance import build
+from mountsafe.errors import UserError
+try:
+    build.build(lambda line: None)
+except UserError as error:
+    print(error.message)
+assert build.find() is None
+"""
+
 # Launches a VM as mountsafe's own process does; the second argument says whether to thaw.
 LAUNCH = """
 import os, sys, guestfs
@@ -113,3 +127,18 @@ def test_it_boots(home: Path, appliance: dict[str, object]) -> None:
 
 def test_it_thaws(home: Path, appliance: dict[str, object]) -> None:
     run(home, LAUNCH, str(appliance["path"]), "thaw")
+
+
+def test_a_build_whose_machine_has_no_init_fails_with_the_kernels_words(home: Path, program: object) -> None:
+    """It starts nothing, and would not do so later."""
+    assert callable(program)
+    for name in ("supermin", "qemu-system-x86_64"):
+        program(name)
+    broken = home / "broken"
+    shutil.copytree(home / "mountsafe", broken / "mountsafe", ignore=shutil.ignore_patterns("__pycache__"))
+    (broken / "mountsafe/appliance/init").write_text("#!/nowhere\n")
+    if os.geteuid() == 0:
+        for path in (broken, *broken.rglob("*")):
+            shutil.chown(path, USER, GROUP)
+    assert "Kernel panic - not syncing" in run(home, FAIL, str(broken), str(home / "place"))
+    assert [path.name for path in (home / "place").iterdir()] == ["lock"]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from images import images
+from mountsafe import landlock
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.medium.source import open_medium
 from tests.vm.command.stage import Person
 from tests.vm.command.test_mount import Image, check_tree, mounted
 
@@ -55,3 +59,34 @@ def test_a_device_that_the_user_may_not_read(user: Person, folder: Path, device:
     done = user.run("mount", device, folder / "m")
     assert done.code == 3
     assert "use sudo" in done.err
+
+
+@pytest.mark.parametrize(
+    ("mode", "read_only", "version", "refused"),
+    [
+        (0o666, False, 0, True),
+        (0o660, False, 0, False),  # root's boxes are in no group and own nothing
+        (0o666, True, 0, False),
+        (0o666, False, 1, False),
+    ],
+    ids=["anybody", "nobody", "read-only", "landlock"],
+)
+def test_a_device_that_a_box_may_write_to_needs_landlock(
+    root: Person, device: Path, program: Callable[[str], str], monkeypatch: pytest.MonkeyPatch,
+    mode: int, read_only: bool, version: int, refused: bool,
+) -> None:  # fmt: skip
+    """Nothing else would keep code in a box from opening the node anew."""
+    monkeypatch.setattr(landlock, "version", lambda: version)
+    before = stat.S_IMODE(device.stat().st_mode)
+    subprocess.run([program("blockdev"), "--setro" if read_only else "--setrw", str(device)], check=True)
+    device.chmod(mode)
+    try:
+        if refused:
+            with pytest.raises(UserError, match="no Landlock") as error:
+                open_medium(device)
+            assert error.value.code == ExitCode.DEPENDENCY
+        else:
+            os.close(open_medium(device).fd)
+        assert claim(device) == 0
+    finally:
+        device.chmod(before)
