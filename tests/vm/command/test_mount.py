@@ -80,6 +80,7 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
                     "target": str(target),
                     "device": record["mounts"][0]["device"],
                     "partition": 0,
+                    "name": "0",
                     "fstype": "ext4",
                     "label": "EXT4",
                     "note": "",
@@ -230,6 +231,7 @@ def test_inspect(person: Person, image: Image, name: str) -> None:
     expected = {v.partition: v.filesystem for v in images.volumes(name)}
     assert {v["number"]: v["fstype"] for v in told["volumes"] if v["fstype"]} == expected
     fields = {"device", "kind", "number", "start", "size", "fstype", "usage", "label", "uuid", "table", "part_name"}
+    fields |= {"name", "layers", "condition", "absent", "nested"}
     for volume in told["volumes"]:
         assert set(volume) >= fields | {"encrypted", "mountable"}
         assert volume["encrypted"] == (volume["fstype"] == "crypto_LUKS")
