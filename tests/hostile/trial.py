@@ -44,6 +44,7 @@ from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, choose
 from mountsafe.session.machines import Listener, started
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
+from mountsafe.session.start import held
 from mountsafe.session.supervisor import machine_settings
 from tests.hostile.cases import Case, Workshop, all_bases
 from tests.hostile.walk import walk
@@ -371,9 +372,9 @@ class Trials:
 
     async def _volume(self, volume: Volume, number: int, medium: Medium, machines: Listening, record: Record) -> None:
         began = time.monotonic()
-        target = Path(tempfile.mkdtemp(prefix=f"{number}-"))
+        place = held(Path(tempfile.mkdtemp(prefix=f"{number}-")))
         served = ServedVolume(
-            volume, target, machines, Presentation(None, 0, 0, "nofollow"), SessionBox(medium), medium.name
+            volume, place, machines, Presentation(None, 0, 0, "nofollow"), SessionBox(medium), medium.name
         )
 
         def looked(top: Path) -> dict[str, Any]:
@@ -388,7 +389,8 @@ class Trials:
             record.outcome = "opened"
             record.types.append(served.fstype)
         finally:
-            os.rmdir(target)
+            os.rmdir(place.path)
+            place.close()
 
     # --- through the command line ----------------------------------------------------------------------------------
     def _through_command(self, person: Person, image: Path, option: str | None, record: Record) -> None:

@@ -44,7 +44,8 @@ def waiting(daemon: Daemon) -> tuple[int, int]:
     pid = daemon.process.pid
 
     def ready() -> bool:
-        return len(children(pid)) == 1 and "virtual machine started" in daemon.machine.run("sh", "-c", WAITS).out
+        started = "virtual machine started" in daemon.machine.run("sh", "-c", WAITS).out
+        return len(children(pid)) == 1 and started and emulators(pid) != []
 
     wait_for(ready, "a spare virtual machine", daemon.words)
     return children(pid)[0], emulators(pid)[0]

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,10 +109,7 @@ def inside(root: Path, *command: str) -> None:
     run(*namespaces, "sh", "-c", script, root, *command, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
 
 
-def requirements() -> list[str]:
-    """What pip installs for `./dev install`."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    return sorted([*project["build-system"]["requires"], *project["project"]["dependencies"]])
+LOCK = REPOSITORY / "requirements.lock"  # what pip installs for `./dev install`
 
 
 def mirror() -> str:
@@ -128,7 +124,7 @@ def mirror() -> str:
 
 def key(packages: Sequence[str]) -> str:
     """Name what the base system is made of."""
-    made_of = [Path(__file__).read_text(), FILES[AGENT[1:]], sorted(packages), requirements()]
+    made_of = [Path(__file__).read_text(), FILES[AGENT[1:]], sorted(packages), LOCK.read_text()]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
 
@@ -173,7 +169,7 @@ def _build(folder: Path, packages: Sequence[str], say: Callable[[str], None]) ->
         inside(root, "systemctl", "mask", *MASKED)
     with step("wheels, downloaded", say):
         pip = ("-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--only-binary=:all:")
-        run(sys.executable, *pip, f"--dest={root}{WHEELS}", *requirements())
+        run(sys.executable, *pip, f"--dest={root}{WHEELS}", "--require-hashes", "-r", LOCK)
     with step("disk image", say):
         _make_disk(root, made)
 

@@ -32,6 +32,7 @@ from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume, choose
 from mountsafe.session.machines import Machines
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
+from mountsafe.session.start import held
 from mountsafe.session.storage import Storage
 from mountsafe.session.supervisor import inspect_medium, machine_settings, open_storage
 
@@ -251,8 +252,12 @@ async def _look_at(look: Look, volume: Volume, target: Path, medium: Medium, mac
     machines.asked = 0
     with _incidents() as incidents:
         shown = Presentation(look.owner, uid, gid, "nofollow")
-        served = ServedVolume(volume, target, machines, shown, SessionBox(medium), medium.name)
-        entries = await show(served, machines.nursery, walk)
+        place = held(target)
+        try:
+            served = ServedVolume(volume, place, machines, shown, SessionBox(medium), medium.name)
+            entries = await show(served, machines.nursery, walk)
+        finally:
+            place.close()
     read = sum(entry.size or 0 for entry in entries.values())
     return Sight(volume, served.fstype, served.note, served.direct, entries, read, machines.asked, incidents)
 
