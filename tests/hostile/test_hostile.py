@@ -139,7 +139,7 @@ def test_what_is_left_changed_or_raised_is_noticed(ready: None, bases: Path, tmp
     assert run.kinds(left) == {"left", "written"}
     found = json.loads(next(line for line in left["broke"] if line.startswith("left")).removeprefix("left: "))
     assert {kind for each in found for kind in each} == {"files", "mounts", "processes"}
-    assert run.kinds(crashed) == {"crash"}
+    assert run.kinds(crashed) == {"crash"}, crashed["broke"]
     clean(honest)
 
 

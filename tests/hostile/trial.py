@@ -42,6 +42,7 @@ from mountsafe.limits import (
 )
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, choose
+from mountsafe.process import Guard
 from mountsafe.session.machines import Listener, started
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 from mountsafe.session.start import held
@@ -242,12 +243,12 @@ class Sharing(Listening):
         self._warm = warm
         self._borrowed: Machine | None = None
 
-    async def _start(self) -> Machine:
+    async def _start(self) -> tuple[Machine, int]:
         machine, self._warm.machine = self._warm.machine, None
         if machine is None:  # it died of this image: another starts, and ends with it
             return await super()._start()
         self._borrowed = machine
-        return await self._attached(machine)
+        return machine, await self._attach(machine)
 
     async def release(self, user: object) -> None:
         """Let it run."""
@@ -255,14 +256,15 @@ class Sharing(Listening):
 
     async def close(self) -> None:
         """Unplug the image."""
-        machine = self._machine
-        if machine is not None and machine is self._borrowed:
+        life = self._life
+        if life is not None and life.machine is self._borrowed:
             try:
-                await machine.detach()
+                await life.machine.detach()
             except MountsafeError as error:
                 logging.getLogger("mountsafe").info("not unplugged: %s", error)
             else:
-                self._machine, self._warm.machine = None, machine
+                self._life, self._warm.machine = None, life.machine
+                life._watching.cancel()
         await super().close()
 
 
@@ -289,6 +291,7 @@ class Trials:
         image = self._stage.root / "medium.img"
         option = self._workshop.make(case, image)
         image.chmod(0o644)
+        Guard.group()  # stays as long as this process: nothing that a case leaves
         before = {person: Traces.taken(person) for person in persons.values()}
         made = signature(image)
         self._kernel.news()
