@@ -13,10 +13,10 @@ from jeepney import (
     new_method_call,
 )
 from jeepney.io.blocking import open_dbus_connection
-from jeepney.wrappers import unwrap_msg
 
 from mountsafe.daemon.address import NAME, PATH
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.system.answers import ask
 
 TIMEOUT = 20.0  # seconds
 ACT_TIMEOUT = 300.0  # somebody may have to look for a password, and unmounting may take its time
@@ -48,7 +48,7 @@ def news() -> Iterator[tuple[str, Any]]:
     try:
         with open_dbus_connection(bus="SYSTEM") as connection:
             asked = MatchRule(type="signal", sender=NAME, path=PATH, interface=NAME)
-            connection.send_and_get_reply(message_bus.AddMatch(asked), timeout=TIMEOUT)
+            ask(connection, message_bus.AddMatch(asked), TIMEOUT)
             ours = MatchRule(type="signal", path=PATH, interface=NAME)  # a message's sender is a unique name
             with connection.filter(ours, bufsize=1000) as signals:
                 yield "watching", ""
@@ -72,7 +72,7 @@ def _ask(method: str, *arguments: str, timeout: float = TIMEOUT) -> Any:
         with open_dbus_connection(bus="SYSTEM") as connection:
             signature = "s" * len(arguments) or None
             call = new_method_call(DBusAddress(PATH, NAME, NAME), method, signature, arguments)
-            return unwrap_msg(connection.send_and_get_reply(call, timeout=timeout))
+            return ask(connection, call, timeout)
     except DBusErrorResponse as error:
         words, hint, *_ = [*map(str, error.data), "", ""]
         if error.name.startswith(NAME):

@@ -9,9 +9,9 @@ from typing import Any
 
 from jeepney import DBusAddress, DBusErrorResponse, Properties, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
-from jeepney.wrappers import unwrap_msg
 
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.system.answers import ask
 
 _LOGIND = DBusAddress("/org/freedesktop/login1", "org.freedesktop.login1", "org.freedesktop.login1.Manager")
 TIMEOUT = 10.0
@@ -39,7 +39,7 @@ def at_seat(seat: str = SEAT) -> Person | None:
     """Return who sits there now, by logind; None if nobody does, or nobody can tell."""
     try:
         with open_dbus_connection(bus="SYSTEM") as connection:
-            for session in _ask(connection, new_method_call(_LOGIND, "ListSessions"))[0]:
+            for session in ask(connection, new_method_call(_LOGIND, "ListSessions"), TIMEOUT)[0]:
                 _, uid, name, its_seat, path = session
                 if its_seat == seat and uid and (person := _person(connection, path, uid, name)) is not None:
                     return person
@@ -50,14 +50,10 @@ def at_seat(seat: str = SEAT) -> Person | None:
 
 def _person(connection: DBusConnection, path: str, uid: int, name: str) -> Person | None:
     session = DBusAddress(path, "org.freedesktop.login1", "org.freedesktop.login1.Session")
-    told: dict[str, tuple[str, Any]] = _ask(connection, Properties(session).get_all())[0]
+    told: dict[str, tuple[str, Any]] = ask(connection, Properties(session).get_all(), TIMEOUT)[0]
     if not told["Active"][1] or told["Class"][1] != "user":
         return None
     return Person(name, uid, pwd.getpwuid(uid).pw_gid, bool(told["LockedHint"][1]))
-
-
-def _ask(connection: DBusConnection, message: Any) -> Any:
-    return unwrap_msg(connection.send_and_get_reply(message, timeout=TIMEOUT))
 
 
 def folder_of(person: Person, base: str) -> str:

@@ -1,10 +1,11 @@
-"""What udisks would do: asked over the system bus, by the only module of this room that imports `jeepney`."""
+"""What udisks would do: asked over the system bus, for what `policy check` finds."""
 
 from typing import Any
 
 from jeepney import DBusAddress, DBusErrorResponse, new_method_call
 from jeepney.io.blocking import open_dbus_connection
-from jeepney.wrappers import unwrap_msg
+
+from mountsafe.system.answers import ask
 
 _MANAGER = DBusAddress("/org/freedesktop/UDisks2", "org.freedesktop.UDisks2", "org.freedesktop.DBus.ObjectManager")
 _BLOCK = "org.freedesktop.UDisks2.Block"
@@ -20,8 +21,7 @@ def offers() -> dict[str, list[str]] | None:
     """Return what udisks offers to do with each device node; None if there is no bus or no udisks."""
     try:
         with open_dbus_connection(bus="SYSTEM") as connection:
-            reply = connection.send_and_get_reply(new_method_call(_MANAGER, "GetManagedObjects"), timeout=TIMEOUT)
-            (objects,) = unwrap_msg(reply)
+            (objects,) = ask(connection, new_method_call(_MANAGER, "GetManagedObjects"), TIMEOUT)
     except (OSError, KeyError, DBusErrorResponse):
         return None
     return dict(_offers_of(interfaces) for interfaces in objects.values() if _BLOCK in interfaces)

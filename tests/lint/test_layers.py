@@ -62,7 +62,7 @@ FOREIGN = {
         f"{PACKAGE}.desktop*",
         f"{PACKAGE}.cli*",
     ),
-    "jeepney": (f"{PACKAGE}.system.udisks", f"{PACKAGE}.daemon*", f"{PACKAGE}.desktop*"),
+    "jeepney": (f"{PACKAGE}.system.answers", f"{PACKAGE}.system.udisks", f"{PACKAGE}.daemon*", f"{PACKAGE}.desktop*"),
     "seccomp": (f"{PACKAGE}.syscalls",),
     "pyudev": (f"{PACKAGE}.hotplug*",),
     "systemd": (f"{PACKAGE}.daemon.journal",),
