@@ -139,6 +139,9 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         raise UserError(
             f"{printable(fstype)} is not a file system type", "For example: vfat, udf, affs.", ExitCode.USAGE
         )
+    if partition is not None and (not partition or partition.startswith("-")):
+        message = f"{printable(partition) or 'nothing'} is no number or name of a partition"
+        raise UserError(message, "mountsafe inspect shows them; 0 is the whole disk.", ExitCode.USAGE)
     options = start.MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries)
     medium = open_medium(source, named(format_))
     _check_not_mounted(medium)

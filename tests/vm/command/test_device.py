@@ -27,6 +27,17 @@ def device(program: Callable[[str], str], image: Image) -> Iterator[Path]:
     subprocess.run([losetup, "--detach", path], check=True)
 
 
+@pytest.fixture
+def writable(program: Callable[[str], str], image: Image, tmp_path: Path) -> Iterator[Path]:
+    """A loop device that may be written to, of a copy."""
+    copy = tmp_path / "medium"
+    copy.write_bytes(image("romfs").read_bytes())
+    command = [program("losetup"), "--find", "--show", str(copy)]
+    path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    yield Path(path)
+    subprocess.run([program("losetup"), "--detach", path], check=True)
+
+
 def claim(device: Path) -> int:
     """The errno of an exclusive opening, as mount(2) makes one; 0 if it is free."""
     try:
@@ -72,21 +83,21 @@ def test_a_device_that_the_user_may_not_read(user: Person, folder: Path, device:
     ids=["anybody", "nobody", "read-only", "landlock"],
 )
 def test_a_device_that_a_box_may_write_to_needs_landlock(
-    root: Person, device: Path, program: Callable[[str], str], monkeypatch: pytest.MonkeyPatch,
+    root: Person, writable: Path, program: Callable[[str], str], monkeypatch: pytest.MonkeyPatch,
     mode: int, read_only: bool, version: int, refused: bool,
 ) -> None:  # fmt: skip
     """Nothing else would keep code in a box from opening the node anew."""
     monkeypatch.setattr(landlock, "version", lambda: version)
-    before = stat.S_IMODE(device.stat().st_mode)
-    subprocess.run([program("blockdev"), "--setro" if read_only else "--setrw", str(device)], check=True)
-    device.chmod(mode)
+    before = stat.S_IMODE(writable.stat().st_mode)
+    subprocess.run([program("blockdev"), "--setro" if read_only else "--setrw", str(writable)], check=True)
+    writable.chmod(mode)
     try:
         if refused:
             with pytest.raises(UserError, match="no Landlock") as error:
-                open_medium(device)
+                open_medium(writable)
             assert error.value.code == ExitCode.DEPENDENCY
         else:
-            os.close(open_medium(device).fd)
-        assert claim(device) == 0
+            os.close(open_medium(writable).fd)
+        assert claim(writable) == 0
     finally:
-        device.chmod(before)
+        writable.chmod(before)
