@@ -135,13 +135,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
 
     A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
     """
-    if fstype is not None and not FSTYPE.fullmatch(fstype):
-        raise UserError(
-            f"{printable(fstype)} is not a file system type", "For example: vfat, udf, affs.", ExitCode.USAGE
-        )
-    if partition is not None and (not partition or partition.startswith("-")):
-        message = f"{printable(partition) or 'nothing'} is no number or name of a partition"
-        raise UserError(message, "mountsafe inspect shows them; 0 is the whole disk.", ExitCode.USAGE)
+    _check_words(fstype, partition)
     options = start.MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries)
     medium = open_medium(source, named(format_))
     _check_not_mounted(medium)
@@ -176,6 +170,15 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         _stay(starting, quiet=json)
     if record["missing"]:
         raise typer.Exit(int(ExitCode.PARTIAL))
+
+
+def _check_words(fstype: str | None, partition: str | None) -> None:
+    if fstype is not None and not FSTYPE.fullmatch(fstype):
+        message = f"{printable(fstype)} is not a file system type"
+        raise UserError(message, "For example: vfat, udf, affs.", ExitCode.USAGE)
+    if partition is not None and (not partition or partition.startswith("-")):
+        message = f"{printable(partition) or 'nothing'} is no number or name of a partition"
+        raise UserError(message, "mountsafe inspect shows them; 0 is the whole disk.", ExitCode.USAGE)
 
 
 def named(format_: Format) -> formats.Format | None:

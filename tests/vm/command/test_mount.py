@@ -75,6 +75,7 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
             "accelerator": record["accelerator"],
             "virtual_machine": record["virtual_machine"],
             "container": None,
+            "missing": [],
             "mounts": [
                 {
                     "target": str(target),
