@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -26,6 +27,8 @@ SAID = "mountsafe.said."  # before the name of a log that has what a kind of chi
 KEYCTL = {"x86_64": 250, "aarch64": 219}  # arch/*/entry/syscalls, asm-generic/unistd.h
 JOIN_SESSION_KEYRING = 1  # include/uapi/linux/keyctl.h
 PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
+
+_making = threading.Lock()  # children may be started by several threads
 
 # Reads until every copy of the other end is closed, then ends its process group, itself included. What a service
 # manager or a terminal sends at the end is not for it: it may come before our own end.
@@ -90,12 +93,13 @@ class Guard:
     @classmethod
     def group(cls) -> int:
         """Return the process group that ends with us."""
-        if cls._now is not None and not cls._now._watches():
-            os.close(cls._now._writing)
-            cls._now = None
-        if cls._now is None:
-            cls._now = cls()
-        return cls._now._popen.pid
+        with _making:
+            if cls._now is not None and not cls._now._watches():
+                os.close(cls._now._writing)
+                cls._now = None
+            if cls._now is None:
+                cls._now = cls()
+            return cls._now._popen.pid
 
     def _watches(self) -> bool:
         """Whether it lives, and does so for this process, not for one that we were forked from."""
