@@ -22,8 +22,8 @@ from tests.done import Done
 from tests.machine.base import PORT, REPOSITORY, USER
 
 QEMU = "qemu-system-x86_64"
-BOOT_DEADLINE = 240.0
-DEADLINE = 120.0
+BOOT_DEADLINE = 480.0
+DEADLINE = 180.0
 GRACE = 20.0  # how much later than the command's own deadline its answer may come
 KERNEL_LINE = "root=/dev/vda rw console=tty0 console=ttyS0 quiet mitigations=off random.trust_cpu=on"
 CHECKOUT = "/root/mountsafe"
