@@ -22,7 +22,7 @@ from mountsafe.desktop import notifications
 from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure, is_blocked, notice_of
 from mountsafe.desktop.notifications import NOBODY, Notifications
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.system.scope import apart
+from mountsafe.system.units import apart
 from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
