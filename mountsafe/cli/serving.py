@@ -63,7 +63,7 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     from mountsafe.daemon.keeper import Wishes
     from mountsafe.daemon.service import Service
     from mountsafe.daemon.spare import Spare
-    from mountsafe.system.scope import limited
+    from mountsafe.system.units import for_medium
     from mountsafe.trios import run
 
     try:
@@ -71,5 +71,5 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     except KeyError as error:
         raise UserError(f"there is no user {user}", "Name one of this machine.", ExitCode.USAGE) from error
     who = person.at_seat if found is None else lambda: found
-    supervisors = Spare(spare, partial(limited, memory, cpu, MEDIUM_PROCESSES))
+    supervisors = Spare(spare, partial(for_medium, memory, cpu, MEDIUM_PROCESSES))
     run(Service(rules, Wishes(who, str(media), HIDDEN, idle, supervisors), most).run)

@@ -8,8 +8,8 @@ import trio
 from jeepney import DBusAddress, DBusErrorResponse, MatchRule, message_bus, new_method_call
 
 from mountsafe.daemon.bus import BUS, Bus
-from mountsafe.daemon.messages import Malformed
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.system.messages import Malformed
 
 log = logging.getLogger(__name__)
 DEADLINE = 280.0  # seconds: somebody may have to look for a password; less than `client.ACT_TIMEOUT`

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
-from jeepney import DBusErrorResponse, HeaderFields, Message, MessageType
+from jeepney import HeaderFields, Message, MessageType
 from jeepney.io.trio import DBusConnection, open_dbus_connection
 
-from mountsafe.daemon.messages import Heard, Malformed, Reader
 from mountsafe.errors import MountsafeError
+from mountsafe.system.messages import Heard, Malformed, Reader
 
 log = logging.getLogger(__name__)
 BUS = "org.freedesktop.DBus"  # the bus's own name, which nobody else can have
@@ -20,7 +20,6 @@ HELLO_DEADLINE = 20.0  # seconds
 CHUNK = 64 << 10
 QUEUE = 256  # messages that are to be sent
 _FULL = QUEUE // 2  # so many, and nothing more is heard until they are sent
-_WORDS = ("", "s", "ss")  # what errors say
 
 
 class BusGone(MountsafeError):
@@ -71,10 +70,7 @@ class Bus:
             del self._questions[serial]
         if asked.answer is None:
             raise BusGone(self.why_gone)
-        if asked.answer.kind is MessageType.error:
-            known = asked.answer.signature in _WORDS
-            raise DBusErrorResponse(Message(asked.answer.header, asked.answer.body(*_WORDS) if known else ()))
-        return asked.answer.body(signature)
+        return asked.answer.answer(signature)
 
     def _dispatch(self, message: Heard) -> None:
         if message.kind in (MessageType.method_call, MessageType.signal):

@@ -8,15 +8,14 @@ from jeepney import (
     DBusErrorResponse,
     HeaderFields,
     MatchRule,
-    Message,
     message_bus,
     new_method_call,
 )
-from jeepney.io.blocking import open_dbus_connection
 
 from mountsafe.daemon.address import NAME, PATH
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.system.answers import ask
+from mountsafe.system.answers import Connection, connected
+from mountsafe.system.messages import MAX_BODY, Heard, Malformed
 
 TIMEOUT = 20.0  # seconds
 ACT_TIMEOUT = 300.0  # somebody may have to look for a password, and unmounting may take its time
@@ -24,13 +23,13 @@ ACT_TIMEOUT = 300.0  # somebody may have to look for a password, and unmounting 
 
 def media() -> list[dict[str, Any]]:
     """Return what the daemon keeps."""
-    (found,) = _ask("ListMedia")
+    (found,) = _ask("ListMedia", signature="aa{sv}")
     return [plain(medium) for medium in found]
 
 
 def status() -> dict[str, Any]:
     """Return what the daemon says of itself."""
-    (found,) = _ask("Status")
+    (found,) = _ask("Status", signature="a{sv}")
     return plain(found)
 
 
@@ -46,40 +45,51 @@ def news() -> Iterator[tuple[str, Any]]:
     The first is ("watching", ""): from then on nothing is missed.
     """
     try:
-        with open_dbus_connection(bus="SYSTEM") as connection:
+        with connected(most=MAX_BODY) as connection:
             asked = MatchRule(type="signal", sender=NAME, path=PATH, interface=NAME)
-            ask(connection, message_bus.AddMatch(asked), TIMEOUT)
-            ours = MatchRule(type="signal", path=PATH, interface=NAME)  # a message's sender is a unique name
-            with connection.filter(ours, bufsize=1000) as signals:
-                yield "watching", ""
-                while True:
-                    yield told_by(connection.recv_until_filtered(signals))
-    except (OSError, KeyError) as error:
+            connection.ask(message_bus.AddMatch(asked), TIMEOUT)
+            yield "watching", ""
+            yield from _told(connection)
+    except (OSError, Malformed) as error:
         raise _no_bus(error) from error
 
 
-def told_by(signal: Message) -> tuple[str, Any]:
-    """Return what a signal of the daemon tells, as `news` yields it."""
-    member: str = signal.header.fields[HeaderFields.member]
+def _told(connection: Connection) -> Iterator[tuple[str, Any]]:
+    """Yield what the daemon tells. Others can send us the same, but not by its name."""
+    daemon = ""
+    while True:
+        signal = connection.signal()
+        if signal.sender != daemon:
+            daemon = connection.owner(NAME, TIMEOUT)
+        where = tuple(signal.header.fields.get(field) for field in (HeaderFields.path, HeaderFields.interface))
+        if signal.sender == daemon and where == (PATH, NAME):
+            yield told_by(signal)
+
+
+def told_by(signal: Heard) -> tuple[str, Any]:
+    """Return what a signal of the daemon tells, as `news` yields it. Raises Malformed."""
+    member = str(signal.header.fields[HeaderFields.member])
     if member == "Incident":
-        return "incident", dict(zip(("device", "kind", "words"), signal.body, strict=True))
-    (told,) = signal.body
+        return "incident", dict(zip(("device", "kind", "words"), signal.body("sss"), strict=True))
+    (told,) = signal.body("a{sv}", "s")
     return member.removeprefix("Medium").lower(), told if isinstance(told, str) else plain(told)
 
 
-def _ask(method: str, *arguments: str, timeout: float = TIMEOUT) -> Any:
+def _ask(method: str, *arguments: str, timeout: float = TIMEOUT, signature: str = "") -> Any:
     try:
-        with open_dbus_connection(bus="SYSTEM") as connection:
-            signature = "s" * len(arguments) or None
-            call = new_method_call(DBusAddress(PATH, NAME, NAME), method, signature, arguments)
-            return ask(connection, call, timeout)
+        with connected() as connection:
+            takes = "s" * len(arguments) or None
+            call = new_method_call(DBusAddress(PATH, NAME, NAME), method, takes, arguments)
+            return connection.ask(call, timeout, signature)
     except DBusErrorResponse as error:
         words, hint, *_ = [*map(str, error.data), "", ""]
         if error.name.startswith(NAME):
             code = ExitCode.TARGET if error.name.endswith("AccessDenied") else ExitCode.FAILURE
             raise UserError(words, hint, code) from error
         raise UserError(f"the daemon does not run: {words}", "sudo mountsafe daemon", ExitCode.DEPENDENCY) from error
-    except (OSError, KeyError) as error:
+    except Malformed as error:
+        raise UserError(f"the daemon answered {error}", "Is it of another version?", ExitCode.DEPENDENCY) from error
+    except OSError as error:
         raise _no_bus(error) from error
 
 

@@ -31,8 +31,8 @@ from mountsafe.daemon.admission import OF_A_CALLER, UNKNOWN, Admission, Crowded
 from mountsafe.daemon.authority import Authority, Refused
 from mountsafe.daemon.bus import BUS, Bus, BusGone, connected
 from mountsafe.daemon.interface import INTROSPECTION, Told, variants
-from mountsafe.daemon.messages import Heard, Malformed
 from mountsafe.errors import MountsafeError, UserError
+from mountsafe.system.messages import Heard, Malformed
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)

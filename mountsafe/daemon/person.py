@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from jeepney import DBusAddress, DBusErrorResponse, Properties, new_method_call
-from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.system.answers import ask
+from mountsafe.system.answers import Connection, connected
+from mountsafe.system.messages import Malformed
 
 _LOGIND = DBusAddress("/org/freedesktop/login1", "org.freedesktop.login1", "org.freedesktop.login1.Manager")
 TIMEOUT = 10.0
@@ -38,19 +38,19 @@ def by_name(name: str) -> Person:
 def at_seat(seat: str = SEAT) -> Person | None:
     """Return who sits there now, by logind; None if nobody does, or nobody can tell."""
     try:
-        with open_dbus_connection(bus="SYSTEM") as connection:
-            for session in ask(connection, new_method_call(_LOGIND, "ListSessions"), TIMEOUT)[0]:
-                _, uid, name, its_seat, path = session
+        with connected() as connection:
+            (sessions,) = connection.ask(new_method_call(_LOGIND, "ListSessions"), TIMEOUT, "a(susso)")
+            for _, uid, name, its_seat, path in sessions:
                 if its_seat == seat and uid and (person := _person(connection, path, uid, name)) is not None:
                     return person
-    except (OSError, KeyError, DBusErrorResponse):
+    except (OSError, KeyError, DBusErrorResponse, Malformed):
         return None
     return None
 
 
-def _person(connection: DBusConnection, path: str, uid: int, name: str) -> Person | None:
+def _person(connection: Connection, path: str, uid: int, name: str) -> Person | None:
     session = DBusAddress(path, "org.freedesktop.login1", "org.freedesktop.login1.Session")
-    told: dict[str, tuple[str, Any]] = ask(connection, Properties(session).get_all(), TIMEOUT)[0]
+    told: dict[str, tuple[str, Any]] = connection.ask(Properties(session).get_all(), TIMEOUT, "a{sv}")[0]
     if not told["Active"][1] or told["Class"][1] != "user":
         return None
     return Person(name, uid, pwd.getpwuid(uid).pw_gid, bool(told["LockedHint"][1]))

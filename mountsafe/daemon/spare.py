@@ -8,6 +8,7 @@ import trio
 
 from mountsafe.daemon.aside import aside, quietly
 from mountsafe.session.start import Starting
+from mountsafe.system.units import Unit
 
 log = logging.getLogger(__name__)
 START_DEADLINE = 60.0  # seconds: programs are read from the system's disk
@@ -18,12 +19,12 @@ REST = 2.0  # seconds after a medium before the next spare is made: that one is 
 class Spare:
     """Gives out supervisors. `wanted`: keep one ready, at the price of a virtual machine's memory.
 
-    `scope` returns the words before their command, as `mountsafe.system.scope` has them.
+    `unit` returns the one that each runs in.
     """
 
-    def __init__(self, wanted: bool, scope: Callable[[], list[str]]) -> None:
+    def __init__(self, wanted: bool, unit: Callable[[], Unit]) -> None:
         self._wanted = wanted
-        self._scope = scope
+        self._unit = unit
         self._ready: Starting | None = None
         self._taken = trio.Event()
 
@@ -33,7 +34,7 @@ class Spare:
         self._taken.set()
         if ready is not None and ready.alive:
             return ready
-        return await aside(lambda: Starting(scope=self._scope()), START_DEADLINE, undo=Starting.end)
+        return await aside(lambda: Starting(unit=self._unit()), START_DEADLINE, undo=Starting.end)
 
     async def run(self) -> None:
         """Keep one ready, until cancelled."""
@@ -51,7 +52,7 @@ class Spare:
 
     async def _start(self) -> None:
         try:
-            start = partial(Starting, spare=True, scope=self._scope())
+            start = partial(Starting, spare=True, unit=self._unit())
             self._ready = await aside(start, START_DEADLINE, undo=Starting.end)
         except OSError as error:  # no memory, no process: the next medium starts its own, or says why not
             log.warning("there is no spare supervisor: %s", error)

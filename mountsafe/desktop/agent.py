@@ -17,12 +17,12 @@ from jeepney import DBusErrorResponse, HeaderFields, MatchRule, MessageType, mes
 
 from mountsafe.daemon import address, client, person
 from mountsafe.daemon.bus import BUS, Bus, BusGone, connected
-from mountsafe.daemon.messages import Heard, Malformed
 from mountsafe.desktop import notifications
 from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure, is_blocked, notice_of
 from mountsafe.desktop.notifications import NOBODY, Notifications
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.system.scope import apart
+from mountsafe.system.messages import Heard, Malformed
+from mountsafe.system.units import apart
 from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import trio
 from jeepney import DBusAddress, DBusErrorResponse, new_method_call
 
 from mountsafe.daemon.bus import ANYBODY, Bus
-from mountsafe.daemon.messages import Malformed
 from mountsafe.desktop.notices import LABELS, Notice
+from mountsafe.system.messages import Malformed
 
 log = logging.getLogger(__name__)
 NAME, PATH = "org.freedesktop.Notifications", "/org/freedesktop/Notifications"

@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from mountsafe.session.attached import MountId, at, find
 from mountsafe.session.mounter import mounts, unmount
 from mountsafe.session.places import Place, removed
 from mountsafe.session.runtime import Runtime, runtimes
+from mountsafe.system.units import Unit
 from mountsafe.text import printable
 
 CHOOSE = "Choose an empty folder, or one that does not exist yet."
@@ -51,21 +52,21 @@ class MountOptions:
 class Starting:
     """A supervisor that is mounting, or waits to be told what. Closing it before it has mounted makes it undo all.
 
-    `spare`: it starts a virtual machine ahead. `scope`: words before its command, as `mountsafe.system.scope` has them.
+    `spare`: it starts a virtual machine ahead.
     """
 
-    def __init__(self, verbose: bool = False, spare: bool = False, scope: Iterable[str] = ()) -> None:
+    def __init__(self, verbose: bool = False, spare: bool = False, unit: Unit | None = None) -> None:
         ours, theirs = channel.pair()
-        settings = {"report": theirs.fileno(), "verbose": verbose, "spare": spare}
+        settings = {"verbose": verbose, "spare": spare}
+        self._unit = unit or Unit()
         path = os.fspath(PACKAGE.parent)
         code = f"import sys; sys.path.insert(0, {path!r}); from mountsafe.session.supervisor import main; main()"
         with theirs:
             self._process = subprocess.Popen(
-                [*scope, PYTHON, "-I", "-c", code, json.dumps(settings)],
-                stdin=subprocess.DEVNULL,
+                [*self._unit.start, PYTHON, "-I", "-c", code, json.dumps(settings)],
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=None if verbose else subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 cwd="/",
             )
@@ -136,7 +137,7 @@ class Starting:
 
     @property
     def pid(self) -> int:
-        """The supervisor's process id."""
+        """The id of a process that ends with the supervisor."""
         return self._process.pid
 
     def wait(self) -> None:
@@ -145,13 +146,18 @@ class Starting:
 
     def end(self) -> None:
         """Ask the supervisor to unmount, whatever uses it, and wait. One that does not answer is killed."""
-        self._process.send_signal(signal.SIGTERM)
+        if self._unit.stop:
+            subprocess.run(self._unit.stop, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        else:
+            self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(UNMOUNT_DEADLINE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
             running()  # cleans up
+        finally:
+            self._report.close()
 
 
 def caller() -> tuple[int, int]:

@@ -338,12 +338,21 @@ async def _supervise(begin: dict[str, Any], runtime: Runtime, reporter: Reporter
         nursery.cancel_scope.cancel()
 
 
+def _report() -> socket.socket:
+    """Return what we have as standard input, which is left empty: no child is to have it."""
+    report = socket.socket(fileno=os.dup(0))
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
+    os.close(nowhere)
+    return report
+
+
 def main() -> NoReturn:
-    """Run with one argument as JSON: the report's descriptor, `verbose` and `spare` (see `mountsafe.session.start`)."""
+    """Run as `mountsafe.session.start` does: `verbose` and `spare` as JSON, the report as standard input."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until somebody listens: none is lost, and nothing is left
     environment.harden()
     begin = json.loads(sys.argv[1])
-    reporter = Reporter(socket.socket(fileno=begin["report"]))
+    reporter = Reporter(_report())
     code = ExitCode.OK
     try:
         runtime = Runtime.create()

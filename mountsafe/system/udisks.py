@@ -3,9 +3,9 @@
 from typing import Any
 
 from jeepney import DBusAddress, DBusErrorResponse, new_method_call
-from jeepney.io.blocking import open_dbus_connection
 
-from mountsafe.system.answers import ask
+from mountsafe.system.answers import connected
+from mountsafe.system.messages import Malformed
 
 _MANAGER = DBusAddress("/org/freedesktop/UDisks2", "org.freedesktop.UDisks2", "org.freedesktop.DBus.ObjectManager")
 _BLOCK = "org.freedesktop.UDisks2.Block"
@@ -15,14 +15,16 @@ _OFFERS = {
     "org.freedesktop.UDisks2.Swapspace": "start as swap",
 }
 TIMEOUT = 20.0
+MOST = 16 << 20  # bytes: some thousand for each partition, drive and its jobs
 
 
 def offers() -> dict[str, list[str]] | None:
     """Return what udisks offers to do with each device node; None if there is no bus or no udisks."""
     try:
-        with open_dbus_connection(bus="SYSTEM") as connection:
-            (objects,) = ask(connection, new_method_call(_MANAGER, "GetManagedObjects"), TIMEOUT)
-    except (OSError, KeyError, DBusErrorResponse):
+        with connected(most=MOST) as connection:
+            call = new_method_call(_MANAGER, "GetManagedObjects")
+            (objects,) = connection.ask(call, TIMEOUT, "a{oa{sa{sv}}}")
+    except (OSError, DBusErrorResponse, Malformed):
         return None
     return dict(_offers_of(interfaces) for interfaces in objects.values() if _BLOCK in interfaces)
 

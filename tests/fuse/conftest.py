@@ -255,11 +255,11 @@ class Stage:
             "gid": person.gid,
             **asdict(MountOptions(**{"owner": "image", **(options or {})})),
         }
-        settings = {"report": theirs.fileno(), "verbose": order["verbose"], "spare": False}
+        settings = {"verbose": order["verbose"], "spare": False}
         keeper = self.base / "program/tests/fuse/keeper.py"
         command = [PYTHON, str(keeper), json.dumps(settings), json.dumps(guest)]
         with theirs:
-            process = person.start(command, pass_fds=[theirs.fileno()], cwd="/", stdin=subprocess.DEVNULL)
+            process = person.start(command, cwd="/", stdin=theirs)
         place = Place.hold(Path(os.path.realpath(target)))
         channel.send(ours, order, [fd, place.parent, place.fd])
         place.close()

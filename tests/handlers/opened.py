@@ -56,7 +56,7 @@ class Host:
     def __init__(self, nursery: trio.Nursery, make: Callable[[], Guest]) -> None:
         self._nursery = nursery
         self._make = make
-        self._running: list[trio.CancelScope] = []
+        self._running: dict[int, trio.CancelScope] = {}  # by number
         self.guests: list[Guest] = []
         self.misbehaved: list[MountsafeError] = []
         self.blamed: list[int] = []  # by number, from 1 on
@@ -67,7 +67,7 @@ class Host:
         ours, theirs = socket.socketpair()
         self.guests.append(self._make())
         scope = trio.CancelScope()
-        self._running.append(scope)
+        self._running[len(self.guests)] = scope
         self._nursery.start_soon(self._run, scope, self.guests[-1], theirs)
         client = AgentClient(ours, len(self.guests))
         self._nursery.start_soon(client.run)
@@ -82,15 +82,18 @@ class Host:
 
     async def kill(self) -> None:
         """End every guest, as a crash would."""
-        for scope in self._running:
+        for scope in self._running.values():
             scope.cancel()
         self._running.clear()
         await trio.testing.wait_all_tasks_blocked()
 
     async def end_misbehaving(self, machine: int, error: MountsafeError) -> None:
+        """End the guest of this number, if it is there still, and no other one."""
         self.misbehaved.append(error)
         self.blamed.append(machine)
-        await self.kill()
+        if (scope := self._running.pop(machine, None)) is not None:
+            scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
 
 
 @dataclass

@@ -13,8 +13,8 @@ from mountsafe.daemon.address import NAME, PATH
 from mountsafe.daemon.bus import ANYBODY, Bus, connected
 from mountsafe.daemon.control import Callers, Control, Request
 from mountsafe.daemon.interface import Told
-from mountsafe.daemon.messages import Heard
 from mountsafe.errors import UserError
+from mountsafe.system.messages import Heard
 from tests.handlers.test_bus import bus
 
 __all__ = ["bus"]

@@ -49,6 +49,24 @@ async def test_another_guest_is_started_once_for_all_that_wait() -> None:
         assert await mount.walk(b"file") == inode
 
 
+async def test_a_late_complaint_names_the_guest_that_it_is_about() -> None:
+    """Its last answer turns out to be malformed when another one has taken its place: that one is not ended for it."""
+    slow = honest()
+    slow.pause = 5.0
+    guests = iter([honest(), slow, honest()])
+    async with opened(lambda: next(guests)) as mount:
+        await mount.agents.request(Kind.STATFS)
+        await mount.host.kill()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.agents.request, Kind.STATFS)  # the second says hello, mounts, and is asked
+            await trio.sleep(2.5 * slow.pause)
+            with pytest.raises(GuestFault):
+                mount.agents.unpack(wire.unpack_statfs, b"malformed")
+        assert await mount.read(b"file") == b"hello"
+        assert mount.host.blamed == [1]
+        assert len(mount.host.guests) == 2
+
+
 async def test_requests_under_way_are_asked_again() -> None:
     class Dying(Liar):
         def answer(self, request: wire.Frame) -> bytes:

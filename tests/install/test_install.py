@@ -72,7 +72,11 @@ def test_the_units_start_what_was_installed(staged: Staged, repository: Path) ->
     """All units of the checkout are there, and all that they start is the program, by its path."""
     sources = [path for path in (repository / "systemd").rglob("mountsafe*") if path.is_file()]
     names = {path.name for path in sources}
-    installed = {path.name: path for path in (staged.root / UNITS).rglob("mountsafe*") if not path.is_symlink()}
+    installed = {
+        path.name: path
+        for path in (staged.root / UNITS).rglob("mountsafe*")
+        if not path.is_symlink() and path.is_file()
+    }
     assert set(installed) == names
     for path in installed.values():
         started = re.findall(r"^Exec(?:Start|StopPost)=-?(\S+)", path.read_text(), re.MULTILINE)

@@ -62,7 +62,10 @@ FOREIGN = {
         f"{PACKAGE}.desktop*",
         f"{PACKAGE}.cli*",
     ),
-    "jeepney": (f"{PACKAGE}.system.answers", f"{PACKAGE}.system.udisks", f"{PACKAGE}.daemon*", f"{PACKAGE}.desktop*"),
+    "jeepney": (
+        *(f"{PACKAGE}.system.{name}" for name in ("answers", "messages", "udisks")),
+        *(f"{PACKAGE}.daemon*", f"{PACKAGE}.desktop*"),
+    ),
     "seccomp": (f"{PACKAGE}.syscalls",),
     "pyudev": (f"{PACKAGE}.hotplug*",),
     "systemd": (f"{PACKAGE}.daemon.journal",),

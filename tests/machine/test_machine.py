@@ -81,9 +81,9 @@ def mounts(machine: Machine) -> list[str]:
     return sorted(machine.run("findmnt", "-rn", "-o", "TARGET", "-t", "fuse.mountsafe").out.split())
 
 
-def scopes(machine: Machine) -> list[str]:
-    """The control groups of media."""
-    told = machine.run("systemctl", "list-units", "--plain", "--no-legend", "mountsafe-medium-*.scope")
+def units(machine: Machine) -> list[str]:
+    """What shows media."""
+    told = machine.run("systemctl", "list-units", "--plain", "--no-legend", "mountsafe-medium-*.service")
     return [line.split()[0] for line in told.ok().out.splitlines()]
 
 
@@ -155,14 +155,16 @@ def test_a_stick_is_shown_and_ejected(machine: Machine, image: Image) -> None:
             found = seen(machine, f"{MEDIA}/HFSPLUS")
         assert found == expected(images.expected("hfsplus"))
         assert kernel_mounts(machine) == []
-        (scope,) = scopes(machine)
-        limits = machine.run("systemctl", "show", "--property=MemoryMax,TasksMax,Slice", scope).ok().out.split()
-        assert sorted(limits) == ["MemoryMax=2147483648", "Slice=mountsafe.slice", "TasksMax=1024"]
+        (unit,) = units(machine)
+        wanted = {"MemoryMax=2147483648", "Slice=mountsafe.slice", "TasksMax=1024"}
+        wanted |= {"DevicePolicy=closed", "NoNewPrivileges=yes", "KillMode=mixed"}  # mountsafe-medium-.service.d
+        names = ",".join(each.partition("=")[0] for each in wanted)
+        assert set(machine.run("systemctl", "show", f"--property={names}", unit).ok().out.split()) == wanted
         with machine.step("mountsafe eject"):
             machine.run("mountsafe", "eject", f"{MEDIA}/HFSPLUS", user=True).ok()
         assert mounts(machine) == []
         machine.wait_for(lambda: machine.run("test", "-e", STICK).code != 0, "the end of the drive's power")
-        machine.wait_for(lambda: scopes(machine) == [], "the end of its processes")
+        machine.wait_for(lambda: units(machine) == [], "the end of its processes")
 
 
 def test_the_users_agent_runs_in_its_unit(machine: Machine) -> None:

@@ -129,7 +129,7 @@ BREAKS: dict[int, list[Break]] = {
         Break("session/mounter.py", "if mount.target == place.path:", "if True:"),
     ],
     40: [Break("pieces.py", "if len(whole) <= CONTROL_MESSAGE:", "if True:")],
-    41: [Break("daemon/messages.py", "body > MAX_BODY", "False")],
+    41: [Break("system/messages.py", "body > self._most", "False")],
     42: [
         Break(
             "daemon/bus.py",
@@ -150,4 +150,11 @@ BREAKS: dict[int, list[Break]] = {
         Break("medium/volumes.py", "if size_ <= 0 or offset < last or offset + size_ > length:", "if False:"),
     ],
     48: [Break("medium/volumes.py", "if any(len(parent.layers) >= MAX_DEPTH for parent in parents):", "if False:")],
+    49: [
+        Break(
+            "system/answers.py",
+            "found = [each for each in self._waiting if each.sender == self._owner]",
+            "found = self._waiting",
+        )
+    ],
 }

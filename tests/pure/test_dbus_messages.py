@@ -7,7 +7,7 @@ from jeepney import DBusAddress, HeaderFields, Message, new_method_call
 from jeepney.low_level import MessageType
 
 from mountsafe.daemon.address import NAME, PATH
-from mountsafe.daemon.messages import MAX_BODY, Heard, Malformed, Reader
+from mountsafe.system.messages import MAX_BODY, Heard, Malformed, Reader
 
 WHERE = DBusAddress(PATH, NAME, NAME)
 SMALL = new_method_call(WHERE, "Open", "s", ("sdb",)).serialise(serial=7)

@@ -1,7 +1,7 @@
 """D-Bus messages out of a stream of bytes, sans-I/O: what is too large is passed over by its header, unread.
 
 https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-messages. A bus passes on up to 128 MiB from
-anybody, nested 64 deep. Nothing that is said to us is larger than the bounds below, and a body is parsed only by who
+anybody, nested 64 deep. Nothing that is said to us is larger than the reader's bound, and a body is parsed only by who
 knows its signature: so no sender can have us work for longer than some milliseconds.
 """
 
@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jeepney import Header, HeaderFields, Message, MessageType
+from jeepney import DBusErrorResponse, Header, HeaderFields, Message, MessageType
 
 from mountsafe.errors import MountsafeError
 
-MAX_BODY = 64 << 10  # bytes; the longest that is asked of us is some names long
+MAX_BODY = 64 << 10  # bytes, where nothing else is said; the longest that is asked of us is some names long
 MAX_FIELDS = 2 << 10  # bytes of header: five names of 255 at most, and a path, of which ours has 24
 _FIXED = 16  # bytes, with the length of the fields
 _ORDERS = {ord("l"): "<", ord("B"): ">"}
 _KINDS = {kind.value for kind in MessageType}
+_ERROR_WORDS = ("", "s", "ss")  # what errors say
 
 
 class Malformed(MountsafeError):
@@ -57,12 +58,23 @@ class Heard:
             raise Malformed(f"a body that is no {self.signature}: {error!r}") from error
         return body
 
+    def answer(self, signature: str) -> tuple[Any, ...]:
+        """Return the body of an answer, which is of this signature. Raises DBusErrorResponse if it is an error."""
+        if self.kind is MessageType.error:
+            words = self.body(*_ERROR_WORDS) if self.signature in _ERROR_WORDS else ()
+            raise DBusErrorResponse(Message(self.header, words))
+        return self.body(signature)
+
 
 class Reader:
-    """Takes bytes as they come. `lost`: how many messages nobody heard of, for their header could not be read."""
+    """Takes bytes as they come. `most`: of a body that is heard.
 
-    def __init__(self) -> None:
+    `lost`: how many messages nobody heard of, for their header could not be read.
+    """
+
+    def __init__(self, most: int = MAX_BODY) -> None:
         self.lost = 0
+        self._most = most
         self._buffer = bytearray()
         self._skipped = 0  # bytes of a message that is too large which are still to come
 
@@ -81,10 +93,10 @@ class Reader:
                 self.lost += 1
                 self._skipped = start + body
                 continue
-            if len(self._buffer) < start + (0 if body > MAX_BODY else body):
+            if len(self._buffer) < start + (0 if body > self._most else body):
                 return
             header = _header(bytes(self._buffer[:start])) if kind in _KINDS else None
-            whole = None if body > MAX_BODY else bytes(self._buffer[: start + body])
+            whole = None if body > self._most else bytes(self._buffer[: start + body])
             self._skipped = start + body
             if header is None:
                 self.lost += 1
