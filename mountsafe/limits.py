@@ -6,6 +6,7 @@ MIB = 1 << 20
 LAUNCH_DEADLINE = 90.0  # from starting the VM to its agent's first word; about 10 s in software emulation
 KVM_PROBE_DEADLINE = 30.0  # a VM that has KVM boots in 2 s; one that hangs in it never does
 KVM_SLOW_DEADLINE = 40.0  # more, if it says something: KVM on an emulated or busy host takes 15 s
+KNOWN_SLOW_DEADLINE = 210.0  # more, if it says something and KVM worked before: on an emulated host that is busy too
 ATTACH_DEADLINE = 15.0  # plugging the medium into the running VM
 PROBE_DEADLINE = 60.0  # finding partitions, volume groups and types
 MOUNT_DEADLINE = 120.0  # a journal's replay may take its time

@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from mountsafe.limits import KVM_PROBE_DEADLINE, LAUNCH_DEADLINE
+from mountsafe.limits import KNOWN_SLOW_DEADLINE, KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
 
 KVM = Path("/dev/kvm")
 QEMU = Path("/usr/bin/qemu-system-x86_64")
@@ -47,9 +47,14 @@ class Acceleration:
         verdict, circumstances = self._recall()
         return verdict if verdict != DOUBT and circumstances == self._circumstances() else None
 
-    def deadline(self) -> float:
-        """Return how long a VM may take to show that KVM works: where it did before, slowness is the machine's."""
-        return LAUNCH_DEADLINE if self._recall()[0] == "kvm" else KVM_PROBE_DEADLINE
+    def patience(self) -> tuple[float, float]:
+        """Return how many seconds a VM may take to show that KVM works, and how many more if it has said something.
+
+        Where it worked before, slowness is the machine's.
+        """
+        if self._recall()[0] == "kvm":
+            return LAUNCH_DEADLINE, KNOWN_SLOW_DEADLINE
+        return KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE
 
     def _recall(self) -> tuple[str | None, object]:
         try:

@@ -11,7 +11,7 @@ from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.console import Console
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
-from mountsafe.limits import KVM_SLOW_DEADLINE, LAUNCH_DEADLINE, MAX_INCIDENTS_LOGGED
+from mountsafe.limits import LAUNCH_DEADLINE, MAX_INCIDENTS_LOGGED
 from mountsafe.process import said_by
 from mountsafe.session.deaths import Deaths
 from mountsafe.session.storage import Storage
@@ -40,7 +40,7 @@ async def started(
     for accelerator in trials:
         machine = _begun(replace(settings, accelerator=accelerator), nursery)
         try:
-            await _launched(machine, acceleration.deadline(), KVM_SLOW_DEADLINE)
+            await _launched(machine, *acceleration.patience())
         except (GuestGone, DeadlinePassed) as error:
             log.warning("a virtual machine with %s did not start: %s", accelerator, error)
             failures.append((error, machine.console))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mountsafe.appliance.acceleration import Acceleration
-from mountsafe.limits import KVM_PROBE_DEADLINE, LAUNCH_DEADLINE
+from mountsafe.limits import KNOWN_SLOW_DEADLINE, KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def test_a_boot_that_failed_is_not_tried_again(kvm: Acceleration) -> None:
 
 
 def test_what_has_worked_before_is_given_more_time(kvm: Acceleration, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kvm.deadline() == KVM_PROBE_DEADLINE
+    assert kvm.patience() == (KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE)
     kvm.remember("kvm")
     monkeypatch.setattr(kvm, "_circumstances", lambda: ["another boot"])
     assert kvm.remembered() is None
-    assert kvm.deadline() == LAUNCH_DEADLINE
+    assert kvm.patience() == (LAUNCH_DEADLINE, KNOWN_SLOW_DEADLINE)
     kvm.remember("tcg")
-    assert kvm.deadline() == KVM_PROBE_DEADLINE
+    assert kvm.patience() == (KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE)
 
 
 def test_a_boot_that_worked_still_has_a_way_back(kvm: Acceleration) -> None:
