@@ -175,7 +175,7 @@ class Service:
                 log.warning("%s is left alone: there are %d media already", name, self._most, extra=about(name))
             self._left_alone.add(node.disk)
             return
-        keeper = self._keepers[name] = Keeper(node, decision, self._wishes, self._control)
+        keeper = self._keepers[name] = Keeper(node, decision, self._wishes, self._control, self._policy.decide)
         self._control.added(keeper.told())
         self._nursery.start_soon(self._run, keeper)
 

@@ -283,6 +283,23 @@ def _wanted(volumes: Sequence[Volume], wanted: int | str) -> list[Volume]:
     return short if len(short) == 1 else []
 
 
+def seen(volumes: Sequence[Volume], chosen: Sequence[Volume]) -> list[dict[str, Any]]:
+    """Return what a policy is asked about: of each volume what it is, and whether it is to be shown."""
+    to_show = {volume.name: volume for volume in chosen}
+    return [
+        {
+            "name": volume.name,
+            "fstype": to_show.get(volume.name, volume).fstype,
+            "label": volume.label,
+            "uuid": volume.uuid,
+            "size": volume.size,
+            "layers": volume.layers,
+            "chosen": volume.name in to_show,
+        }
+        for volume in volumes
+    ]
+
+
 def choose(volumes: Sequence[Volume], partition: int | str | None, fstype: str | None) -> list[Volume]:
     """Return what to mount: the volume asked for, or the whole disk's file system, or every one there is.
 

@@ -28,13 +28,18 @@ from mountsafe.text import printable
 
 CHOOSE = "Choose an empty folder, or one that does not exist yet."
 
+REFUSAL = 500  # characters of the policy's words
+# What was found (see `mountsafe.medium.volumes.seen`) in; names of what is not to be shown, and why, out. One that
+# raises UserError has nothing shown.
+Judge = Callable[[list[dict[str, Any]]], tuple[list[str], str]]
+
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """What the user asked for. `links` as in `mountsafe.session.served.Presentation`.
 
     `person`: uid and gid of whom it is for, if not the caller. `by_label`: each file system gets a folder of its own
-    in the target, named after its label.
+    in the target, named after its label. `judged`: `Starting.follow` is given a judge of what is found.
     """
 
     partition: int | str | None = None
@@ -47,6 +52,7 @@ class MountOptions:
     entries: int = INDEX_ENTRIES
     person: tuple[int, int] | None = None
     by_label: bool = False
+    judged: bool = False
 
 
 class Starting:
@@ -94,8 +100,13 @@ class Starting:
         """Whether it has not ended yet."""
         return self._process.poll() is None
 
-    def follow(self, progress: Callable[[str], None], warn: Callable[[str], None]) -> dict[str, Any]:
-        """Return the record of the mount when it is there. Raises UserError when it came to nothing."""
+    def follow(
+        self, progress: Callable[[str], None], warn: Callable[[str], None], judge: Judge | None = None
+    ) -> dict[str, Any]:
+        """Return the record of the mount when it is there. Raises UserError when it came to nothing.
+
+        `judge` hears what was found before any of it is shown.
+        """
         while True:
             try:
                 message = pieces.receive(self._report)
@@ -108,12 +119,25 @@ class Starting:
                 progress(message["progress"])
             elif "warning" in message:
                 warn(message["warning"])
+            elif "found" in message:
+                self._judge(message["found"], judge)
             elif "mounted" in message:
                 record: dict[str, Any] = message["mounted"]
                 return record
             elif "failed" in message:
                 self._process.wait()
                 raise _as_error(message["failed"])
+
+    def _judge(self, found: list[dict[str, Any]], judge: Judge | None) -> None:
+        try:
+            refused, words = judge(found) if judge is not None else ([], "")
+        except UserError:
+            self.abandon()
+            raise
+        if any(each["chosen"] for each in found):
+            with suppress(OSError):  # it has ended: `follow` says so
+                positions = [position for position, each in enumerate(found) if each["name"] in refused]
+                channel.send(self._report, {"refused": positions, "words": printable(words, REFUSAL)})
 
     @property
     def report(self) -> int:
