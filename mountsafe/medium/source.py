@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from mountsafe import landlock
-from mountsafe.errors import ExitCode, UserError
+from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.medium.formats import Format, detect
 from mountsafe.medium.sealed import sealed
 from mountsafe.text import printable
@@ -123,9 +123,10 @@ def device_size(fd: int) -> int:
 def _cannot_open(shown: str, error: OSError) -> UserError:
     hints = {
         errno.ENOENT: "Check the name.",
-        errno.EACCES: "You may not read it: ask its owner, or use sudo for a device.",
         errno.EBUSY: "It is mounted or claimed by another program: unmount it first.",
         errno.ENOMEDIUM: "There is no medium in the drive.",
     }
+    if isinstance(error, PermissionError):
+        return NoRight(f"cannot open {shown}: {(error.strerror or str(error)).lower()}")
     reason = "it does not exist" if error.errno == errno.ENOENT else (error.strerror or str(error)).lower()
     return UserError(f"cannot open {shown}: {reason}", hints.get(error.errno or 0, "Check the name."), ExitCode.SOURCE)

@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mountsafe import channel, pieces
-from mountsafe.errors import ExitCode, ProtocolFault, UserError
+from mountsafe.errors import ExitCode, NoRight, ProtocolFault, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES, STATUS_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.sandbox import PACKAGE, PYTHON
@@ -258,7 +259,9 @@ def request(
         except (OSError, ProtocolFault) as error:
             if not runtime.alive():
                 return {}
-            hint = f"It may be stopped: look at process {runtime.read().get('supervisor')}. unmount --force ends it."
+            record = runtime.read()
+            force = f"mountsafe unmount --force {shlex.quote(printable(str(record.get('target')), 500))}"
+            hint = f"It may be stopped: ps -fp {record.get('supervisor')} shows it; {force} ends it."
             raise NoAnswer(f"no answer from the mount's supervisor: {error}", hint) from error
     return answer
 
@@ -351,9 +354,9 @@ def prepare_target(target: Path) -> Place:
         pass
     except OSError as error:
         hint = "Its parent folder must exist and be yours."
-        raise UserError(f"cannot make {_shown(path)}: {error.strerror}", hint, ExitCode.TARGET) from error
+        raise _target_error(f"cannot make {_shown(path)}: {error.strerror}", hint, error) from error
     if os.fspath(path) in mounts():  # asked first: who looks at a mount waits for its process
-        hint = f"mountsafe unmount {_shown(path)}"
+        hint = f"mountsafe unmount {shlex.quote(_shown(path))}"
         raise UserError(f"something is already mounted on {_shown(path)}", hint, ExitCode.TARGET)
     place = held(path)
     try:
@@ -370,11 +373,17 @@ def _check_target(fd: int, shown: str) -> None:
         empty = not os.listdir(here)
     except OSError as error:
         hint = "Choose a folder of yours."
-        raise UserError(f"cannot look into {shown}: {error.strerror}", hint, ExitCode.TARGET) from error
+        raise _target_error(f"cannot look into {shown}: {error.strerror}", hint, error) from error
     if not empty:
         raise UserError(f"{shown} is not empty", CHOOSE, ExitCode.TARGET)
     if not os.access(here, os.W_OK):
-        raise UserError(f"{shown} is not yours to write to", "fusermount3 demands that.", ExitCode.TARGET)
+        raise NoRight(f"{shown} is not yours to write to", "fusermount3 demands that: choose a folder of yours.")
+
+
+def _target_error(message: str, hint: str, error: OSError) -> UserError:
+    if isinstance(error, PermissionError):
+        return NoRight(message, hint)
+    return UserError(message, hint, ExitCode.TARGET)
 
 
 def _shown(path: Path) -> str:

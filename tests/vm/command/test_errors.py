@@ -88,7 +88,7 @@ def test_a_source_that_the_user_may_not_read(user: Person, folder: Path, image: 
     source = folder / "secret.img"
     source.write_bytes(image("romfs").read_bytes())
     source.chmod(0)
-    refused(user, ExitCode.SOURCE, "permission denied", "mount", source, folder / "m")
+    refused(user, ExitCode.DEPENDENCY, "permission denied", "mount", source, folder / "m")
 
 
 @pytest.mark.parametrize("name", ["garbage", "empty", "text", "pdf"])
@@ -147,9 +147,9 @@ def test_mount_points_that_cannot_be(person: Person, folder: Path, image: Image)
 def test_a_parent_that_is_not_the_users(user: Person, root: Person, image: Image) -> None:
     folder = root.folder()
     try:
-        refused(user, ExitCode.TARGET, "cannot make", "mount", image("ext4"), folder / "m")
+        refused(user, ExitCode.DEPENDENCY, "cannot make", "mount", image("ext4"), folder / "m")
         folder.chmod(0o755)
-        refused(user, ExitCode.TARGET, "is not yours", "mount", image("ext4"), folder)
+        refused(user, ExitCode.DEPENDENCY, "is not yours", "mount", image("ext4"), folder)
     finally:
         folder.rmdir()
 
