@@ -17,7 +17,7 @@ from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
-from mountsafe.medium.source import Medium, open_medium
+from mountsafe.medium.source import Medium, explained, open_medium
 from mountsafe.session import start
 from mountsafe.session.mounter import require_fuse
 from mountsafe.text import printable
@@ -157,10 +157,10 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
             if target.created:
                 target.remove()  # unless the supervisor was faster
             raise
-        except UserError:
+        except UserError as error:
             if target.created:
                 target.remove()  # unless the supervisor was faster
-            raise
+            raise explained(medium, error) from error
     if json:
         screen.print_json(record)
     else:

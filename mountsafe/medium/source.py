@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mountsafe import landlock
 from mountsafe.errors import ExitCode, NoRight, UserError
+from mountsafe.medium import wrappers
 from mountsafe.medium.formats import Format, detect
 from mountsafe.medium.sealed import sealed
 from mountsafe.text import printable
@@ -105,6 +106,13 @@ def _check_device(fd: int, mode: int, shown: str) -> None:
         "Switch Landlock on (lsm=landlock,...), or make the device read-only: sudo blockdev --setro DEVICE.",
         ExitCode.DEPENDENCY,
     )
+
+
+def explained(medium: Medium, error: UserError) -> UserError:
+    """Return what a user is told when a medium could not be mounted: what the file is, if that is another thing."""
+    if medium.block_device or medium.format is not Format.RAW:
+        return error
+    return wrappers.explained(error, medium.name, partial(_readable, medium.fd), medium.size)
 
 
 def _readable(fd: int, offset: int, length: int) -> bytes:

@@ -1,5 +1,6 @@
 """What goes wrong for a user: one sentence, a hint, the documented exit code, and nothing left behind."""
 
+import lzma
 import os
 import socket
 import stat
@@ -142,6 +143,13 @@ def test_mount_points_that_cannot_be(person: Person, folder: Path, image: Image)
     }
     for name, words in places.items():
         refused(person, ExitCode.TARGET, words, "mount", image("ext4"), folder / name)
+
+
+def test_a_file_that_is_no_disk_is_named(user: Person, folder: Path) -> None:
+    source = folder / "a disk.img.xz"
+    source.write_bytes(lzma.compress(bytes(1 << 20)).ljust(1 << 16, b"\0"))
+    done = refused(user, ExitCode.SOURCE, "it is compressed by xz", "mount", user.give(source), folder / "m")
+    assert done.json()["error"]["hint"].startswith("Unpack it first: xz -dk '")
 
 
 def test_a_parent_that_is_not_the_users(user: Person, root: Person, image: Image) -> None:
