@@ -73,10 +73,17 @@ def _as_root() -> str:
     return shlex.join(["sudo", "mountsafe", *sys.argv[1:]])
 
 
+def _look_for_json() -> None:
+    """Take note of --json. The option's own callback is not called where the arguments are wrong."""
+    words = sys.argv[1:]
+    screen.for_programs("--json" in words[: words.index("--") if "--" in words else None])
+
+
 def run() -> None:
     """The console script: every error that is meant for a user ends here, as one sentence and a hint."""
     for name in environment.harden():
         screen.warn(f"{name} is ignored: what it names is not root's alone")
+    _look_for_json()
     try:
         try:
             code = app(standalone_mode=False)

@@ -183,7 +183,7 @@ class Supervisor:
             found = await inspect_medium(self._machines, nursery)
             nursery.cancel_scope.cancel()
         try:
-            chosen = choose(found, self._settings["partition"], self._settings["fstype"])
+            chosen = choose(found, self._settings["partition"], self._settings["fstype"], self._medium.name)
         except UserError:
             self._reporter.tell({"found": seen(found, [])})
             raise

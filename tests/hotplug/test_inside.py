@@ -108,8 +108,9 @@ def test_what_failed_says_what_it_is(daemon: Daemon, image: Image, tmp_path: Pat
     machine = daemon.machine
     with machine.loop(stick(tmp_path / "stick.img", image("encrypted-luks"))) as device:
         told = become(machine, device, "failed")
-        assert (told["fstype"], told["problem"]) == ("crypto_LUKS", "it is encrypted")
-        assert "it is encrypted" in machine.mountsafe("devices").ok().out
+        assert told["fstype"] == "crypto_LUKS"
+        assert told["problem"] == f"partition 1 of {told['device']} is encrypted: crypto_LUKS"
+        assert "is encrypted: crypto_LUKS" in machine.mountsafe("devices").ok().out
 
 
 def test_a_file_managers_eject_is_an_eject(desktop: Desktop, daemon: Daemon, image: Image) -> None:

@@ -269,3 +269,13 @@ def test_output_that_nobody_reads(user: Person) -> None:
     done = user.run(str(user.program), program=["sh", "-c", '"$0" list --json >/dev/full'])
     assert done.code == ExitCode.FAILURE
     assert done.err == "mountsafe: No space left on device\nMake room there.\n"
+
+
+def test_several_are_unmounted_and_one_that_is_not_there_keeps_none(user: Person, folder: Path, image: Image) -> None:
+    places = [folder / name for name in ("one", "two")]
+    for place, name in zip(places, ("ext4", "romfs"), strict=True):
+        user.run("mount", image(name), place).ok()
+    done = user.run("unmount", places[0], folder / "absent", places[1])
+    assert done.code == ExitCode.NOT_MOUNTED
+    assert done.out == f"unmounted {image('ext4')}\nunmounted {image('romfs')}\n"
+    assert user.run("list", "--json").ok().json() == []
