@@ -318,8 +318,9 @@ class Keeper:
         """Take note of what goes wrong, until the supervisor ends."""
         await trio.lowlevel.wait_readable(starting.report)
         while (words := starting.incident()) is not None:
-            self._suffer(Trouble.GUEST, f"its virtual machine was lost: {words}")
-            self._public.changed(self.told())
+            if words:  # or it was told of something else, KVM that does not work for example
+                self._suffer(Trouble.GUEST, f"its virtual machine was lost: {words}")
+                self._public.changed(self.told())
             await trio.lowlevel.wait_readable(starting.report)
 
     async def _who(self) -> Person:
