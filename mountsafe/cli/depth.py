@@ -15,6 +15,8 @@ from mountsafe.system import layers
 from mountsafe.system.layers import Layers
 from mountsafe.text import size
 
+AGAIN = "Try again: it may have ended."
+SUPERVISOR = "supervisor"
 BOX = "bwrap"  # bubblewrap's own processes wait, and run none of what is in the box
 
 
@@ -32,7 +34,7 @@ class Held:
 
 def show(json: bool) -> None:
     """Print the layers of every mount of this user. Raises UserError (NOT_MOUNTED) if there is none."""
-    found = [(_medium(record), list(_held(record))) for record in start.status()]
+    found = [_looked_at(record) for record in start.status()]
     if not found:
         hint = "The layers are those of live mounts: mountsafe mount IMAGE DIR, then again."
         raise UserError("nothing is mounted", hint, ExitCode.NOT_MOUNTED)
@@ -41,6 +43,28 @@ def show(json: bool) -> None:
         return
     for medium, held in found:
         _print(medium, held)
+
+
+def _looked_at(record: dict[str, Any]) -> tuple[dict[str, Any], list[Held]]:
+    held = list(_held(record))
+    try:
+        sealed = _sealed(held)
+    except OSError as error:
+        raise UserError(f"what is open cannot be looked at: {error.strerror}", AGAIN) from error
+    return _medium(record) | {"sealed": sealed}, held
+
+
+def _sealed(held: list[Held]) -> dict[str, bool] | None:
+    """Say of the medium that the boxes have open whether it stays read-only; None if none has it open now."""
+    [supervisor] = [process.layers.pid for process in held if process.role == SUPERVISOR]
+    ours = {each.number for each in layers.sources(supervisor)}
+    boxed = [process.layers.pid for process in held if process.role != SUPERVISOR]
+    media = [each for pid in boxed for each in layers.sources(pid) if each.number in ours]
+    if not media:
+        return None
+    device = any(each.block_device for each in media)
+    sealed = all(each.sealed for each in media)
+    return {"by_mount": sealed and not device, "by_device": sealed and device, "by_landlock": bool(landlock.version())}
 
 
 def _medium(record: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +79,7 @@ def _medium(record: dict[str, Any]) -> dict[str, Any]:
 
 def _held(record: dict[str, Any]) -> Iterator[Held]:
     """Yield the processes of a medium."""
-    yield Held("supervisor", _layers(record["supervisor"]))
+    yield Held(SUPERVISOR, _layers(record["supervisor"]))
     boxes = {"appliance": [record["virtual_machine"]], "container": [record["container"]]}
     boxes |= {"session": [mount["session"] for mount in record["mounts"]]}
     for role, pids in boxes.items():
@@ -68,9 +92,7 @@ def _layers(pid: int) -> Layers:
     try:
         return layers.read(pid)
     except OSError as error:
-        raise UserError(
-            f"process {pid} cannot be looked at: {error.strerror}", "Try again: it may have ended."
-        ) from error
+        raise UserError(f"process {pid} cannot be looked at: {error.strerror}", AGAIN) from error
 
 
 def _print(medium: dict[str, Any], held: list[Held]) -> None:
@@ -83,6 +105,7 @@ def _print(medium: dict[str, Any], held: list[Held]) -> None:
         ["", *(_title(each) for each in shown)],
         [[name, *(column[name] for column in columns)] for name in columns[0]],
     )
+    screen.say(_seal_in_words(medium["sealed"]))
     told = ", ".join(f"version {mount['landlock']}" if mount["landlock"] else "none" for mount in medium["mounts"])
     screen.say(
         f"Landlock: the kernel has version {medium['kernel_landlock'] or 'none'}; it tells of no process whether it is"
@@ -91,6 +114,18 @@ def _print(medium: dict[str, Any], held: list[Held]) -> None:
     if all(each.role != "appliance" for each in held):
         screen.say("No virtual machine runs at the moment: nobody has asked it anything.")
     screen.say("")
+
+
+def _seal_in_words(sealed: dict[str, bool] | None) -> str:
+    if sealed is None:
+        return "The medium: no process in a box has it open at the moment."
+    if sealed["by_mount"]:
+        return "The medium: open through a read-only mount of that file alone, so nobody in a box can write to it."
+    if sealed["by_device"]:
+        return "The medium: the device is read-only, so nobody in a box can write to it."
+    if sealed["by_landlock"]:
+        return "The medium: what it is on can be written to; that the boxes do not is held by Landlock alone."
+    return "The medium: what it is on can be written to; that the boxes do not is held by its mode and owner alone."
 
 
 def _title(process: Held) -> str:

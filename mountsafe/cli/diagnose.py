@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
-from mountsafe import sandbox
+from mountsafe import landlock, sandbox
 from mountsafe.appliance import build, hardware, kernel
 from mountsafe.appliance.acceleration import KVM
 from mountsafe.cli import depth, screen
 from mountsafe.cli.mounting import Json
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.medium.sealed import can_seal
 from mountsafe.process import Guard, surroundings
 from mountsafe.session import runtime
 from mountsafe.session.mounter import require_fuse
@@ -110,6 +111,20 @@ def _box() -> Finding:
     return Finding("sandbox", BROKEN, done.stderr.strip()[-200:], hint)
 
 
+def _seal() -> Finding:
+    """What keeps boxes from opening an image anew for writing."""
+    mount, version = can_seal(), landlock.version()
+    switch = "Switch Landlock on: lsm=landlock,... on the kernel's command line."
+    if mount and version:
+        return Finding("unchanged media", OK, f"read-only mounts of single files, and Landlock {version}")
+    if mount:
+        return Finding("unchanged media", DEGRADED, "read-only mounts of single files; no Landlock", switch)
+    if version:
+        detail = f"no read-only mounts of single files: Landlock {version} alone"
+        return Finding("unchanged media", DEGRADED, detail, "Linux 5.12 or later has them.")
+    return Finding("unchanged media", BROKEN, "neither read-only mounts of single files nor Landlock", switch)
+
+
 def _appliance() -> Finding:
     found = build.find()
     if found is None:
@@ -183,6 +198,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _fuse,
     _kernel,
     _box,
+    _seal,
     _appliance,
     _kvm,
     _space,

@@ -35,6 +35,17 @@ def sealed(fd: int, path: Path) -> int | None:
     return made
 
 
+def can_seal() -> bool:
+    """Whether this kernel, and who calls, can have such descriptors: tried with a file that everybody may read."""
+    path = Path(__file__)
+    with path.open("rb") as file:
+        made = sealed(file.fileno(), path)
+    if made is None:
+        return False
+    os.close(made)
+    return True
+
+
 def _through_mount(fd: int, path: bytes) -> int | None:
     """Open a file through a read-only mount of it; None if this process may not mount, or the kernel cannot."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -60,6 +60,40 @@ def read(pid: int) -> Layers:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file or block device that a process has open for reading. `sealed`: no opening of it anew can write to it.
+
+    That is so for a file whose mount is read-only, whoever may see that, and for a device that is.
+    """
+
+    number: tuple[int, int]
+    block_device: bool
+    sealed: bool
+
+
+def sources(pid: int) -> Iterator[Source]:
+    """Yield what a process reads. Raises OSError if it is gone, or not the caller's to look at."""
+    place = Path("/proc", str(pid))
+    for link in (place / "fd").iterdir():
+        try:
+            status = link.stat()
+            if _access(place / "fdinfo" / link.name) == "writable":
+                continue
+            if stat.S_ISBLK(status.st_mode):
+                yield Source((0, status.st_rdev), True, _is_read_only(status.st_rdev))
+            elif stat.S_ISREG(status.st_mode):
+                sealed = bool(os.statvfs(link).f_flag & os.ST_RDONLY)
+                yield Source((status.st_dev, status.st_ino), False, sealed)
+        except FileNotFoundError:  # closed meanwhile
+            continue
+
+
+def _is_read_only(device: int) -> bool:
+    place = Path("/sys/dev/block", f"{os.major(device)}:{os.minor(device)}", "ro")
+    return place.read_text(encoding="ascii").strip() == "1"
+
+
 def _status(place: Path) -> dict[str, str]:
     lines = (place / "status").read_text(encoding="utf-8", errors="replace").splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -116,17 +150,24 @@ def _kinds(place: Path) -> Iterator[str]:
     """Yield what each descriptor is. A file on no file system of the reader's is the process's own, in memory."""
     ours = {os.makedev(*mount.number) for mount in mounted()}
     for link in (place / "fd").iterdir():
-        target, status = os.readlink(link), link.stat()
-        if target.startswith("anon_inode:"):
-            yield target.removeprefix("anon_inode:").strip("[]")
-        elif stat.S_ISSOCK(status.st_mode) or stat.S_ISFIFO(status.st_mode):
-            yield "socket" if stat.S_ISSOCK(status.st_mode) else "pipe"
-        elif stat.S_ISCHR(status.st_mode):
-            yield printable(target)
-        else:
-            kind = "block device" if stat.S_ISBLK(status.st_mode) else "folder" if link.is_dir() else "file"
-            own = "" if stat.S_ISBLK(status.st_mode) or status.st_dev in ours else "own "
-            yield f"{own}{kind}, {_access(place / 'fdinfo' / link.name)}"
+        try:
+            yield _kind(link, ours)
+        except FileNotFoundError:  # closed meanwhile
+            continue
+
+
+def _kind(link: Path, ours: set[int]) -> str:
+    """Say what a descriptor is; `ours`: the numbers of the reader's file systems."""
+    target, status = os.readlink(link), link.stat()
+    if target.startswith("anon_inode:"):
+        return target.removeprefix("anon_inode:").strip("[]")
+    if stat.S_ISSOCK(status.st_mode) or stat.S_ISFIFO(status.st_mode):
+        return "socket" if stat.S_ISSOCK(status.st_mode) else "pipe"
+    if stat.S_ISCHR(status.st_mode):
+        return printable(target)
+    kind = "block device" if stat.S_ISBLK(status.st_mode) else "folder" if link.is_dir() else "file"
+    own = "" if stat.S_ISBLK(status.st_mode) or status.st_dev in ours else "own "
+    return f"{own}{kind}, {_access(link.parent.parent / 'fdinfo' / link.name)}"
 
 
 def _access(fdinfo: Path) -> str:

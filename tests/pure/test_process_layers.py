@@ -4,14 +4,17 @@ import ctypes
 import os
 import resource
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from mountsafe.medium.sealed import sealed
 from mountsafe.syscalls import APPLIANCE, program
-from mountsafe.system.layers import Layers, group_limits, read
+from mountsafe.system.layers import Layers, group_limits, read, sources
+from tests.conftest import missing
 from tests.pure.test_syscalls import PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, Program, libc
 
 
@@ -123,6 +126,48 @@ def test_limits_of_groups_and_of_those_above(tmp_path: Path) -> None:
     }
 
 
+def test_whether_what_a_process_reads_can_be_opened_anew_for_writing(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"x")
+    fds = [os.open(path, os.O_RDONLY), os.open(path, os.O_RDWR)]
+    made = sealed(fds[0], path)
+    if made is None:
+        missing("read-only mounts of single files")
+        raise AssertionError
+    status = path.stat()
+    number = (status.st_dev, status.st_ino)
+    try:
+        for fd, how in ((fds[0], [False]), (fds[1], []), (made, [True])):
+            with process(False, fd) as seen:
+                found = list(sources(seen.pid))
+                assert [(each.number, each.block_device, each.sealed) for each in found] == [
+                    (number, False, is_sealed) for is_sealed in how
+                ]
+    finally:
+        for fd in (*fds, made):
+            os.close(fd)
+
+
 def test_a_process_that_is_gone_is_an_error() -> None:
     with pytest.raises(OSError, match="No such"):
         read(2**22 + 1)
+
+
+def test_descriptors_that_come_and_go_are_no_error() -> None:
+    """A process that works opens and closes files all the time."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            for fd in [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]:
+                os.close(fd)
+
+    working = threading.Thread(target=work)
+    working.start()
+    try:
+        for _ in range(50):
+            assert read(os.getpid()).pid == os.getpid()
+            assert isinstance(list(sources(os.getpid())), list)
+    finally:
+        stop.set()
+        working.join()

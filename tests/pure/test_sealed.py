@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mountsafe import landlock
+from mountsafe.cli import diagnose
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium import sealed, source
 from mountsafe.medium.source import open_medium
@@ -113,6 +114,18 @@ def test_without_such_mounts_landlock_must_be_there(file: Path, monkeypatch: pyt
     assert set(os.listdir("/proc/self/fd")) == before
     monkeypatch.setattr(landlock, "version", lambda: 2)
     os.close(open_medium(file).fd)
+
+
+@pytest.mark.parametrize("version", [0, 5])
+def test_doctor_tells_what_there_is(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    """By trying it, and the kernel's own word."""
+    monkeypatch.setattr(landlock, "version", lambda: version)
+    found = diagnose._seal()
+    assert (found.state, "single files" in found.detail) == (diagnose.OK if version else diagnose.DEGRADED, True)
+    monkeypatch.setattr(sealed, "OPEN_TREE", 1 << 20)  # as in a kernel that has no such call
+    found = diagnose._seal()
+    assert found.state == (diagnose.DEGRADED if version else diagnose.BROKEN)
+    assert found.detail.startswith("n")
 
 
 def test_the_filters_refuse_what_needs_no_opening(file: Path) -> None:

@@ -349,6 +349,8 @@ def test_the_kernel_tells_of_each_layer_that_is_promised(
     [mount] = told["mounts"]
     assert set(mount["flags"]) >= {"ro", "nosuid", "nodev", "noexec", *(["nosymfollow"] if person.is_root else [])}
     assert mount["landlock"] == told["kernel_landlock"]
+    assert told["sealed"] == {"by_mount": True, "by_device": False, "by_landlock": bool(landlock.version())}
+    assert "through a read-only mount of that file alone" in shown
     columns = promised(repository)
     assert all(set(rows) == set(TOLD) for rows in columns.values())
     seen = {}
