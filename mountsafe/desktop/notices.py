@@ -60,7 +60,8 @@ def notice_of(medium: Medium) -> Notice | None:
         case "opening":
             return Notice(f"{name} is being opened", "A virtual machine looks at it first.")
         case "open":
-            body = "\n".join(filter(None, (f"{_text(medium, 'fstype')}, read-only, in a virtual machine", problem)))
+            what = f"{_text(medium, 'fstype')}, read-only, in a virtual machine"
+            body = "\n".join(filter(None, (what, _note(medium), problem)))
             return Notice(f"{name} is open", body, _OPEN, category="device.added")
         case "ask":
             return Notice(f"Open {name}?", f"The policy asks because {why}", _ASK, "dialog-question", lasts=True)
@@ -87,6 +88,7 @@ def details_of(medium: Medium) -> str:
         ("Label", _text(medium, "label")),
         ("Verdict", f"{_text(medium, 'verdict')}, by {_text(medium, 'rule') or 'no rule'}: {_text(medium, 'reason')}"),
         ("Shown on", ", ".join(printable(mount, TEXT) for mount in medium["mounts"])),
+        ("Note", _note(medium)),
         ("Problem", _text(medium, "problem")),
     )
     return "\n".join(f"{what}: {value}" for what, value in lines if value)
@@ -110,6 +112,11 @@ def name_of(medium: Medium) -> str:
 
 def _because(medium: Medium) -> str:
     return f"{_text(medium, 'fstype') or 'unknown type'}: {_text(medium, 'reason')}"
+
+
+def _note(medium: Medium) -> str:
+    """What is to be known of its files; a daemon of an earlier version does not tell it."""
+    return _text(medium, "note") if "note" in medium else ""
 
 
 def _text(medium: Medium, key: str) -> str:

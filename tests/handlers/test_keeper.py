@@ -124,3 +124,10 @@ def test_a_stick_that_does_not_answer_holds_up_nobody_and_is_let_go_when_it_does
 
     trios.run(run)
     assert Slow.held == 0
+
+
+def test_what_is_to_be_known_of_its_files_is_told(keeper: Keeper) -> None:
+    keeper.mounts = [{"target": "/run/media/u/A", "note": "its journal\x1b[2J was replayed"}]
+    assert keeper.told()["note"] == r"its journal\x1b[2J was replayed"
+    keeper.mounts += [{"target": "/run/media/u/B", "note": ""}, {"target": "/run/media/u/C", "note": "cut"}]
+    assert keeper.told()["note"] == r"A: its journal\x1b[2J was replayed; C: cut"
