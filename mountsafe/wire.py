@@ -148,8 +148,7 @@ class Volume(NamedTuple):
     without any is the disk's. `name` is the array's, or VG/LV. `present` of `wanted` members are there (0 of 0: it has
     no members that could be missing). `places`: those of its bytes that can be read from the medium, for what is
     neither the disk nor one of its partitions. `resorts`: bits of `Resort`. `claimed`: the bytes that its file system,
-    or the table that has it, says it has, if those are more than there are. `also`: another type that it has beside
-    the first one.
+    or the table that has it, says it has, if those are more than there are.
     """
 
     device: bytes
@@ -171,7 +170,6 @@ class Volume(NamedTuple):
     places: tuple[Place, ...] = ()
     resorts: int = 0
     claimed: int = 0
-    also: bytes = b""
 
 
 class Mounted(NamedTuple):
@@ -342,7 +340,7 @@ def pack_volumes(volumes: list[Volume]) -> bytes:
     for v in volumes:
         counts = (v.present, v.wanted, v.trouble, len(v.parents), len(v.places), v.resorts, v.claimed)
         parts.append(_VOLUME.pack(v.kind, v.number, v.start, v.size, *counts))
-        parts.append(_pack_text(v.device, v.fstype, v.usage, v.label, v.uuid, v.table, v.part_name, v.name, v.also))
+        parts.append(_pack_text(v.device, v.fstype, v.usage, v.label, v.uuid, v.table, v.part_name, v.name))
         parts += [_U16.pack(parent) for parent in v.parents]
         parts += [_PLACE.pack(*place) for place in v.places]
     return b"".join(parts)
@@ -362,12 +360,12 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
         all_places += place_count
         if parent_count > MAX_PARENTS or place_count > MAX_PLACES or all_places > MAX_ALL_PLACES:
             raise WireError(f"a volume of {parent_count} others in {place_count} places")
-        *texts, name, also = (_unpack_text(body) for _ in range(9))
+        *texts, name = (_unpack_text(body) for _ in range(8))
         device, fstype, usage, label, uuid, table, part_name = texts
         parents = tuple(body.unpack(_U16)[0] for _ in range(parent_count))
         places = tuple(Place._make(body.unpack(_PLACE)) for _ in range(place_count))
         told = (device, kind, number, start, size, fstype, usage, label, uuid, table, part_name)
-        volumes.append(Volume(*told, name, parents, present, wanted, trouble, places, resorts, claimed, also))
+        volumes.append(Volume(*told, name, parents, present, wanted, trouble, places, resorts, claimed))
     body.end()
     return volumes
 
