@@ -57,7 +57,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "mount": (st.tuples(TEXT, TEXT), wire.pack_mount, wire.unpack_mount),
     "mounted": (
-        st.tuples(st.builds(wire.Mounted, TEXT, U8, st.booleans(), ENTRY)),
+        st.tuples(st.builds(wire.Mounted, TEXT, U8, st.booleans(), ENTRY, U16)),
         wire.pack_mounted,
         lambda b: (wire.unpack_mounted(b),),
     ),
