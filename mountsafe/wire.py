@@ -88,6 +88,23 @@ class Trouble:
     INCOMPLETE = 1  # too many of its members are missing
     DUPLICATE = 2  # others have the same name or identity
     REFUSED = 3  # the guest's tools or its kernel cannot start it
+    CUT_OFF = 4  # it begins after the end of the medium
+
+
+class Resort:
+    """What it took to open something whose usual structures are damaged or missing: bits, of a volume or a mount."""
+
+    BACKUP_TABLE = 1  # its partitions are those of the GPT's copy at the end of the disk
+    BACKUP_SUPERBLOCK = 2  # the copy of an ext or HFS+ superblock
+    BACKUP_BOOT = 4  # the copy of a boot sector: FAT32, exFAT, NTFS
+    SECOND_FAT = 8
+    MFT_MIRROR = 16  # NTFS's copy of the first records of its file table
+    DEGRADED = 32  # btrfs: of its devices some are missing
+    OLDER_ROOT = 64  # btrfs: an older root of its trees
+    UNVERIFIED = 128  # btrfs: damaged trees are passed over, and no checksum of a file's bytes is looked at
+    JOURNAL_ELSEWHERE = 256  # its journal is on another device
+    JOURNAL_UNREADABLE = 512  # its journal is damaged or not there, and nothing in it was missing
+    ALL = 1023
 
 
 class Extent(NamedTuple):
@@ -130,7 +147,8 @@ class Volume(NamedTuple):
     `start` is where it begins in its parent, for partitions. `parents` are positions in the answer's list; a partition
     without any is the disk's. `name` is the array's, or VG/LV. `present` of `wanted` members are there (0 of 0: it has
     no members that could be missing). `places`: those of its bytes that can be read from the medium, for what is
-    neither the disk nor one of its partitions.
+    neither the disk nor one of its partitions. `resorts`: bits of `Resort`. `claimed`: the bytes that its file system,
+    or the table that has it, says it has, if those are more than there are.
     """
 
     device: bytes
@@ -150,15 +168,20 @@ class Volume(NamedTuple):
     wanted: int = 0
     trouble: int = Trouble.NONE
     places: tuple[Place, ...] = ()
+    resorts: int = 0
+    claimed: int = 0
 
 
 class Mounted(NamedTuple):
-    """The answer to MOUNT: the type that the kernel took, MountState, whether DATA extents can be told, the root."""
+    """The answer to MOUNT: the type that the kernel took, MountState, whether DATA extents can be told, the root, and
+    bits of `Resort`.
+    """
 
     fstype: bytes
     state: int
     direct: bool
     root: Entry
+    resorts: int = 0
 
 
 class Statfs(NamedTuple):
@@ -254,12 +277,12 @@ _LIST = struct.Struct(">QH")
 _READ = struct.Struct(">QIH")
 _ENTRY = struct.Struct(">IIIIQQQqqqHH")
 _EXTENT = struct.Struct(">QQQB")
-_VOLUME = struct.Struct(">BIQQHHBBH")
+_VOLUME = struct.Struct(">BIQQHHBBHHQ")
 _PLACE = struct.Struct(">QQQ")
 _PAGE = struct.Struct(">QH")
 _EXTENTS = struct.Struct(">QI")
 _FILE_LAYOUT = struct.Struct(">BH")
-_MOUNTED = struct.Struct(">BB")
+_MOUNTED = struct.Struct(">BBH")
 _STATFS = struct.Struct(">8Q")
 
 
@@ -315,7 +338,7 @@ def pack_volumes(volumes: list[Volume]) -> bytes:
     """The answer to PROBE."""
     parts = [_U16.pack(len(volumes))]
     for v in volumes:
-        counts = (v.present, v.wanted, v.trouble, len(v.parents), len(v.places))
+        counts = (v.present, v.wanted, v.trouble, len(v.parents), len(v.places), v.resorts, v.claimed)
         parts.append(_VOLUME.pack(v.kind, v.number, v.start, v.size, *counts))
         parts.append(_pack_text(v.device, v.fstype, v.usage, v.label, v.uuid, v.table, v.part_name, v.name))
         parts += [_U16.pack(parent) for parent in v.parents]
@@ -332,7 +355,8 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
     volumes = []
     all_places = 0
     for _ in range(count):
-        kind, number, start, size, present, wanted, trouble, parent_count, place_count = body.unpack(_VOLUME)
+        kind, number, start, size, present, wanted, trouble, *counts, resorts, claimed = body.unpack(_VOLUME)
+        parent_count, place_count = counts
         all_places += place_count
         if parent_count > MAX_PARENTS or place_count > MAX_PLACES or all_places > MAX_ALL_PLACES:
             raise WireError(f"a volume of {parent_count} others in {place_count} places")
@@ -341,7 +365,7 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
         parents = tuple(body.unpack(_U16)[0] for _ in range(parent_count))
         places = tuple(Place._make(body.unpack(_PLACE)) for _ in range(place_count))
         told = (device, kind, number, start, size, fstype, usage, label, uuid, table, part_name)
-        volumes.append(Volume(*told, name, parents, present, wanted, trouble, places))
+        volumes.append(Volume(*told, name, parents, present, wanted, trouble, places, resorts, claimed))
     body.end()
     return volumes
 
@@ -363,16 +387,16 @@ def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes]:
 def pack_mounted(mounted: Mounted) -> bytes:
     """The answer to MOUNT."""
     root = pack_entry(mounted.root.name, mounted.root[1:-1], mounted.root.target)
-    return _MOUNTED.pack(mounted.state, mounted.direct) + _pack_text(mounted.fstype) + root
+    return _MOUNTED.pack(mounted.state, mounted.direct, mounted.resorts) + _pack_text(mounted.fstype) + root
 
 
 def unpack_mounted(untrusted_body: bytes) -> Mounted:
     """Return what was mounted, and the attributes of its root (whose name is empty)."""
     body = _Body(untrusted_body)
-    state, direct = body.unpack(_MOUNTED)
+    state, direct, resorts = body.unpack(_MOUNTED)
     fstype = _unpack_text(body)
     (root,) = _unpack_entries(body.rest(MAX_BODY), 0, 1)
-    return Mounted(fstype, state, bool(direct), root)
+    return Mounted(fstype, state, bool(direct), root, resorts)
 
 
 # --- LIST ----------------------------------------------------------------------------------------------------------

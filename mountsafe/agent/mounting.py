@@ -1,12 +1,17 @@
 """Mount the medium read-only, whatever its journal needs, without a byte written to it."""
 
 import errno
+import itertools
 import os
 import struct
 import sys
 from contextlib import suppress
+from typing import NamedTuple
 
 from mountsafe import wire
+from mountsafe.agent import copies
+from mountsafe.agent.claimed import claimed
+from mountsafe.agent.patched import Patched, replaced
 from mountsafe.agent.programs import Refused, run
 
 COW_BYTES = 64 << 20  # what a journal's replay may write, kept in the guest's memory
@@ -135,13 +140,86 @@ class CowLayer:
                 area += 1
 
 
-def mount_medium(layer: CowLayer, fstype: bytes, where: str) -> tuple[str, int, list[tuple[int, int]]]:
+class Mount(NamedTuple):
+    """How something was mounted: `changed` are the (start, end) of its device that are not what the medium has."""
+
+    fstype: str
+    state: int
+    resorts: int
+    changed: list[tuple[int, int]]
+
+
+class Target(NamedTuple):
+    """What is to be mounted, as what, and where. `whole`: the bytes that it should have, if they are more than `size`.
+
+    `layer` and `patched` are what may be put above its device; who asks ends them after unmounting.
+    """
+
+    device: str
+    fstype: bytes
+    where: str
+    layer: CowLayer
+    patched: Patched
+    size: int = 0
+    whole: int = 0
+
+
+def mount_medium(target: Target) -> Mount:
+    """Mount as it is; then with what its type has as a last resort (`copies.ways`).
+
+    Of something whose end is missing the end is made up, of bytes that cannot be read: drivers insist on it.
+    """
+    os.makedirs(target.where, exist_ok=True)
+    with open(target.device, "rb") as file:
+        read, size = copies.reader(file.fileno()), file.seek(0, os.SEEK_END)
+        whole = claimed(target.fstype, read, size)
+        target = target._replace(size=size)
+        first = copies.before(target.fstype, read) or copies.Way(0)
+        try:
+            return _mount_so(target, first)
+        except Refused as refused:
+            complaint = refused
+        target = target._replace(whole=whole)
+        for way in itertools.chain([first] if whole else [], copies.ways(target.fstype, read, whole or size, first)):
+            sys.stderr.write(f"agent: a last resort: {way.resorts:#x} {way.options}\n")
+            try:
+                return _mount_so(target, way)
+            except Refused as refused:
+                sys.stderr.write(f"agent: {refused.message}\n")
+        raise complaint
+
+
+def _mount_so(target: Target, way: copies.Way) -> Mount:
+    """Mount in one way."""
+    patches, fstype = way.patches, target.fstype
+    if target.whole:
+        patches = copies.missing_end(fstype, target.size, target.whole) + patches
+    target.layer.device = target.device
+    if patches:
+        target.layer.device = target.patched.start(target.device, max(target.size, target.whole), patches)
+    options = MOUNT_AS.get(fstype, [(fstype.decode("ascii", "replace"), "")])
+    more = [way.options, *(f"device={each}" for each in copies.other_devices(target.device) if fstype == b"btrfs")]
+    attempts = [(kind, ",".join(filter(None, (plain, *more)))) for kind, plain in options]
+    try:
+        kernel_type, state, changed = _mount_or_replay(target.layer, fstype, target.where, attempts)
+    except Refused:
+        target.patched.stop()
+        raise
+    resorts = way.resorts
+    if state == wire.MountState.CLEAN and way.unreplayed:
+        state = wire.MountState.SKIPPED
+    elif state == wire.MountState.SKIPPED and fstype in copies.EXT and copies.is_clean(target.device):
+        state, resorts = wire.MountState.CLEAN, resorts | wire.Resort.JOURNAL_UNREADABLE
+    return Mount(kernel_type, state, resorts, sorted(changed + replaced(patches)))
+
+
+def _mount_or_replay(
+    layer: CowLayer, fstype: bytes, where: str, attempts: list[tuple[str, str]]
+) -> tuple[str, int, list[tuple[int, int]]]:
     """Mount the layer's device; return (kernel type, MountState, ranges of it that differ from the medium).
 
-    First as it is. A journal that needs a replay is replayed into a `CowLayer`; where that fails too, without replay.
+    First as it is. A journal that needs a replay is replayed into the layer; where that fails too, without replay.
     """
-    os.makedirs(where, exist_ok=True)
-    attempts = MOUNT_AS.get(fstype, [(fstype.decode("ascii", "replace"), "")])
     complaint = ""
     for kernel_type, options in attempts:
         said = _mount(layer.device, where, kernel_type, options)

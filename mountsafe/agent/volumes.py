@@ -7,7 +7,9 @@ import time
 from contextlib import suppress
 
 from mountsafe import wire
+from mountsafe.agent import copies, tables
 from mountsafe.agent.assembling import PHYSICAL_VOLUME, RAID_MEMBERS, VolumeGroups, assemble_arrays, loop_over
+from mountsafe.agent.claimed import claimed
 from mountsafe.agent.layers import Graph, Node, size_of
 from mountsafe.agent.programs import Refused, read_text, run
 
@@ -115,11 +117,64 @@ def _look(node: Node) -> None:
     node.facts = _blkid(node.path.removeprefix("/dev/"))
     if node.kind == wire.VolumeKind.DISK and not node.fstype and _is_iso9660(node.device):
         node.facts |= {"ID_FS_TYPE": b"iso9660", "ID_FS_USAGE": b"filesystem"}
+    with open(node.path, "rb") as file:
+        read = copies.reader(file.fileno())
+        node.claimed = claimed(node.fstype, read, node.size)
+    node.claimed = node.claimed or _cut_partition(node)
+
+
+def _cut_partition(node: Node) -> int:
+    """Return the size of a partition by its table, if that ends after the disk; else 0."""
+    told = node.facts.get("ID_PART_ENTRY_SIZE", b"")
+    if node.kind != wire.VolumeKind.PARTITION or not told.isdigit() or len(told) > 17:
+        return 0
+    size = int(told) * 512
+    return size if node.start + size > node.parents[0].size and size > node.size else 0
+
+
+def _guess(graph: Graph) -> None:
+    """Where nothing was recognised, and nothing is in it: it is what a copy that it keeps says."""
+    outer = {id(parent) for node in graph.nodes for parent in node.parents}
+    for node in graph.nodes:
+        if node.fstype or not node.path or id(node) in outer:
+            continue
+        with open(node.path, "rb") as file:
+            guess = copies.guess(copies.reader(file.fileno()), node.size)
+        if guess:
+            node.resorts |= guess.resorts
+            node.facts |= {"ID_FS_TYPE": guess.fstype, "ID_FS_USAGE": b"filesystem", "ID_PART_TABLE_TYPE": b""}
+            node.facts |= {"ID_FS_LABEL": guess.label, "ID_FS_UUID": guess.uuid}
+
+
+def _names(disk: str) -> list[str]:
+    return [name for name in os.listdir(f"/sys/block/{disk}") if name.startswith(disk)]
+
+
+def _restore_table(parent: Node, disk: str) -> list[int]:
+    """Have the kernel take partitions that it does not find by itself; return the numbers of the absent ones."""
+    with open(f"/dev/{disk}", "rb") as file:
+        read, fd = copies.reader(file.fileno()), file.fileno()
+        sector = tables.sector_of(fd)
+        if _names(disk) or parent.fstype or not tables.is_protective(read):
+            known = parent.facts.get("ID_PART_TABLE_TYPE") == b"dos"
+            return tables.beyond(read, parent.size, sector) if known else []
+        table = tables.gpt(read, parent.size, sector)
+        if table is None:
+            return []
+        parent.resorts |= table.resorts
+        parent.claimed = table.size
+        parent.facts["ID_PART_TABLE_TYPE"] = b"gpt"
+        there = [part for part in table.parts if part.start < parent.size]
+        for part in there:
+            with suppress(OSError):  # it overlaps another one
+                tables.add(fd, part, parent.size)
+        return [part.number for part in table.parts if part not in there]
 
 
 def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
-    """Add the partitions that the kernel found on `disk`, in the order of their numbers; return them."""
-    names = [name for name in os.listdir(f"/sys/block/{disk}") if name.startswith(disk)]
+    """Add the partitions that are on `disk`, in the order of their numbers; return them."""
+    absent = _restore_table(parent, disk)
+    names = _names(disk)
     numbers = {name: int(read_text(f"/sys/block/{disk}/{name}/partition") or 0) for name in names}
     found = []
     for name in sorted(names, key=lambda name: numbers[name]):
@@ -132,6 +187,10 @@ def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
         _look(node)
         node.places = tuple(parent.slice(node.start, node.size))
         found.append(node)
+    for number in absent:
+        node = Node("", wire.VolumeKind.PARTITION, number, [parent])
+        node.device, node.trouble = f"{parent.device}p{number}", wire.Trouble.CUT_OFF
+        graph.add(node)
     return found
 
 
@@ -187,6 +246,7 @@ def _search(name: str) -> Graph:
         _next_layer(graph, groups)
     if disk.fstype in RAID_MEMBERS and not any(node.path for node in graph.nodes[1:]):
         _partitions(graph, disk, name)  # an old superblock, of an array that is no more
+    _guess(graph)
     return graph
 
 

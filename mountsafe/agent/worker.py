@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from mountsafe import wire
-from mountsafe.agent.mounting import CowLayer, mount_medium
+from mountsafe.agent.mounting import CowLayer, Target, mount_medium
+from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused, read_text, run
 from mountsafe.agent.tree import Tree
 from mountsafe.agent.volumes import device_of, probe
@@ -24,7 +25,7 @@ class Worker:
         self._tag = tag
         self._where = f"/run/mountsafe/fs-{tag}"
         self._mounted: Tree | None = None
-        self._layer: CowLayer | None = None
+        self._target: Target | None = None
         self._read_frame = memoryview(bytearray(wire.HEADER.size + wire.MAX_READ))
         self._answers: dict[int, Callable[[bytes], bytes]] = {
             wire.Kind.HELLO: self._hello,
@@ -51,20 +52,22 @@ class Worker:
     def _mount(self, body: bytes) -> bytes:
         device, fstype = wire.unpack_mount(body)
         path, placed = device_of(os.fsdecode(device))
-        self._layer = CowLayer(path, self._tag)
-        kernel_type, state, changed = mount_medium(self._layer, fstype, self._where)
-        tree = Tree(self._where, kernel_type, not placed, changed, path)
+        self._target = Target(path, fstype, self._where, CowLayer(path, self._tag), Patched(self._tag))
+        mount = mount_medium(self._target)
+        tree = Tree(self._where, mount.fstype, not placed, mount.changed, path)
         tree.share_work()
         self._mounted = tree
-        return wire.pack_mounted(wire.Mounted(kernel_type.encode(), state, tree.direct, tree.root()))
+        told = wire.Mounted(mount.fstype.encode(), mount.state, tree.direct, tree.root(), mount.resorts)
+        return wire.pack_mounted(told)
 
     def close(self) -> None:
         """Let go of the medium, so that it can be unplugged from the VM."""
         if self._mounted is not None:
             self._mounted.close()
-        if self._layer is not None:
+        if self._target is not None:
             run("umount", "-n", "-l", self._where)
-            self._layer.stop()
+            self._target.layer.stop()
+            self._target.patched.stop()
 
     def _read(self, request: wire.Frame) -> memoryview:
         """Return the frame with a file's bytes. It is valid until the next one: fresh memory for each would cost more

@@ -35,6 +35,9 @@ def devices(json: Json = False) -> None:
     elif found:
         rows = [[*(each[key] for key in ("device", "fstype", "label", "state")), _where(each)] for each in found]
         screen.table(["DEVICE", "TYPE", "LABEL", "STATE", "SHOWN ON, OR WHY NOT"], rows)
+        for each in found:
+            if each.get("note"):
+                screen.warn(f"{each['device']}: {each['note']}")
     else:
         screen.note("no media")
 

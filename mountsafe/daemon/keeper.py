@@ -3,7 +3,7 @@
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -36,6 +36,7 @@ BUSY_INTERVAL = 1.0
 UNLOCK_INTERVAL = 1.0
 NOTES = Path("/run/mountsafe/claims")
 DETACH_INTERVAL = 0.5
+NOTE = 1000  # characters of what is to be known of a medium's mounts
 # Seconds until what blocks is left behind. The kernel tries a command that a stick does not answer for 30 s, and again.
 FILES_PATIENCE, PERSON_PATIENCE, UNMOUNT_PATIENCE, END_PATIENCE = 20.0, 60.0, 60.0, 60.0
 EJECT_PATIENCE, RELEASE_PATIENCE = 40.0, 40.0
@@ -226,6 +227,7 @@ class Keeper:
             "model": self._contents.model,
             "user": self.person.name if self.person else "",
             "problem": self.problem,
+            "note": noted(self.mounts),
             "mounts": [printable(os.fsencode(mounted["target"]), 500) for mounted in self.mounts],
         }
 
@@ -293,6 +295,8 @@ class Keeper:
             self._contents = self._contents.found(self.mounts)
             for mounted in self.mounts:
                 self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
+            if note := noted(self.mounts):
+                self._log.warning("%s: %s", self._shown, note)
             if missing := record["missing"]:
                 words = f"{len(missing)} of its file systems are not shown; the first: {missing[0]['message']}"
                 self._suffer(Trouble.PARTIAL, words)
@@ -339,6 +343,17 @@ class Keeper:
                 await quietly(claim.eject, f"ejecting {self.device.name}", EJECT_PATIENCE)
             await quietly(claim.release, f"letting go of {self.device.name}", RELEASE_PATIENCE)
             self._log.info("%s is let go", self._shown)
+
+
+def noted(mounts: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is to be known of what is shown: of a journal, of what is missing, of what is damaged."""
+    notes: dict[str, list[str]] = {}
+    for mounted in mounts:
+        if mounted["note"]:
+            notes.setdefault(mounted["note"], []).append(os.path.basename(mounted["target"]))
+    many = len(mounts) > 1
+    words = [f"{', '.join(names)}: {note}" if many else note for note, names in notes.items()]
+    return printable("; ".join(words), NOTE)
 
 
 async def _ended(pid: int) -> None:

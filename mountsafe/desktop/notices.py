@@ -63,7 +63,7 @@ def notice_of(medium: Medium) -> Notice | None:
             return Notice(f"{name} is being opened", "A virtual machine looks at it first.")
         case "open":
             how = ", ".join(filter(None, (_text(medium, "fstype"), "read-only, in a virtual machine")))
-            body = "\n".join(filter(None, (how, problem)))
+            body = "\n".join(filter(None, (how, _note(medium), problem)))
             return Notice(f"{name} is open", body, _OPEN, category="device.added")
         case "ask":
             return Notice(f"Open {name}?", f"The policy asks because {why}", _ASK, "dialog-question", lasts=True)
@@ -95,6 +95,7 @@ def details_of(medium: Medium) -> str:
         ("Model", _text(medium, "model")),
         ("Verdict", f"{_text(medium, 'verdict')}, by {_text(medium, 'rule') or 'no rule'}: {_text(medium, 'reason')}"),
         ("Shown on", ", ".join(printable(mount, TEXT) for mount in medium["mounts"])),
+        ("Note", _note(medium)),
         ("Problem", _text(medium, "problem")),
     )
     return "\n".join(f"{what}: {value}" for what, value in lines if value)
@@ -144,6 +145,11 @@ def _because(medium: Medium) -> str:
     fstype, reason = _text(medium, "fstype"), _text(medium, "reason")
     said = not fstype or any(each in re.findall(r"[\w.+-]+", reason) for each in fstype.split(", "))
     return reason if said else f"{fstype}: {reason}"
+
+
+def _note(medium: Medium) -> str:
+    """What is to be known of its files; a daemon of an earlier version does not tell it."""
+    return _text(medium, "note") if "note" in medium else ""
 
 
 def _text(medium: Medium, key: str) -> str:

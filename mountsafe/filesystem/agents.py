@@ -79,7 +79,7 @@ class Agents:
             if self._client is None or self._client.ended is not None:
                 log.info("the virtual machine is gone: starting another")
                 self._client, mounted = await self._new_client()
-                if (mounted.state, mounted.fstype) != (self.mounted.state, self.mounted.fstype):
+                if _way(mounted) != _way(self.mounted):
                     fault = GuestFault("the medium mounts in another way than before")
                     self._client.end(fault)
                     raise fault
@@ -164,3 +164,8 @@ class Agents:
         if self._client is not None:
             with suppress(OSError):
                 self._client.end(GuestGone("unmounted"))
+
+
+def _way(mounted: wire.Mounted) -> tuple[bytes, int, int]:
+    """How it was mounted."""
+    return mounted.fstype, mounted.state, mounted.resorts

@@ -9,6 +9,7 @@ from typing import Any
 from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.incidents import Incidents
+from mountsafe.medium import resorts
 from mountsafe.medium.extents import Window
 from mountsafe.policy.risk import risk_of
 from mountsafe.text import printable, size
@@ -30,6 +31,7 @@ TROUBLES = {
     wire.Trouble.INCOMPLETE: "members are missing",
     wire.Trouble.DUPLICATE: "another one on the medium has the same name or identity",
     wire.Trouble.REFUSED: "the virtual machine's programs cannot start it",
+    wire.Trouble.CUT_OFF: "the image ends before it begins",
 }
 _NAME = re.compile(rb"[A-Za-z0-9_.+-]{1,64}")
 # Types that span a whole disk beside a partition table that only boot loaders read.
@@ -42,7 +44,9 @@ class Volume:
 
     `name` is what `--partition` takes; no two have the same. `layers` are the names of what it lies in, from the disk
     (which is not named) inwards. `condition`: what is wrong with it or with what it lies in, or "". `absent`: it is
-    told of, and not there. `places`: see `Window`; `nested`: it is not the disk nor one of its partitions.
+    told of, and not there. `places`: see `Window`; `nested`: it is not the disk nor one of its partitions. `resorts`:
+    what it took to find it, as bits (`mountsafe.medium.resorts`). `claimed`: the bytes that it should have, if it
+    has fewer.
     """
 
     device: str
@@ -62,6 +66,8 @@ class Volume:
     absent: bool = False
     nested: bool = False
     places: tuple[wire.Place, ...] = ()
+    resorts: int = 0
+    claimed: int = 0
 
     @property
     def mountable(self) -> bool:
@@ -103,7 +109,7 @@ class Volume:
             shown |= {"risk": risk.level.value, "risk_reason": risk.reason}
         told = asdict(self)
         del told["places"]
-        return told | shown
+        return told | shown | {"resorts": resorts.codes(self.resorts)}
 
 
 def checked(untrusted_volumes: Sequence[wire.Volume], medium_size: int, incidents: Incidents) -> list[Volume]:
@@ -159,7 +165,7 @@ class _Check:
             return "a partition beyond the end of the medium", untrusted.device
         if untrusted.fstype and not _NAME.fullmatch(untrusted.fstype):
             return "an impossible type", untrusted.fstype
-        if untrusted.trouble not in (wire.Trouble.NONE, *TROUBLES):
+        if untrusted.trouble not in (wire.Trouble.NONE, *TROUBLES) or untrusted.resorts & ~wire.Resort.ALL:
             return "a volume in unknown trouble", untrusted.device
         if (untrusted.parents, untrusted.kind, untrusted.number) in self._numbers:
             return "a volume whose number comes twice", untrusted.device
@@ -201,6 +207,8 @@ class _Check:
                 absent=untrusted.trouble != wire.Trouble.NONE,
                 nested=nested,
                 places=untrusted.places if nested else (),
+                resorts=untrusted.resorts,
+                claimed=untrusted.claimed if untrusted.size < untrusted.claimed < 1 << 63 else 0,
             )
         )
 
@@ -262,10 +270,16 @@ def _condition(untrusted: wire.Volume, parents: Sequence[Volume]) -> str:
         words.append(TROUBLES[untrusted.trouble])
     elif untrusted.present < untrusted.wanted:
         words.append(f"degraded: {counted}")
+    words += resorts.words(untrusted.resorts)
+    if untrusted.size < untrusted.claimed < 1 << 63:
+        what = "its file system" if untrusted.fstype else "what its partition table says"
+        words.append(f"the image ends before {what}: {untrusted.size} of {untrusted.claimed} bytes")
     for parent in parents:
-        if parent.condition and parent.condition not in words and len(words) < SHOWN_PARENTS:
-            words.append(parent.condition)
-    return printable("; ".join(words), 300)
+        # That a disk is cut off is of no account for a part of it that is whole.
+        inherited = "; ".join(resorts.words(parent.resorts)) if parent.kind == "disk" else parent.condition
+        if inherited and inherited not in words and len(words) < SHOWN_PARENTS:
+            words.append(inherited)
+    return printable("; ".join(words), 600)
 
 
 def _wanted(volumes: Sequence[Volume], wanted: int | str) -> list[Volume]:

@@ -22,6 +22,7 @@ from mountsafe.limits import (
     SESSION_PROCESSES,
     SESSION_SCRATCH,
 )
+from mountsafe.medium import resorts
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
@@ -124,6 +125,7 @@ class ServedVolume:
         self.place = place
         self.fstype = volume.fstype
         self.note = ""
+        self._resorts = 0
         self.direct = False
         self.landlock = 0
         self._machines = machines
@@ -279,13 +281,18 @@ class ServedVolume:
     async def _give_mount(self, untrusted: channel.Message) -> None:
         mode = untrusted.get("mode")
         state = untrusted.get("state")
+        found = untrusted.get("resorts")
         if not isinstance(mode, int) or not isinstance(state, int) or state not in STATE_WORDS:
             raise ProtocolFault("a root without mode or state")
+        if type(found) is not int or found & ~wire.Resort.ALL:
+            raise ProtocolFault("a root that was mounted in an unknown way")
         self.fstype = printable(str(untrusted.get("fstype", "")), 64)
         self.direct = untrusted.get("direct") is True
         landlock = untrusted.get("landlock")
         self.landlock = landlock if isinstance(landlock, int) else 0
-        self.note = "; ".join(filter(None, (STATE_WORDS[state], self.volume.condition)))
+        self._resorts = found | self.volume.resorts
+        told = resorts.words(found & ~self.volume.resorts)
+        self.note = "; ".join(filter(None, (STATE_WORDS[state], *told, self.volume.condition)))
         shown = self._shown
         source = mount_source(self._source)
         request = MountRequest(
@@ -344,6 +351,7 @@ class ServedVolume:
             "fstype": self.fstype,
             "label": self.volume.label,
             "note": self.note,
+            "resorts": resorts.codes(self._resorts),
             "direct_reads": self.direct,
             "landlock": self.landlock,
         }

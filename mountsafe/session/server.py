@@ -156,6 +156,7 @@ class SessionProcess:
                 "event": "ready",
                 "fstype": os.fsdecode(agents.mounted.fstype),
                 "state": agents.mounted.state,
+                "resorts": agents.mounted.resorts,
                 "direct": agents.mounted.direct,
                 "mode": index.root.mode & 0o777,
                 "landlock": settings["landlock"],

@@ -113,7 +113,7 @@ async def session(mounts: list[MountRequest], tmp_path: Path) -> AsyncIterator[S
     os.close(medium.fd)
 
 
-READY = {"event": "ready", "mode": 0o755, "state": 0, "fstype": "ext4", "direct": True}
+READY = {"event": "ready", "mode": 0o755, "state": 0, "resorts": 0, "fstype": "ext4", "direct": True}
 WRONG = {
     "not JSON": b"{",
     "deeply nested": b"[" * 60000,
@@ -128,6 +128,8 @@ WRONG = {
     "a mode that is text": READY | {"mode": "755"},
     "no state": READY | {"state": None},
     "an unknown state": READY | {"state": 99},
+    "no way that it was mounted": READY | {"resorts": None},
+    "an unknown way": READY | {"resorts": 1 << 15},
     "a state that is a list": READY | {"state": []},
     "a state that is an object": READY | {"state": {}},
 }

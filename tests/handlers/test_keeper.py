@@ -139,3 +139,10 @@ def test_a_warning_is_no_incident(keeper: Keeper) -> None:
         trios.run(keeper._hear, starting)
     told = [call.args for call in keeper._public.incident.call_args_list]  # type: ignore[attr-defined]
     assert told == [("sdb", "guest", "its virtual machine was lost: its kernel crashed")]
+
+
+def test_what_is_to_be_known_of_its_files_is_told(keeper: Keeper) -> None:
+    keeper.mounts = [{"target": "/run/media/u/A", "note": "its journal\x1b[2J was replayed"}]
+    assert keeper.told()["note"] == r"its journal\x1b[2J was replayed"
+    keeper.mounts += [{"target": "/run/media/u/B", "note": ""}, {"target": "/run/media/u/C", "note": "cut"}]
+    assert keeper.told()["note"] == r"A: its journal\x1b[2J was replayed; C: cut"

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountsafe.agent import mounting, programs, volumes
-from mountsafe.agent.mounting import COW_CHUNK, CowLayer, mount_medium
+from mountsafe.agent.mounting import COW_CHUNK, CowLayer, Mount, Target, mount_medium
+from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused
 from mountsafe.agent.volumes import _unescape
 from mountsafe.wire import MountState
@@ -53,19 +54,23 @@ class FakeLayer(CowLayer):
 
 
 @pytest.fixture
-def layer() -> FakeLayer:
-    return FakeLayer("/dev/sdx", "test")
+def layer(tmp_path: Path) -> FakeLayer:
+    device = tmp_path / "sdx"
+    device.touch()
+    return FakeLayer(str(device), "test")
 
 
 def mount(
     kernel: Kernel, layer: FakeLayer, fstype: bytes, where: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, int, list[tuple[int, int]]]:
     monkeypatch.setattr(mounting, "_mount", kernel.mount)
-    return mount_medium(layer, fstype, str(where))
+    told: Mount = mount_medium(Target(layer.device, fstype, str(where), layer, Patched("test")))
+    assert told.resorts == 0
+    return told.fstype, told.state, told.changed
 
 
 def test_a_clean_medium_is_mounted_as_it_is(layer: FakeLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel(("/dev/sdx", "ext4", ""))
+    kernel = Kernel((layer.device, "ext4", ""))
     assert mount(kernel, layer, b"ext4", tmp_path, monkeypatch) == ("ext4", MountState.CLEAN, [])
     assert len(kernel.tried) == 1
     assert not layer.running
@@ -85,7 +90,7 @@ def test_the_last_resort_is_a_mount_without_replay(
     layer: FakeLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
     layer.works = works
-    kernel = Kernel(("/dev/sdx", "xfs", "norecovery"))
+    kernel = Kernel((layer.device, "xfs", "norecovery"))
     assert mount(kernel, layer, b"xfs", tmp_path, monkeypatch) == ("xfs", MountState.SKIPPED, [])
     assert not layer.running
 
@@ -104,11 +109,11 @@ def test_a_type_without_a_journal_gets_no_layer(
     kernel = Kernel()
     with pytest.raises(Refused):
         mount(kernel, layer, b"squashfs", tmp_path, monkeypatch)
-    assert [device for device, _, _ in kernel.tried] == ["/dev/sdx"]
+    assert [device for device, _, _ in kernel.tried] == [layer.device]
 
 
 def test_several_drivers_are_tried_in_turn(layer: FakeLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel(("/dev/sdx", "udf", ""))
+    kernel = Kernel((layer.device, "udf", ""))
     assert mount(kernel, layer, b"iso9660", tmp_path, monkeypatch)[0] == "udf"
     assert [fstype for _, fstype, _ in kernel.tried] == ["iso9660", "udf"]
 

@@ -20,6 +20,7 @@ STICK: dict[str, Any] = {
     "model": "Example Stick",
     "user": "alice",
     "problem": "",
+    "note": "",
     "mounts": ["/run/media/alice/PHOTOS"],
 }
 
@@ -98,6 +99,14 @@ def test_buttons_are_those_that_can_do_something(state: str, buttons: set[Action
 @pytest.mark.parametrize("state", ["new", "waiting for a user", "what a later daemon says"])
 def test_nothing_is_said_of_other_states(state: str) -> None:
     assert notice_of({**STICK, "state": state}) is None
+
+
+def test_what_is_to_be_known_of_its_files_is_said() -> None:
+    medium = {**STICK, "note": "its boot sector is damaged: the second one was used"}
+    notice = notice_of(medium)
+    assert notice is not None
+    assert medium["note"] in notice.body
+    assert medium["note"] in details_of(medium)
 
 
 def test_details_tell_all_and_need_no_button_for_more() -> None:
