@@ -130,7 +130,8 @@ class Volume(NamedTuple):
     `start` is where it begins in its parent, for partitions. `parents` are positions in the answer's list; a partition
     without any is the disk's. `name` is the array's, or VG/LV. `present` of `wanted` members are there (0 of 0: it has
     no members that could be missing). `places`: those of its bytes that can be read from the medium, for what is
-    neither the disk nor one of its partitions.
+    neither the disk nor one of its partitions. `sector`: the size of the sectors that the table counts which a
+    partition is in, if they are not the disk's own.
     """
 
     device: bytes
@@ -150,6 +151,7 @@ class Volume(NamedTuple):
     wanted: int = 0
     trouble: int = Trouble.NONE
     places: tuple[Place, ...] = ()
+    sector: int = 0
 
 
 class Mounted(NamedTuple):
@@ -254,7 +256,7 @@ _LIST = struct.Struct(">QH")
 _READ = struct.Struct(">QIH")
 _ENTRY = struct.Struct(">IIIIQQQqqqHH")
 _EXTENT = struct.Struct(">QQQB")
-_VOLUME = struct.Struct(">BIQQHHBBH")
+_VOLUME = struct.Struct(">BIQQHHBBHH")
 _PLACE = struct.Struct(">QQQ")
 _PAGE = struct.Struct(">QH")
 _EXTENTS = struct.Struct(">QI")
@@ -315,7 +317,7 @@ def pack_volumes(volumes: list[Volume]) -> bytes:
     """The answer to PROBE."""
     parts = [_U16.pack(len(volumes))]
     for v in volumes:
-        counts = (v.present, v.wanted, v.trouble, len(v.parents), len(v.places))
+        counts = (v.present, v.wanted, v.trouble, len(v.parents), len(v.places), v.sector)
         parts.append(_VOLUME.pack(v.kind, v.number, v.start, v.size, *counts))
         parts.append(_pack_text(v.device, v.fstype, v.usage, v.label, v.uuid, v.table, v.part_name, v.name))
         parts += [_U16.pack(parent) for parent in v.parents]
@@ -332,7 +334,7 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
     volumes = []
     all_places = 0
     for _ in range(count):
-        kind, number, start, size, present, wanted, trouble, parent_count, place_count = body.unpack(_VOLUME)
+        kind, number, start, size, present, wanted, trouble, parent_count, place_count, sector = body.unpack(_VOLUME)
         all_places += place_count
         if parent_count > MAX_PARENTS or place_count > MAX_PLACES or all_places > MAX_ALL_PLACES:
             raise WireError(f"a volume of {parent_count} others in {place_count} places")
@@ -341,7 +343,7 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
         parents = tuple(body.unpack(_U16)[0] for _ in range(parent_count))
         places = tuple(Place._make(body.unpack(_PLACE)) for _ in range(place_count))
         told = (device, kind, number, start, size, fstype, usage, label, uuid, table, part_name)
-        volumes.append(Volume(*told, name, parents, present, wanted, trouble, places))
+        volumes.append(Volume(*told, name, parents, present, wanted, trouble, places, sector))
     body.end()
     return volumes
 

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 
 from mountsafe import wire
+from mountsafe.agent import sectors
 from mountsafe.agent.assembling import PHYSICAL_VOLUME, RAID_MEMBERS, VolumeGroups, assemble_arrays, loop_over
 from mountsafe.agent.layers import Graph, Node, size_of
 from mountsafe.agent.programs import Refused, read_text, run
@@ -118,19 +119,31 @@ def _look(node: Node) -> None:
 
 
 def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
-    """Add the partitions that the kernel found on `disk`, in the order of their numbers; return them."""
-    names = [name for name in os.listdir(f"/sys/block/{disk}") if name.startswith(disk)]
-    numbers = {name: int(read_text(f"/sys/block/{disk}/{name}/partition") or 0) for name in names}
+    """Add the partitions that are found on `disk`, in the order of their numbers; return them."""
+    wished = sectors.wished(graph.nodes[0].device)
+    native = [(name, _blkid(name)) for name, *_ in sectors.partitions_of(disk)]
+    table = None
+    if parent.kind != wire.VolumeKind.DISK or not parent.fstype:
+        known = any(sectors.is_known(facts) for _, facts in native)
+        table = sectors.other_table(f"/dev/{disk}", wished, known, _blkid)
+    told = dict(native)
+    if table is not None:
+        sectors.adopt(disk, table)
+        parent.facts |= {key: value for key, value in table.facts.items() if key.startswith("ID_PART_TABLE_")}
     found = []
-    for name in sorted(names, key=lambda name: numbers[name]):
-        node = Node(f"/dev/{name}", wire.VolumeKind.PARTITION, numbers[name], [parent])
-        node.start = int(read_text(f"/sys/block/{disk}/{name}/start") or 0) * 512
+    for name, number, start, size in sectors.partitions_of(disk):
+        node = Node(f"/dev/{name}", wire.VolumeKind.PARTITION, number, [parent])
+        node.start, node.size = start, size
         if parent.kind != wire.VolumeKind.DISK:
-            node.device = f"{parent.device}p{numbers[name]}"
+            node.device = f"{parent.device}p{number}"
+        if table is not None:
+            # Another virtual machine has a partition of the kernel's name elsewhere until it has searched, too.
+            node.device = f"{parent.device}s{table.sector}p{number}"
+            node.sector = 0 if table.sector == wished[0] else table.sector
         if not graph.add(node):
             break
-        _look(node)
-        node.places = tuple(parent.slice(node.start, node.size))
+        node.facts = told[name] if table is None else _blkid(name) | table.entry(number)
+        node.places = tuple(parent.slice(start, size))
         found.append(node)
     return found
 
@@ -211,7 +224,7 @@ def probe() -> list[wire.Volume]:
         told = graph.volumes()
         for node, volume in zip(graph.nodes, told, strict=True):
             if node.path and node.path != f"/dev/{node.device}":
-                _remember(node, bool(volume.places))
+                _remember(node, bool(volume.places) or node.lies_on_disk)
         with open(answer, "wb") as file:
             file.write(wire.pack_volumes(told))
         return told

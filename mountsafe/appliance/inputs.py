@@ -16,8 +16,8 @@ OPTIONAL = "optional"
 
 # The files of ours that go into the appliance, code and others, and those that decide how it is made.
 _AGENT = (
-    *("__init__", "assembling", "extents", "layers", "mounting", "names", "programs", "runs", "tree", "twin"),
-    *("volumes", "worker"),
+    *("__init__", "assembling", "extents", "layers", "mounting", "names", "programs", "runs", "sectors"),
+    *("tree", "twin", "volumes", "worker"),
 )
 CODE = ("__init__.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
 _OURS = (*CODE, "appliance/init", "appliance/packages")
