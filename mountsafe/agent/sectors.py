@@ -118,8 +118,9 @@ def other_table(
 ) -> Table | None:
     """Return the table that a disk is to be read by, if it is not the one that the kernel has read.
 
-    `path` is the disk, or what lies on it and is divided; `wish` as `wished` returns it. `native`: something is known where the kernel found partitions. The size that the host names comes first. Another one is taken only where
-    something is known in its partitions, or where it has the only GPT.
+    `path` is the disk, or what lies on it and is divided; `wish` as `wished` returns it. `native`: something
+    is known where the kernel found partitions. The size that the host names comes first. Another one is taken only
+    where something is known in its partitions, or where it has the only GPT.
     """
     first, only = wish
     if first == NATIVE and (native or only):

@@ -36,11 +36,11 @@ def _say_how_it_ended(guest: Guest) -> None:
 
 
 def _do(guest: Guest, message: channel.Message, fds: list[int]) -> None:
-    what = str(message.get("do"))
+    what, model = str(message.get("do")), str(message.get("model", ""))
     if what == "detach" and not fds:
         guest.detach()
     elif what == "attach" and len(fds) == 1:
-        guest.attach(fds[0], str(message.get("model", "")))
+        guest.attach(fds[0], model)
     elif what == "stream" and len(fds) == 1:
         guest.open_stream(fds[0])
     else:

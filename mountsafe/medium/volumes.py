@@ -43,7 +43,8 @@ class Volume:
 
     `name` is what `--partition` takes; no two have the same. `layers` are the names of what it lies in, from the disk
     (which is not named) inwards. `condition`: what is wrong with it or with what it lies in, or "". `absent`: it is
-    told of, and not there. `sector_size`: see `wire.Volume.sector`; None if it is the disk's. `places`: see `Window`; `nested`: it is not the disk nor one of its partitions.
+    told of, and not there. `sector_size`: see `wire.Volume.sector`; None if it is the disk's. `places`: see `Window`;
+    `nested`: it is not the disk nor one of its partitions.
     """
 
     device: str
