@@ -15,6 +15,7 @@ from mountsafe.agent.programs import read_text, run
 NATIVE = 512  # what the host gives the disk
 SIZES = (512, 4096, 2048, 1024)  # that Linux knows, the likely ones first
 ONLY = "only"  # after the size, in the disk's model: see `wished`
+EXTENDED = frozenset({b"0x5", b"0xf", b"0x85"})  # partitions whose table is the rest of the disk's
 UNIT = 512  # in which the kernel tells and takes places, whatever sectors a disk has
 
 
@@ -37,7 +38,8 @@ class Table(NamedTuple):
     @property
     def sensible(self) -> bool:
         """Whether something is known where it says that partitions are."""
-        return any(is_known(part.facts) for part in self.parts)
+        inner = [part for part in self.parts if part.facts.get("ID_PART_ENTRY_TYPE") not in EXTENDED]
+        return any(is_known(part.facts) for part in inner)
 
     def entry(self, number: int) -> dict[str, bytes]:
         """Return what the table says of a partition: its name and type."""

@@ -21,7 +21,6 @@ SIGNIFICANT = (
 )
 BLKRRPART = 0x125F  # include/uapi/linux/fs.h
 FOUND_IN = "/run/mountsafe/volumes"  # links to the devices of what was found
-EXTENDED = frozenset({b"0x5", b"0xf", b"0x85"})  # partitions whose table is the rest of the disk's
 
 
 def find_medium(seconds: float = 10.0, disks: str = "/sys/class/scsi_disk") -> str:
@@ -150,7 +149,7 @@ def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
 
 def _is_divided(node: Node) -> bool:
     """Whether a volume that is not the disk has a partition table of its own."""
-    inside = node.facts.get("ID_PART_ENTRY_TYPE", b"") not in EXTENDED
+    inside = node.facts.get("ID_PART_ENTRY_TYPE", b"") not in sectors.EXTENDED
     return bool(node.facts.get("ID_PART_TABLE_TYPE")) and not node.fstype and inside and bool(node.path)
 
 
