@@ -23,14 +23,17 @@ _WORDS = re.compile(
 _PLACES = ("HOME", "MOUNTSAFE_APPLIANCE", "TMPDIR", "XDG_RUNTIME_DIR", "XAUTHORITY")  # one each
 _LISTS = ("PATH", "LIBGUESTFS_PATH")  # several each
 _ADDRESSES = ("DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SESSION_BUS_ADDRESS")  # of sockets, "unix:path=/..."
+OTHERS = 0o022  # may not write to what we make
 TOLD = ("MOUNTSAFE_APPLIANCE", "LIBGUESTFS_PATH", "DBUS_SYSTEM_BUS_ADDRESS")  # who sets them wants something by it
 
 
 def harden(environment: MutableMapping[str, str] = os.environ) -> list[str]:
     """Take out of root's environment what could be turned against root; return the names that somebody may miss.
 
-    An ordinary user's is left as it is: what it makes a program do, its user could do without us.
+    An ordinary user's is left as it is: what it makes a program do, its user could do without us. A file mode creation
+    mask is inherited as well, and what we make nobody else may write to.
     """
+    os.umask(os.umask(OTHERS) | OTHERS)
     if os.geteuid() != 0:
         return []
     kept = {name: value for name, old in environment.items() if (value := _safe(name, old))}

@@ -42,6 +42,13 @@ class UserError(MountsafeError):
         self.code = code
 
 
+class NoRight(UserError):
+    """The caller lacks a right on this host. Without a hint, it helps to do the same as root (see `cli.main`)."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint, ExitCode.DEPENDENCY)
+
+
 class ProtocolFault(MountsafeError):
     """A peer sent what the protocol does not allow."""
 

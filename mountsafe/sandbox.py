@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit
 
 from mountsafe import boxuser
 from mountsafe.errors import ExitCode, UserError
@@ -21,6 +22,7 @@ from mountsafe.errors import ExitCode, UserError
 PYTHON = "/usr/bin/python3"  # the interpreter that has Debian's python3-guestfs and python3-pyfuse3
 PACKAGE = Path(__file__).resolve().parent
 INSIDE = "/app"  # where the package is seen in a box
+DESCRIPTORS, SIGNALS = 1024, 256  # of a process: open, and on their way (timers of POSIX count)
 WRITABLE = ("/tmp", "/var/tmp")  # of a bounded size each
 DEVICES = "/dev"
 
@@ -68,6 +70,8 @@ class Box:
             command += ["--ro-bind", str(source), inside]
         command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
         limits = [f"--as={self.address_space}", f"--nproc={self.processes}", "--core=0", "--memlock=0"]
+        # What the kernel keeps for a process is not in its address space, and an ordinary user's is counted as theirs.
+        limits += [f"--nofile={min(DESCRIPTORS, getrlimit(RLIMIT_NOFILE)[1])}", f"--sigpending={SIGNALS}"]
         # Not bubblewrap's --new-session: its first process would leave the group that our guard ends (`process.Guard`).
         return [*command, "setsid", "prlimit", *limits, "--", *argv]
 

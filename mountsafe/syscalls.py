@@ -34,6 +34,8 @@ CHANGES = (
 # The second byte of every request of loop devices (loop.h) and optical drives (cdrom.h): detach, eject, lock.
 FAMILIES = (0x4C00, 0x5300)
 WHOLE, FAMILY = 0xFFFFFFFF, 0xFFFFFF00  # the kernel looks at 32 bits of a request
+F_SETLEASE = 1024  # include/uapi/linux/fcntl.h
+FCNTL = (0, 1, 2, 3, 4, 1030, 1031, 1032)  # copies, flags and pipe sizes, of descriptors: no locks, leases, owners
 LAST_KNOWN, LAST_POSSIBLE = 450, 511  # set_mempolicy_home_node of Linux 5.17; newer calls have one number everywhere
 
 
@@ -82,7 +84,7 @@ SESSION = Filter(
                 *_words("landlock_create_ruleset landlock_add_rule landlock_restrict_self wait4"),
                 # descriptors; libnbd sends and receives on a socket that is connected, no more
                 *_words("read readv pread64 preadv preadv2 write writev close close_range lseek fstat dup dup2 dup3"),
-                *_words("fcntl fadvise64 pipe2 epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll"),
+                *_words("fadvise64 pipe2 epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll"),
                 *_words("select pselect6 eventfd2"),
                 *_words("recvfrom recvmsg sendto sendmsg shutdown getsockopt setsockopt getsockname getpeername"),
                 # memory and threads
@@ -95,6 +97,7 @@ SESSION = Filter(
         ),
         Rule(0, ("clone",), (Argument(0, CLONE_THREAD, CLONE_THREAD),)),
         Rule(0, ("prctl",), (Argument(0, PR_SET_NAME),)),
+        *(Rule(0, ("fcntl",), (Argument(1, command),)) for command in FCNTL),
         Rule(0, ("socketpair",), (Argument(0, socket.AF_UNIX),)),
         *(Rule(0, ("ioctl",), (Argument(1, request),)) for request in (TCGETS, FIONBIO, FIONCLEX, FIOCLEX)),
     ),
@@ -116,6 +119,10 @@ APPLIANCE = Filter(
                 # wide and young parts of the kernel
                 *_words("bpf userfaultfd perf_event_open io_uring_setup io_uring_enter io_uring_register"),
                 *_words("add_key request_key keyctl memfd_secret"),
+                # memory beside the address space and the tmpfs; what the machine, or the user, has a number of
+                *_words("memfd_create shmget shmat shmctl msgget semget mq_open io_setup"),
+                *_words("inotify_init inotify_init1"),
+                "flock",  # of a device whose lock is held udev hears nothing, not even that its medium is another one
                 # changes of a file that is open for reading
                 *_words("chmod fchmod fchmodat chown fchown lchown fchownat utime utimes futimesat utimensat"),
                 "truncate",  # by a descriptor's name in /proc; Landlock knows of it since version 3 only
@@ -126,6 +133,7 @@ APPLIANCE = Filter(
                 *_words("setdomainname vhangup personality lookup_dcookie nfsservctl uselib ustat sysfs _sysctl"),
             ),
         ),
+        Rule(errno.EPERM, ("fcntl",), (Argument(1, F_SETLEASE, WHOLE),)),  # whoever opens it to write would wait
         *(Rule(errno.EPERM, ("clone",), (Argument(0, flag, flag),)) for flag in NAMESPACES),
         *(Rule(errno.EPERM, ("ioctl",), (Argument(1, request, WHOLE),)) for request in CHANGES),
         *(Rule(errno.EPERM, ("ioctl",), (Argument(1, family, FAMILY),)) for family in FAMILIES),

@@ -1,6 +1,7 @@
 """What the virtual machine is made of, the same when it is saved and when it is started."""
 
 import os
+from pathlib import Path
 
 # libguestfs asks for every feature that QEMU can emulate but one, la57. Two more cost more than they bring: the kernel
 # copies memory by single bytes where it is told that the processor is good at that (ERMS), and QEMU emulates each of
@@ -18,6 +19,14 @@ PROCESSORS = 2
 # Threads with which QEMU reads the medium. It would take up to 64 when a slow disk lets reads pile up, and aborts when
 # the box (limits.APPLIANCE_PROCESSES) refuses it one.
 DISK_THREADS = 16
+
+
+def virtualises() -> bool:
+    """Whether this machine's processor runs virtual machines, as far as the kernel tells."""
+    if os.uname().machine != "x86_64":
+        return True
+    words = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    return bool({"vmx", "svm"} & set(words))
 
 
 def options(accelerator: str) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """`doctor`: what is missing or degraded on this host, and the command that mends it."""
 
+import grp
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from mountsafe import sandbox
-from mountsafe.appliance import build, kernel
+from mountsafe.appliance import build, hardware, kernel
 from mountsafe.appliance.acceleration import KVM
 from mountsafe.cli import depth, screen
 from mountsafe.cli.mounting import Json
@@ -121,15 +122,29 @@ def _appliance() -> Finding:
 def _kvm() -> Finding:
     acceleration = build.acceleration()
     if why := acceleration.usable():
-        mend = "sudo usermod -aG kvm $USER" if KVM.exists() and os.geteuid() != 0 else ""
-        if os.geteuid() == 0 and KVM.exists():
-            mend = "sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm"
-        return Finding("KVM", DEGRADED, f"{why}: virtual machines start slowly", mend)
+        return Finding("KVM", DEGRADED, f"{why}: virtual machines start slowly", _kvm_mend())
     verdict = acceleration.remembered()
     if verdict == "tcg":
         detail = "/dev/kvm answers, but a virtual machine did not start with it: software emulation is used"
         return Finding("KVM", DEGRADED, detail, "Enable nested virtualisation on the outer host, then reboot.")
     return Finding("KVM", OK, "works" if verdict else "can be opened; the first mount tries it")
+
+
+def _kvm_mend() -> str:
+    """Return what lets this user open KVM's device, where there is one and a machine could run with it."""
+    if not KVM.exists() or not hardware.virtualises():
+        return ""
+    group = KVM.stat().st_gid
+    if os.geteuid() != 0 and group and KVM.stat().st_mode & 0o060 == 0o060:
+        return f"sudo usermod -aG {_group(group)} $USER, then log in again."
+    return "sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm"
+
+
+def _group(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def _space() -> Finding:

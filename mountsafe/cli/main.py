@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -9,13 +10,13 @@ import typer
 
 from mountsafe import __version__, environment
 from mountsafe.cli import appliance, desktop, diagnose, inspecting, media, mounting, policies, screen, serving, trusting
-from mountsafe.errors import ExitCode, MountsafeError, UserError
+from mountsafe.errors import ExitCode, MountsafeError, NoRight, UserError
 
 app = typer.Typer(
     name="mountsafe",
     help="Open a disk that nobody trusts: a virtual machine reads its file system, and your kernel never does.",
-    epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 source, 4 mount point, 5 something missing on this host, "
-    "6 virtual machine, 7 not mounted, 8 busy, 9 deadline, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 source, 4 mount point, 5 something or a right is missing on this "
+    "host, 6 virtual machine, 7 not mounted, 8 busy, 9 deadline, 10 partly done, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -65,10 +66,24 @@ def _misused(error: Any) -> NoReturn:
     screen.fail(UserError(error.format_message(), hint, ExitCode.USAGE))
 
 
+def _as_root() -> str:
+    """Return the command that does the same with root's rights."""
+    if os.geteuid() == 0:
+        return "Root may not do it either: is it read-only, or forbidden by a security module?"
+    return shlex.join(["sudo", "mountsafe", *sys.argv[1:]])
+
+
+def _look_for_json() -> None:
+    """Take note of --json. The option's own callback is not called where the arguments are wrong."""
+    words = sys.argv[1:]
+    screen.for_programs("--json" in words[: words.index("--") if "--" in words else None])
+
+
 def run() -> None:
     """The console script: every error that is meant for a user ends here, as one sentence and a hint."""
     for name in environment.harden():
         screen.warn(f"{name} is ignored: what it names is not root's alone")
+    _look_for_json()
     try:
         try:
             code = app(standalone_mode=False)
@@ -76,6 +91,8 @@ def run() -> None:
             sys.stdout.flush()
         if code:
             sys.exit(code)
+    except NoRight as error:
+        screen.fail(NoRight(error.message, error.hint or _as_root()))
     except UserError as error:
         screen.fail(error)
     except USAGE as error:

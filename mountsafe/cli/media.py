@@ -6,6 +6,7 @@ import typer
 
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import Json
+from mountsafe.desktop.notices import state_of
 
 Medium = Annotated[
     str, typer.Argument(metavar="DEVICE|DIR", help="A device, or where it is shown.", show_default=False)
@@ -32,14 +33,15 @@ def devices(json: Json = False) -> None:
     if json:
         screen.print_json(found)
     elif found:
-        rows = [[each[key] for key in ("device", "fstype", "label", "state")] + [_where(each)] for each in found]
+        rows = [[*(each[key] for key in ("device", "fstype", "label", "state")), _where(each)] for each in found]
         screen.table(["DEVICE", "TYPE", "LABEL", "STATE", "SHOWN ON, OR WHY NOT"], rows)
     else:
         screen.note("no media")
 
 
-def _where(medium: dict[str, Any]) -> str:
-    return "  ".join(medium["mounts"]) or str(medium["reason"])
+def _where(medium: dict[str, Any]) -> list[str]:
+    """Return a line for each place where it is shown, and what is wrong; or why it is not."""
+    return [*medium["mounts"], *filter(None, [medium["problem"]])] if medium["mounts"] else [state_of(medium)]
 
 
 def open_medium(medium: Medium, json: Json = False) -> None:
@@ -76,7 +78,7 @@ def watch(json: Json = False) -> None:
         elif event == "incident":
             screen.say(f"{told['device']}: {told['words']}")
         else:
-            screen.say(f"{told['device']} {told['fstype']} {told['label']}: {told['state']}  {_where(told)}")
+            screen.say(f"{told['device']} {told['fstype']} {told['label']}: {told['state']}  {'  '.join(_where(told))}")
 
 
 def status(json: Json = False) -> None:

@@ -17,7 +17,7 @@ from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
-from mountsafe.medium.source import SECTOR_SIZES, Medium, open_medium
+from mountsafe.medium.source import SECTOR_SIZES, Medium, explained, open_medium
 from mountsafe.session import start
 from mountsafe.session.mounter import require_fuse
 from mountsafe.text import printable
@@ -169,10 +169,10 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
             if target.created:
                 target.remove()  # unless the supervisor was faster
             raise
-        except UserError:
+        except UserError as error:
             if target.created:
                 target.remove()  # unless the supervisor was faster
-            raise
+            raise explained(medium, error) from error
     if json:
         screen.print_json(record)
     else:
@@ -269,12 +269,12 @@ def _shown(path: str) -> str:
 
 
 def unmount(
-    name: Annotated[
-        Path | None,
+    names: Annotated[
+        list[Path] | None,
         typer.Argument(
             # A parser, for otherwise typer looks at the path, and whoever looks at a mount waits for its process.
-            metavar="[DIR|SOURCE]",
-            help="The mount point or the source.",
+            metavar="[DIR|SOURCE]...",
+            help="Mount points or sources.",
             show_default=False,
             parser=Path,
         ),
@@ -284,14 +284,26 @@ def unmount(
     json: Json = False,
 ) -> None:
     """Unmount, and return when the virtual machine and all its processes are gone."""
-    if (name is None) == (not everything):
-        raise UserError("name one mount point or source, or use --all", "mountsafe list shows them.", ExitCode.USAGE)
-    gone = start.unmount_all(force) if name is None else [start.unmount_one(name, force)]
-    if json:
+    if (not names) == (not everything):
+        raise UserError("name a mount point or source, or use --all", "mountsafe list shows them.", ExitCode.USAGE)
+    gone: list[str] = []
+    failed: list[UserError] = []
+    if everything:
+        gone = start.unmount_all(force)
+    for name in names or []:
+        try:
+            gone.append(start.unmount_one(name, force))
+        except UserError as error:  # the others have nothing to do with it
+            failed.append(error)
+    if json and not failed:
         screen.print_json({"unmounted": gone})
-    else:
+    elif not json:
         for source in gone:
             screen.say(f"unmounted {_shown(source)}")
+    if failed:
+        for other in failed[1:]:
+            screen.warn(f"{other.message}. {other.hint}")
+        raise failed[0]
 
 
 def list_mounts(json: Json = False) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from mountsafe.cli import inspecting, screen
 from mountsafe.cli.mounting import Json, Source
-from mountsafe.errors import ExitCode, UserError
+from mountsafe.errors import ExitCode, NoRight
 from mountsafe.medium.source import open_medium
 from mountsafe.policy import files
 from mountsafe.policy.facts import Facts
@@ -165,7 +165,7 @@ def _rights() -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise UserError(f"{error.filename}: {error.strerror}", "Run it as root.", ExitCode.TARGET) from error
+        raise NoRight(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
 
 
 def _carry_out(made: Files, plan: Plan, dry_run: bool, json: bool) -> None:

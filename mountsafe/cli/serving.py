@@ -12,7 +12,7 @@ from mountsafe.appliance import build
 from mountsafe.cli import screen
 from mountsafe.cli.policies import Rules
 from mountsafe.daemon import journal
-from mountsafe.errors import ExitCode, UserError
+from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.limits import IDLE, MAX_MEDIA, MEDIUM_CPU_PERCENT, MEDIUM_MEMORY_MIB, MEDIUM_PROCESSES
 from mountsafe.policy import files
 from mountsafe.session.mounter import require_fuse
@@ -53,7 +53,7 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     It stays in the foreground and logs to stderr, as systemd likes it. SIGHUP reads the rules anew.
     """
     if os.geteuid() != 0:
-        raise UserError("the daemon needs root's rights", "sudo mountsafe daemon", ExitCode.DEPENDENCY)
+        raise NoRight("the daemon needs root's rights")
     sandbox.require()
     require_fuse()
     journal.start()

@@ -1,6 +1,6 @@
 """`trust` and `untrust`: how a device is treated from now on, whatever is on it.
 
-Root writes the rule himself, whether the daemon runs or not. For others the daemon does it, if polkit lets them.
+The daemon does it at once: for root, and for others if polkit lets them. Where none runs, root does the same here.
 """
 
 import os
@@ -51,38 +51,56 @@ def trust_device(
     """
     if verdict not in trust.VERDICTS:
         raise UserError(f"trust is never {verdict}", f"One of: {', '.join(trust.VERDICTS)}.", ExitCode.USAGE)
-    if _by_daemon(rules, dry_run):
-        _ask("Trust", device, json, str(verdict))
-    else:
-        from mountsafe.system import trusting
+    from mountsafe.system import trusting
 
-        _write(lambda facts: trusting.to_trust(rules, facts, verdict), device, dry_run, json)
+    def change_of(facts: Facts) -> "Change":
+        return trusting.to_trust(rules, facts, verdict)
+
+    if dry_run or rules != files.FOLDER:
+        _write(change_of, device, dry_run, json)
+    else:
+        _at_once("Trust", change_of, device, json, str(verdict))
     if not json and verdict == Verdict.KERNEL:
         screen.warn(trust.WARNING)
 
 
 def untrust_device(device: Device, rules: Rules = files.FOLDER, dry_run: DryRun = False, json: Json = False) -> None:
     """Treat a device as the other rules say again."""
-    if _by_daemon(rules, dry_run):
-        _ask("Untrust", device, json)
+    from mountsafe.system import trusting
+
+    def change_of(facts: Facts) -> "Change":
+        return trusting.to_untrust(rules, facts)
+
+    if dry_run or rules != files.FOLDER:
+        _write(change_of, device, dry_run, json)
     else:
-        from mountsafe.system import trusting
-
-        _write(lambda facts: trusting.to_untrust(rules, facts), device, dry_run, json)
+        _at_once("Untrust", change_of, device, json)
 
 
-def _by_daemon(rules: Path, dry_run: bool) -> bool:
-    return os.geteuid() != 0 and rules == files.FOLDER and not dry_run
-
-
-def _ask(method: str, device: Path, json: bool, *arguments: str) -> None:
+def _at_once(method: str, change_of: "Callable[[Facts], Change]", device: Path, json: bool, *arguments: str) -> None:
+    """Write the rule and put it in force. Raises UserError."""
     from mountsafe.daemon import client
 
-    client.act(method, str(device), *arguments)
+    try:
+        client.act(method, str(device), *arguments)
+    except client.DaemonAway:
+        if os.geteuid() != 0:
+            raise
+        _here(change_of, device)
     if json:
         screen.print_json({"device": str(device), "done": method.lower()})
     else:
         screen.say(f"{'trusted' if method == 'Trust' else 'no longer trusted'}: {printable(str(device))}")
+
+
+def _here(change_of: "Callable[[Facts], Change]", device: Path) -> None:
+    """Do what the daemon would, but for letting go of the medium, which nobody keeps."""
+    from mountsafe.hotplug.devices import facts_of
+    from mountsafe.system import inforce, trusting
+
+    facts = _facts(device)
+    trusting.put_in_force(files.FOLDER, lambda: change_of(facts))
+    inforce.look_again([each.device for each in facts_of(device)])
 
 
 def _facts(device: Path) -> Facts:
@@ -107,6 +125,4 @@ def _write(change_of: "Callable[[Facts], Change]", device: Path, dry_run: bool, 
         screen.say("nothing to do")
     else:
         done = "would write" if dry_run else "wrote"
-        screen.say(
-            f"{done} {change.place}; sudo mountsafe policy install puts it in force, mountsafe reload in the daemon"
-        )
+        screen.say(f"{done} {change.place}")

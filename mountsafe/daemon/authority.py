@@ -8,7 +8,7 @@ import trio
 from jeepney import DBusAddress, DBusErrorResponse, MatchRule, message_bus, new_method_call
 
 from mountsafe.daemon.bus import BUS, Bus
-from mountsafe.errors import ExitCode, UserError
+from mountsafe.errors import NoRight
 from mountsafe.system.messages import Malformed
 
 log = logging.getLogger(__name__)
@@ -20,11 +20,11 @@ _ALLOW_INTERACTION = 1
 _NO_OWNER = f"{BUS}.Error.NameHasNoOwner"
 
 
-class Refused(UserError):
+class Refused(NoRight):
     """The caller may not do that."""
 
-    def __init__(self, words: str, hint: str = "Ask an administrator.") -> None:
-        super().__init__(words, hint, ExitCode.FAILURE)
+    def __init__(self, words: str, hint: str = "") -> None:
+        super().__init__(words, hint)
 
 
 class Authority:
@@ -56,7 +56,7 @@ class Authority:
                 if not self._asking[sender]:
                     del self._asking[sender]
         if scope.cancelled_caught:
-            raise Refused("nobody said in time whether that is allowed", "Try again.")
+            raise Refused("nobody said in time whether that is allowed")
         if answer is not True:
             raise Refused(f"not authorized: {action}")
 
@@ -76,7 +76,7 @@ class Authority:
                 raise
         except (DBusErrorResponse, Malformed, ValueError, trio.TooSlowError) as error:
             log.warning("polkit or the bus did not answer: %s", str(error)[:500] or type(error).__name__)
-            raise Refused("nobody could say whether that is allowed", "Is polkit running?") from error
+            raise Refused("nobody could say whether that is allowed", "sudo systemctl start polkit") from error
         return authorized
 
     async def _polkit(self) -> str:

@@ -13,12 +13,19 @@ from jeepney import (
 )
 
 from mountsafe.daemon.address import NAME, PATH
-from mountsafe.errors import ExitCode, UserError
+from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.system.answers import Connection, connected
 from mountsafe.system.messages import MAX_BODY, Heard, Malformed
 
 TIMEOUT = 20.0  # seconds
 ACT_TIMEOUT = 300.0  # somebody may have to look for a password, and unmounting may take its time
+
+
+class DaemonAway(UserError):
+    """Nobody is there to be asked."""
+
+    def __init__(self, message: str, hint: str = "sudo systemctl enable --now mountsafe") -> None:
+        super().__init__(message, hint, ExitCode.DEPENDENCY)
 
 
 def media() -> list[dict[str, Any]]:
@@ -84,17 +91,19 @@ def _ask(method: str, *arguments: str, timeout: float = TIMEOUT, signature: str 
     except DBusErrorResponse as error:
         words, hint, *_ = [*map(str, error.data), "", ""]
         if error.name.startswith(NAME):
-            code = ExitCode.TARGET if error.name.endswith("AccessDenied") else ExitCode.FAILURE
-            raise UserError(words, hint, code) from error
-        raise UserError(f"the daemon does not run: {words}", "sudo mountsafe daemon", ExitCode.DEPENDENCY) from error
+            if error.name.endswith("AccessDenied"):
+                raise NoRight(words, hint) from error
+            raise UserError(words, hint, ExitCode.FAILURE) from error
+        raise DaemonAway(f"the daemon does not run: {words}") from error
     except Malformed as error:
-        raise UserError(f"the daemon answered {error}", "Is it of another version?", ExitCode.DEPENDENCY) from error
+        message = f"the daemon answered {error}"
+        raise UserError(message, "sudo systemctl restart mountsafe", ExitCode.DEPENDENCY) from error
     except OSError as error:
         raise _no_bus(error) from error
 
 
 def _no_bus(error: Exception) -> UserError:
-    return UserError(f"the system bus cannot be reached: {error}", "Is dbus running?", ExitCode.DEPENDENCY)
+    return DaemonAway(f"the system bus cannot be reached: {error}", "sudo systemctl start dbus")
 
 
 def plain(told: dict[str, tuple[str, Any]]) -> dict[str, Any]:

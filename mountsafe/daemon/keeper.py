@@ -14,12 +14,15 @@ from typing import Any, Protocol
 import trio
 
 from mountsafe.daemon.aside import TooSlow, aside, quietly
+from mountsafe.daemon.contents import Contents
 from mountsafe.daemon.journal import MediumLog
 from mountsafe.daemon.person import Person, folder_of
 from mountsafe.daemon.spare import Spare
 from mountsafe.errors import MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
+from mountsafe.policy.facts import Facts
+from mountsafe.policy.inside import judge
 from mountsafe.policy.rules import Decision, Verdict
 from mountsafe.session.mounter import unmount_at
 from mountsafe.session.places import Place
@@ -73,15 +76,33 @@ class Public(Protocol):
         """Hear that something went wrong."""
 
 
+class HeldBack(UserError):
+    """What was found inside is not to be shown, or not yet."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.reason)
+        self.decision = decision
+
+
 class Keeper:
     """Keeps one node: a whole disk, or one of its partitions where others are left to the system."""
 
-    def __init__(self, device: Device, decision: Decision, wishes: Wishes, public: Public) -> None:
+    def __init__(
+        self,
+        device: Device,
+        decision: Decision,
+        wishes: Wishes,
+        public: Public,
+        decide: Callable[[Facts], Decision] | None = None,
+    ) -> None:
         self.device = device
         self.decision = decision
+        self._contents = Contents.known(device)
+        self._decide = decide or (lambda _: decision)
+        self._approved = False  # somebody was asked, and wants it opened
         self.state = "new"
         self.mounts: list[dict[str, Any]] = []
-        self.person: Person | None = None  # whom it is shown to
+        self.person: Person | None = None  # whom it is shown to, or was until it was unmounted
         self.problem = ""  # what went wrong last
         self._public = public
         self._log = MediumLog(log, self.told)
@@ -126,10 +147,20 @@ class Keeper:
             state = "failed"
             # The claim stays: what the guest cannot read, the host's kernel might.
             with self._surviving(Trouble.OPEN, ""):
-                await self._show()
-                state = "unmounted"
-            self.person = None
+                state = await self._shown_as()
+            if state != "unmounted":
+                self.person = None
             await self._until_wanted(state)
+
+    async def _shown_as(self) -> str:
+        """Show it; return the state that it is in when that has ended. Raises UserError."""
+        try:
+            await self._show()
+        except HeldBack as held:
+            self.decision = held.decision
+            self._log.info("%s is held back, as is known now what is inside: %s", self._shown, held.decision.reason)
+            return str(held.decision.verdict)
+        return "unmounted"
 
     @contextmanager
     def _surviving(self, kind: Trouble, words: str) -> Iterator[None]:
@@ -152,8 +183,11 @@ class Keeper:
         """Show it, if it is held back or unmounted. Raises UserError."""
         if self.decision.verdict == Verdict.REFUSE:
             raise UserError(f"{self.device.name} is refused: {self.decision.reason}", "An administrator can trust it.")
+        if self.state == "ejected":
+            raise UserError(f"{self.device.name} is ejected", "Pull it out, and plug it in again.")
         if self.state not in ("ask", "unmounted", "failed"):
             raise UserError(f"{self.device.name} is {self.state} already", "mountsafe devices shows it.")
+        self._approved = self._approved or self.state == "ask"
         self._wanted.set()
 
     async def eject(self) -> None:
@@ -181,15 +215,15 @@ class Keeper:
 
     def told(self) -> dict[str, str | list[str]]:
         """What others are told of it."""
-        facts = self.device.facts
         return {
             "device": self.device.name,
             "state": self.state,
             "verdict": str(self.decision.verdict),
             "rule": self.decision.rule,
             "reason": self.decision.reason,
-            "fstype": facts.fstype if facts else "",
-            "label": facts.label if facts else "",
+            "fstype": self._contents.fstype,
+            "label": self._contents.label,
+            "model": self._contents.model,
             "user": self.person.name if self.person else "",
             "problem": self.problem,
             "mounts": [printable(os.fsencode(mounted["target"]), 500) for mounted in self.mounts],
@@ -202,9 +236,7 @@ class Keeper:
 
     @property
     def _shown(self) -> str:
-        facts = self.device.facts
-        told = (self.device.name, facts.fstype, facts.label) if facts else (self.device.name,)
-        return " ".join(filter(None, told))
+        return " ".join(filter(None, (self.device.name, self._contents.words)))
 
     async def _end_when_detached(self) -> None:
         """Wait for ever, or until a loop device is to be detached: our hold is what keeps that from happening."""
@@ -248,6 +280,7 @@ class Keeper:
             foreground=True,
             person=(person.uid, person.gid),
             by_label=True,
+            judged=True,
         )
         self.problem = ""
         self._become("opening")
@@ -255,8 +288,9 @@ class Keeper:
         try:
             starting.order(self._claim.medium, target, options)
             target.close()
-            record = await aside(partial(starting.follow, self._log.info, self._log.warning))
+            record = await aside(partial(starting.follow, self._log.info, self._log.warning, self._judge))
             self.mounts = record["mounts"]
+            self._contents = self._contents.found(self.mounts)
             for mounted in self.mounts:
                 self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
             if missing := record["missing"]:
@@ -270,12 +304,23 @@ class Keeper:
             self.mounts = []
             await quietly(starting.end, f"ending what shows {self.device.name}", END_PATIENCE)
 
+    def _judge(self, found: list[dict[str, Any]]) -> tuple[list[str], str]:
+        """Ask the policy again, now that it is known what is inside; in a thread. Raises HeldBack."""
+        self._contents = self._contents.found(found)
+        judgement = judge(self._decide, self.device.facts or Facts(), found)
+        if judgement.nothing:
+            raise HeldBack(next(iter(judgement.refused.values())))
+        if judgement.asks is not None and not self._approved:
+            raise HeldBack(judgement.asks)
+        return list(judgement.refused), judgement.words
+
     async def _hear(self, starting: Starting) -> None:
         """Take note of what goes wrong, until the supervisor ends."""
         await trio.lowlevel.wait_readable(starting.report)
         while (words := starting.incident()) is not None:
-            self._suffer(Trouble.GUEST, f"its virtual machine was lost: {words}")
-            self._public.changed(self.told())
+            if words:  # or it was told of something else, KVM that does not work for example
+                self._suffer(Trouble.GUEST, f"its virtual machine was lost: {words}")
+                self._public.changed(self.told())
             await trio.lowlevel.wait_readable(starting.report)
 
     async def _who(self) -> Person:

@@ -175,7 +175,7 @@ class Service:
                 log.warning("%s is left alone: there are %d media already", name, self._most, extra=about(name))
             self._left_alone.add(node.disk)
             return
-        keeper = self._keepers[name] = Keeper(node, decision, self._wishes, self._control)
+        keeper = self._keepers[name] = Keeper(node, decision, self._wishes, self._control, self._policy.decide)
         self._control.added(keeper.told())
         self._nursery.start_soon(self._run, keeper)
 
@@ -277,6 +277,8 @@ class Service:
         await aside(partial(trusting.put_in_force, self._rules, change), RULES_PATIENCE)
         await self._reload()
         for keeper in [self._keepers[node.name] for node in nodes if node.name in self._keepers]:
+            if self._keepers.get(keeper.device.name) is not keeper:
+                continue  # while another was seen off, it went, or another medium came in its place
             with trio.move_on_after(RULES_PATIENCE):
                 await self._part_with(keeper).wait()
         self._look_at({nodes[0].disk})

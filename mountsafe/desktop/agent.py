@@ -179,7 +179,7 @@ class Agent:
                     await self._show(device, notice, detailed(notice, medium))
         except UserError as error:
             self._to_open.discard(device)
-            words = f"{error.message}. {error.hint}"
+            words = ". ".join(filter(None, (error.message, error.hint)))
             await self._show(device, notice, failure(notice, action, words))
 
     def _open_folders(self, medium: Medium) -> None:

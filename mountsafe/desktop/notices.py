@@ -4,6 +4,7 @@ No button leaves a device to the host's kernel: `Trust` means that a virtual mac
 kind of trust is for the command line, which says what it costs.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -38,6 +39,7 @@ LABELS = {
 _OPEN = (Action.DEFAULT, Action.OPEN, Action.EJECT, Action.DETAILS)
 _ASK = (Action.OPEN, Action.TRUST, Action.DETAILS)
 _REFUSE = (Action.TRUST, Action.DETAILS)
+_UNMOUNTED = (Action.OPEN,)
 _FAILED = (Action.OPEN, Action.DETAILS)
 
 
@@ -60,7 +62,8 @@ def notice_of(medium: Medium) -> Notice | None:
         case "opening":
             return Notice(f"{name} is being opened", "A virtual machine looks at it first.")
         case "open":
-            body = "\n".join(filter(None, (f"{_text(medium, 'fstype')}, read-only, in a virtual machine", problem)))
+            how = ", ".join(filter(None, (_text(medium, "fstype"), "read-only, in a virtual machine")))
+            body = "\n".join(filter(None, (how, problem)))
             return Notice(f"{name} is open", body, _OPEN, category="device.added")
         case "ask":
             return Notice(f"Open {name}?", f"The policy asks because {why}", _ASK, "dialog-question", lasts=True)
@@ -70,6 +73,9 @@ def notice_of(medium: Medium) -> Notice | None:
             return Notice(f"{name} could not be opened", problem, _FAILED, "dialog-error", "device.error")
         case "ejected":
             return Notice(f"{name} can be pulled out", "", category="device.removed")
+        case "unmounted":
+            words = "It is unmounted. Open shows it again."
+            return Notice(f"{name} can be pulled out", words, _UNMOUNTED, category="device.removed")
     return None
 
 
@@ -81,10 +87,12 @@ def is_blocked(medium: Medium) -> bool:
 def details_of(medium: Medium) -> str:
     """Return all that is known of a medium, a line each."""
     fstype = _text(medium, "fstype")
+    risks = "; ".join(f"{each}: {risk_of(each).reason}" for each in fstype.split(", "))
     lines = (
         ("Device", _text(medium, "device")),
-        ("Type", f"{fstype or 'unknown'}: {risk_of(fstype).reason}"),
+        ("Type", risks if fstype else "unknown"),
         ("Label", _text(medium, "label")),
+        ("Model", _text(medium, "model")),
         ("Verdict", f"{_text(medium, 'verdict')}, by {_text(medium, 'rule') or 'no rule'}: {_text(medium, 'reason')}"),
         ("Shown on", ", ".join(printable(mount, TEXT) for mount in medium["mounts"])),
         ("Problem", _text(medium, "problem")),
@@ -104,12 +112,38 @@ def failure(notice: Notice, action: Action, words: str) -> Notice:
 
 
 def name_of(medium: Medium) -> str:
-    """Return what people know a medium by: its label, its type, or where it is plugged in."""
-    return _text(medium, "label") or _text(medium, "fstype") or _text(medium, "device")
+    """Return what people know a medium by: its label, its model, its type, or where it is plugged in."""
+    return next(filter(None, (_text(medium, key) for key in ("label", "model", "fstype", "device"))), "")
+
+
+def state_of(medium: Medium) -> str:
+    """Return why a medium is in its state, and what can be done, in a line."""
+    device, reason, problem = (_text(medium, key) for key in ("device", "reason", "problem"))
+    match medium["state"]:
+        case "failed":
+            return problem
+        case "ask":
+            return f"the policy asks: {reason} (mountsafe open {device} shows it)"
+        case "refuse":
+            return f"the policy refuses it: {reason}"
+        case "unmounted":
+            return f"unmounted: it can be pulled out (mountsafe open {device} shows it again)"
+        case "ejected":
+            return "it can be pulled out"
+        case "busy":
+            return "another program uses it"
+        case "waiting for a user":
+            return "nobody is at the seat, or the screen is locked"
+        case "opening":
+            return "a virtual machine looks at it first"
+    return problem or reason
 
 
 def _because(medium: Medium) -> str:
-    return f"{_text(medium, 'fstype') or 'unknown type'}: {_text(medium, 'reason')}"
+    """Return the policy's reason, with the type that it is about unless it says that itself."""
+    fstype, reason = _text(medium, "fstype"), _text(medium, "reason")
+    said = not fstype or any(each in re.findall(r"[\w.+-]+", reason) for each in fstype.split(", "))
+    return reason if said else f"{fstype}: {reason}"
 
 
 def _text(medium: Medium, key: str) -> str:

@@ -20,6 +20,7 @@ VHD_MAGIC, VHD_DIFFERENCING = b"conectix", 4
 VMDK_MAGIC, VMDK_PART_MAGIC, VMDK_TEXT = b"KDMV", b"COWD", b"# Disk DescriptorFile"
 VMDK_NO_PARENT = 0xFFFFFFFF
 VDI_UNDO, VDI_DIFFERENCING = 3, 4
+QCOW2_FIRST = 2  # version
 QCOW2_DATA_FILE = 1 << 2  # of the incompatible features
 VHDX_REGIONS, VHDX_TABLE = 192 << 10, 64 << 10
 VHDX_METADATA = UUID("8b7ca206-4790-4b9a-b8fe-575f050f886e").bytes_le
@@ -46,6 +47,7 @@ class Fault(StrEnum):
     DATA_FILE = "its data is in another file, which it names"
     EXTENTS = "its data is in other files, or it is a part of a disk that several files make up"
     ENCRYPTED = "it is encrypted"
+    OLD = "it is a qcow image of version 1, which mountsafe does not open"
 
 
 MAGIC = {
@@ -100,6 +102,9 @@ def refusal(why: Fault, name: str) -> UserError:
     """Return what a user is told of a fault; `name` is the file's, fit to be shown."""
     if why is Fault.OTHER:
         return UserError(f"{name} cannot be opened: {why}", "--format says what to take it for.", ExitCode.SOURCE)
+    if why is Fault.OLD:
+        hint = "On a machine that you can lose, convert it: qemu-img convert -O raw IMAGE NEW"
+        return UserError(f"{name} cannot be opened: {why}", hint, ExitCode.SOURCE)
     hint = "No second file is opened. On a machine that you can lose, convert it: qemu-img convert -O raw IMAGE NEW"
     return UserError(f"{name} cannot be opened: {why}", hint, ExitCode.SOURCE)
 
@@ -113,6 +118,8 @@ def _of_qcow2(head: bytes) -> Fault | None:
     version, backing = struct.unpack_from(">IQ", head, 4)
     (encryption,) = struct.unpack_from(">I", head, 32)
     (features,) = struct.unpack_from(">Q", head, 72)
+    if version < QCOW2_FIRST:  # its header has other fields at these places
+        return Fault.OLD
     if backing:
         return Fault.BACKING
     if encryption:

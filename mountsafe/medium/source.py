@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from mountsafe import landlock
-from mountsafe.errors import ExitCode, UserError
+from mountsafe.errors import ExitCode, NoRight, UserError
+from mountsafe.medium import wrappers
 from mountsafe.medium.formats import Format, detect
 from mountsafe.medium.sealed import sealed
 from mountsafe.text import printable
@@ -119,6 +120,13 @@ def _check_device(fd: int, mode: int, shown: str) -> None:
     )
 
 
+def explained(medium: Medium, error: UserError) -> UserError:
+    """Return what a user is told when a medium could not be mounted: what the file is, if that is another thing."""
+    if medium.block_device or medium.format is not Format.RAW:
+        return error
+    return wrappers.explained(error, medium.name, partial(_readable, medium.fd), medium.size)
+
+
 def _readable(fd: int, offset: int, length: int) -> bytes:
     """Return what is at a place, nothing if it cannot be read: the header of a container could not be used either."""
     try:
@@ -135,9 +143,10 @@ def device_size(fd: int) -> int:
 def _cannot_open(shown: str, error: OSError) -> UserError:
     hints = {
         errno.ENOENT: "Check the name.",
-        errno.EACCES: "You may not read it: ask its owner, or use sudo for a device.",
         errno.EBUSY: "It is mounted or claimed by another program: unmount it first.",
         errno.ENOMEDIUM: "There is no medium in the drive.",
     }
+    if isinstance(error, PermissionError):
+        return NoRight(f"cannot open {shown}: {(error.strerror or str(error)).lower()}")
     reason = "it does not exist" if error.errno == errno.ENOENT else (error.strerror or str(error)).lower()
     return UserError(f"cannot open {shown}: {reason}", hints.get(error.errno or 0, "Check the name."), ExitCode.SOURCE)

@@ -291,11 +291,30 @@ def _wanted(volumes: Sequence[Volume], wanted: int | str) -> list[Volume]:
     return short if len(short) == 1 else []
 
 
-def choose(volumes: Sequence[Volume], partition: int | str | None, fstype: str | None) -> list[Volume]:
+def seen(volumes: Sequence[Volume], chosen: Sequence[Volume]) -> list[dict[str, Any]]:
+    """Return what a policy is asked about: of each volume what it is, and whether it is to be shown."""
+    to_show = {volume.name: volume for volume in chosen}
+    return [
+        {
+            "name": volume.name,
+            "fstype": to_show.get(volume.name, volume).fstype,
+            "label": volume.label,
+            "uuid": volume.uuid,
+            "size": volume.size,
+            "layers": volume.layers,
+            "chosen": volume.name in to_show,
+        }
+        for volume in volumes
+    ]
+
+
+def choose(
+    volumes: Sequence[Volume], partition: int | str | None, fstype: str | None, medium: str = "it"
+) -> list[Volume]:
     """Return what to mount: the volume asked for, or the whole disk's file system, or every one there is.
 
     `partition` is a number or a name; `fstype` forces a type on the volume that is chosen. Raises UserError (SOURCE)
-    with what there is instead.
+    with what there is instead, which names the `medium`.
     """
     if partition is not None:
         chosen = _wanted(volumes, partition)
@@ -314,9 +333,11 @@ def choose(volumes: Sequence[Volume], partition: int | str | None, fstype: str |
         return chosen
     if absent := left_out(volumes):
         raise UserError(absent[0].describe(), _there_is(volumes), ExitCode.SOURCE)
-    if any(v.encrypted for v in volumes):
-        raise UserError("it is encrypted", "mountsafe cannot unlock encrypted media yet.", ExitCode.SOURCE)
-    raise UserError("no file system was found on it", _there_is(volumes), ExitCode.SOURCE)
+    if encrypted := [v for v in volumes if v.encrypted]:
+        which = medium if encrypted[0].kind == "disk" else f"{encrypted[0].title} of {medium}"
+        hint = "mountsafe cannot unlock encrypted media yet."
+        raise UserError(f"{which} is encrypted: {encrypted[0].fstype}", hint, ExitCode.SOURCE)
+    raise UserError(f"no file system was found on {medium}", _there_is(volumes), ExitCode.SOURCE)
 
 
 def left_out(volumes: Sequence[Volume]) -> list[Volume]:

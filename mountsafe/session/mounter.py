@@ -7,6 +7,7 @@ to may be changed by others at any moment, and is never unmounted or removed for
 import ctypes
 import errno
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -250,8 +251,10 @@ def unmount(which: MountId, lazy: bool = False) -> None:
     words, attempts = "", 0
     while (found := find(which)) is not None:
         if attempts == ATTEMPTS or (words and not lazy):
-            hint = "Close what uses it (fuser -vm DIR shows), or use --force to detach it now."
-            raise UserError(f"cannot unmount {_shown(Path(found.point))}: {printable(words)}", hint, ExitCode.BUSY)
+            point = _shown(Path(found.point))
+            place = shlex.quote(point)
+            hint = f"fuser -vm {place} shows what uses it; mountsafe unmount --force {place} detaches it now."
+            raise UserError(f"cannot unmount {point}: {printable(words)}", hint, ExitCode.BUSY)
         words = _unmount_at(found, which, lazy)
         attempts += 1
 

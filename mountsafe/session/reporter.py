@@ -10,7 +10,8 @@ from contextlib import suppress
 import trio
 
 from mountsafe import channel, pieces
-from mountsafe.errors import UserError
+from mountsafe.errors import ProtocolFault, UserError
+from mountsafe.limits import CONTROL_MESSAGE
 from mountsafe.session.machines import Listener
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class Reporter(Listener):
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._kept: deque[bytes] = deque(maxlen=KEPT_REPORTS)  # what there was no room for yet
+        self._answers, self._answered = trio.open_memory_channel[channel.Message](1)
 
     def tell(self, message: channel.Message) -> None:
         """Send a message, now or when there is room; nobody may be there any more. One that is too long is a bug."""
@@ -90,15 +92,22 @@ class Reporter(Listener):
             with suppress(OSError):
                 self._sock.send(channel.encode({"incident": words[:MAX_INCIDENT]}), socket.MSG_DONTWAIT)
 
+    async def asked(self, question: channel.Message) -> channel.Message:
+        """Return the answer to a question. Somebody must wait in `gone` meanwhile, who hears it."""
+        self.tell(question)
+        return await self._answered.receive()
+
     async def gone(self) -> None:
-        """Return when nobody listens any more."""
+        """Return when nobody listens any more. What is said meanwhile is the answer to a question."""
         heard = b"-"
         while heard:
             await trio.lowlevel.wait_readable(self._sock.fileno())
             try:
                 # For this call alone: O_NONBLOCK would hold for all that is sent, by every copy of the socket.
-                heard = self._sock.recv(1, socket.MSG_DONTWAIT)
+                heard = self._sock.recv(CONTROL_MESSAGE, socket.MSG_DONTWAIT)
+                if heard:
+                    self._answers.send_nowait(channel.decode(heard))
             except BlockingIOError:
                 continue
-            except OSError:
+            except (OSError, ProtocolFault, trio.WouldBlock):
                 return

@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mountsafe import channel, pieces
-from mountsafe.errors import ExitCode, ProtocolFault, UserError
+from mountsafe.errors import ExitCode, NoRight, ProtocolFault, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES, STATUS_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.sandbox import PACKAGE, PYTHON
@@ -28,13 +29,18 @@ from mountsafe.text import printable
 
 CHOOSE = "Choose an empty folder, or one that does not exist yet."
 
+REFUSAL = 500  # characters of the policy's words
+# What was found (see `mountsafe.medium.volumes.seen`) in; names of what is not to be shown, and why, out. One that
+# raises UserError has nothing shown.
+Judge = Callable[[list[dict[str, Any]]], tuple[list[str], str]]
+
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """What the user asked for. `links` as in `mountsafe.session.served.Presentation`.
 
     `person`: uid and gid of whom it is for, if not the caller. `by_label`: each file system gets a folder of its own
-    in the target, named after its label.
+    in the target, named after its label. `judged`: `Starting.follow` is given a judge of what is found.
     """
 
     partition: int | str | None = None
@@ -47,6 +53,7 @@ class MountOptions:
     entries: int = INDEX_ENTRIES
     person: tuple[int, int] | None = None
     by_label: bool = False
+    judged: bool = False
 
 
 class Starting:
@@ -95,8 +102,13 @@ class Starting:
         """Whether it has not ended yet."""
         return self._process.poll() is None
 
-    def follow(self, progress: Callable[[str], None], warn: Callable[[str], None]) -> dict[str, Any]:
-        """Return the record of the mount when it is there. Raises UserError when it came to nothing."""
+    def follow(
+        self, progress: Callable[[str], None], warn: Callable[[str], None], judge: Judge | None = None
+    ) -> dict[str, Any]:
+        """Return the record of the mount when it is there. Raises UserError when it came to nothing.
+
+        `judge` hears what was found before any of it is shown.
+        """
         while True:
             try:
                 message = pieces.receive(self._report)
@@ -109,12 +121,25 @@ class Starting:
                 progress(message["progress"])
             elif "warning" in message:
                 warn(message["warning"])
+            elif "found" in message:
+                self._judge(message["found"], judge)
             elif "mounted" in message:
                 record: dict[str, Any] = message["mounted"]
                 return record
             elif "failed" in message:
                 self._process.wait()
                 raise _as_error(message["failed"])
+
+    def _judge(self, found: list[dict[str, Any]], judge: Judge | None) -> None:
+        try:
+            refused, words = judge(found) if judge is not None else ([], "")
+        except UserError:
+            self.abandon()
+            raise
+        if any(each["chosen"] for each in found):
+            with suppress(OSError):  # it has ended: `follow` says so
+                positions = [position for position, each in enumerate(found) if each["name"] in refused]
+                channel.send(self._report, {"refused": positions, "words": printable(words, REFUSAL)})
 
     @property
     def report(self) -> int:
@@ -235,7 +260,9 @@ def request(
         except (OSError, ProtocolFault) as error:
             if not runtime.alive():
                 return {}
-            hint = f"It may be stopped: look at process {runtime.read().get('supervisor')}. unmount --force ends it."
+            record = runtime.read()
+            force = f"mountsafe unmount --force {shlex.quote(printable(str(record.get('target')), 500))}"
+            hint = f"It may be stopped: ps -fp {record.get('supervisor')} shows it; {force} ends it."
             raise NoAnswer(f"no answer from the mount's supervisor: {error}", hint) from error
     return answer
 
@@ -328,9 +355,9 @@ def prepare_target(target: Path) -> Place:
         pass
     except OSError as error:
         hint = "Its parent folder must exist and be yours."
-        raise UserError(f"cannot make {_shown(path)}: {error.strerror}", hint, ExitCode.TARGET) from error
+        raise _target_error(f"cannot make {_shown(path)}: {error.strerror}", hint, error) from error
     if os.fspath(path) in mounts():  # asked first: who looks at a mount waits for its process
-        hint = f"mountsafe unmount {_shown(path)}"
+        hint = f"mountsafe unmount {shlex.quote(_shown(path))}"
         raise UserError(f"something is already mounted on {_shown(path)}", hint, ExitCode.TARGET)
     place = held(path)
     try:
@@ -347,11 +374,17 @@ def _check_target(fd: int, shown: str) -> None:
         empty = not os.listdir(here)
     except OSError as error:
         hint = "Choose a folder of yours."
-        raise UserError(f"cannot look into {shown}: {error.strerror}", hint, ExitCode.TARGET) from error
+        raise _target_error(f"cannot look into {shown}: {error.strerror}", hint, error) from error
     if not empty:
         raise UserError(f"{shown} is not empty", CHOOSE, ExitCode.TARGET)
     if not os.access(here, os.W_OK):
-        raise UserError(f"{shown} is not yours to write to", "fusermount3 demands that.", ExitCode.TARGET)
+        raise NoRight(f"{shown} is not yours to write to", "fusermount3 demands that: choose a folder of yours.")
+
+
+def _target_error(message: str, hint: str, error: OSError) -> UserError:
+    if isinstance(error, PermissionError):
+        return NoRight(message, hint)
+    return UserError(message, hint, ExitCode.TARGET)
 
 
 def _shown(path: Path) -> str:

@@ -28,13 +28,13 @@ from mountsafe.incidents import Incidents
 from mountsafe.limits import CONTROL_MESSAGE
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name, left_out
+from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name, left_out, seen
 from mountsafe.session import logs
 from mountsafe.session.machines import Machines, started
 from mountsafe.session.places import Place
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.runtime import LOG, Runtime
-from mountsafe.session.served import Presentation, ServedVolume, SessionBox, mount_source, within_limit
+from mountsafe.session.served import Presentation, ServedVolume, SessionBox, mount_source, not_mounted, within_limit
 from mountsafe.session.storage import Storage
 from mountsafe.trios import run
 
@@ -91,6 +91,7 @@ class Supervisor:
         self._medium = medium
         self._served: list[ServedVolume] = []
         self._missing: list[dict[str, object]] = []  # file systems that were to be mounted, and are not
+        self._refused: list[dict[str, object]] = []  # those of them that the policy refuses
         self._folders: list[Place] = []
         self._planned: list[Place] = []
         self._boxes: list[SessionBox] = []  # started, and not in use yet
@@ -146,7 +147,8 @@ class Supervisor:
         self._reporter.progress("starting the virtual machine")
         self._boxes.append(SessionBox(self._medium))
         volumes = await self._find()
-        volumes, self._missing = within_limit(volumes)
+        volumes, beyond = within_limit(volumes)
+        self._missing = self._refused + beyond
         places = self._places(volumes)
         self._reporter.progress("mounting " + "; ".join(v.describe() for v in volumes))
         shown = self._presentation()
@@ -180,11 +182,26 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             found = await inspect_medium(self._machines, nursery)
             nursery.cancel_scope.cancel()
-        chosen = choose(found, self._settings["partition"], self._settings["fstype"])
+        try:
+            chosen = choose(found, self._settings["partition"], self._settings["fstype"], self._medium.name)
+        except UserError:
+            self._reporter.tell({"found": seen(found, [])})
+            raise
+        if self._settings["judged"]:
+            chosen = await self._permitted(found, chosen)
         if self._settings["partition"] is None:
             for volume in left_out(found):
                 self._reporter.warn(f"not mounted: {volume.describe()}")
         return chosen
+
+    async def _permitted(self, found: list[Volume], chosen: list[Volume]) -> list[Volume]:
+        """Return what the policy lets be shown, now that it is known what is inside."""
+        answer = await self._reporter.asked({"found": seen(found, chosen)})
+        names = {found[position].name for position in answer["refused"]}
+        refused = [volume for volume in chosen if volume.name in names]
+        why = f"the policy refuses it: {answer['words']}"
+        self._refused = [not_mounted(volume, why, ExitCode.SOURCE) for volume in refused]
+        return [volume for volume in chosen if volume not in refused]
 
     def _presentation(self) -> Presentation:
         s = self._settings

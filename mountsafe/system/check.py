@@ -62,7 +62,8 @@ def _files(wanted: dict[str, str], root: Path) -> Iterator[Finding]:
             continue
         except OSError as error:
             # polkit's folder is closed to ordinary users.
-            yield Finding("", "", f"{place} cannot be read: {error.strerror}", "Run it as root.", unknown=True)
+            hint = "sudo mountsafe policy check"
+            yield Finding("", "", f"{place} cannot be read: {error.strerror}", hint, unknown=True)
             continue
         if now != text:
             yield Finding("", "udev, udisks, modprobe", f"{place} is not what the policy makes", hint)
@@ -99,7 +100,7 @@ def _unmasked(device: Device, in_use: InUse) -> Iterator[Finding]:
     elif device.properties.get("ID_FS_TYPE") != udev.MASK:
         yield Finding(device.name, "udisks, desktops", "a later rule has shown its type again", again)
     elif os.geteuid() == 0 and _can_be_claimed(device):
-        yield Finding(device.name, "root, with mount(8)", "nobody claims it", "sudo mountsafe daemon claims it.")
+        yield Finding(device.name, "root, with mount(8)", "nobody claims it", "sudo systemctl enable --now mountsafe")
 
 
 def _can_be_claimed(device: Device) -> bool:

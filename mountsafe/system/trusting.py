@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mountsafe.errors import ExitCode, UserError
+from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.policy import trust
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Verdict
@@ -112,6 +112,6 @@ def _alone(rules: Path) -> Iterator[None]:
 
 def _unwritable(place: Path, error: OSError) -> UserError:
     if isinstance(error, PermissionError):
-        return UserError(f"{place}: {error.strerror}", "Run it as root.", ExitCode.TARGET)
+        return NoRight(f"{place}: {(error.strerror or str(error)).lower()}")
     hint = "Nothing has changed. Is its disk full, or read-only?"
     return UserError(f"cannot write to {error.filename or place}: {error.strerror}", hint, ExitCode.TARGET)

@@ -8,13 +8,14 @@ from unittest.mock import Mock
 import pytest
 import trio
 
-from mountsafe import trios
+from mountsafe import channel, pieces, trios
 from mountsafe.daemon import keeper as keepers
 from mountsafe.daemon.keeper import Keeper, Wishes
 from mountsafe.daemon.person import Person
 from mountsafe.hotplug.devices import Device
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Options, Verdict
+from mountsafe.session.start import Starting
 
 DEVICE = Device("sdb", "sdb", "/dev/sdb", (8, 16), {}, (), Facts(device="sdb", fstype="jfs", size=1))
 
@@ -124,3 +125,17 @@ def test_a_stick_that_does_not_answer_holds_up_nobody_and_is_let_go_when_it_does
 
     trios.run(run)
     assert Slow.held == 0
+
+
+def test_a_warning_is_no_incident(keeper: Keeper) -> None:
+    """A later virtual machine may find that KVM does not work, which loses none."""
+    ours, theirs = channel.pair()
+    with ours, theirs:
+        pieces.send(theirs, {"warning": "KVM does not work here"})
+        pieces.send(theirs, {"incident": "its kernel crashed"})
+        theirs.close()
+        starting = Starting.__new__(Starting)
+        starting._report = ours
+        trios.run(keeper._hear, starting)
+    told = [call.args for call in keeper._public.incident.call_args_list]  # type: ignore[attr-defined]
+    assert told == [("sdb", "guest", "its virtual machine was lost: its kernel crashed")]

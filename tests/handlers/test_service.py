@@ -6,8 +6,10 @@ from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
+import trio
 
 from mountsafe import trios
+from mountsafe.daemon import service as serving
 from mountsafe.daemon.service import Service
 from mountsafe.errors import UserError
 from mountsafe.medium.claim import Swapped
@@ -54,3 +56,36 @@ def test_trust_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     facts = Facts(device="sdb", fstype="vfat", size=1)
     with pytest.raises(UserError, match="cannot write to"):
         trusting.put_in_force(rules, lambda: trusting.to_trust(rules, facts, Verdict.SANDBOX))
+
+
+@pytest.mark.parametrize("meanwhile", ["gone", "another medium"])
+def test_a_medium_that_changes_while_trust_is_changed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """Two partitions are kept apart: while the first is seen off, the second goes, and another may come."""
+    monkeypatch.setattr(serving.trusting, "put_in_force", Mock())
+    monkeypatch.setattr(serving.inforce, "look_again", Mock())
+    first, second, new = (Mock(device=SimpleNamespace(name=name), end=AsyncMock()) for name in ("sdb1", "sdb2", "sdb2"))
+
+    async def change() -> dict[str, Any]:
+        service = Service(tmp_path, Mock(), 4)
+        monkeypatch.setattr(service, "_reload", AsyncMock())
+        monkeypatch.setattr(service, "_look_at", Mock())
+        service._keepers = {"sdb1": first, "sdb2": second}
+
+        async def end() -> None:
+            del service._keepers["sdb2"]
+            if meanwhile == "another medium":
+                service._keepers["sdb2"] = new
+
+        first.end = end
+        async with trio.open_nursery() as nursery:
+            service._nursery = nursery
+            nodes: Any = [SimpleNamespace(name=name, disk="sdb") for name in service._keepers]
+            await service._change_trust(nodes, Mock())
+        return dict(service._keepers)
+
+    left = trios.run(change)
+    assert left == ({"sdb2": new} if meanwhile == "another medium" else {})
+    assert not second.end.called
+    assert not new.end.called

@@ -137,11 +137,42 @@ def test_the_command_asks_the_daemon_for_who_is_not_root(named_loops: Machine, d
     with machine.loop(image("jfs")) as device:
         wait_for(lambda: state(machine, device) == "refuse", "the refusal")
         denied = machine.mountsafe("trust", device, "--json", user=True)
-        assert denied.code == 4
-        assert denied.json()["error"]["hint"] == "Ask an administrator."
+        assert denied.code == 5
+        assert denied.json()["error"]["hint"] == f"sudo mountsafe trust {device} --json"
         done = machine.mountsafe("trust", device, "--verdict", "sandbox", "--json", user=True).ok()
         assert done.json() == {"device": device, "done": "trust"}
         daemon.wait_for_mounts(label("jfs"))
+
+
+def test_root_trusts_at_once_whether_the_daemon_runs_or_not(named_loops: Machine, daemon: Daemon, image: Image) -> None:
+    machine = named_loops
+    with machine.loop(image("jfs")) as device:
+        wait_for(lambda: state(machine, device) == "refuse", "the refusal")
+        machine.mountsafe("trust", device, "--verdict", "sandbox").ok()
+        daemon.wait_for_mounts(label("jfs"))
+        machine.mountsafe("untrust", device).ok()
+        wait_for(lambda: state(machine, device) == "refuse", "the refusal again")
+        daemon.stop()
+        try:
+            machine.mountsafe("trust", device).ok()
+            machine.run("udevadm", "settle", "--timeout=30").ok()
+            assert machine.properties(device)["ID_FS_TYPE"] == "jfs"
+            machine.mountsafe("untrust", device).ok()
+            machine.run("udevadm", "settle", "--timeout=30").ok()
+            assert machine.properties(device)["ID_FS_TYPE"] == "mountsafe"
+            assert machine.mountsafe("policy", "diff").ok().out == ""
+        finally:
+            daemon._start()
+
+
+def test_who_asks_a_daemon_that_does_not_run_is_told_how_to_start_it(daemon: Daemon) -> None:
+    daemon.stop()
+    try:
+        done = daemon.machine.mountsafe("devices", "--json")
+    finally:
+        daemon._start()
+    assert done.code == 5
+    assert done.json()["error"]["hint"] == "sudo systemctl enable --now mountsafe"
 
 
 # --- status and rules ------------------------------------------------------------------------------------------------

@@ -157,4 +157,5 @@ BREAKS: dict[int, list[Break]] = {
             "found = self._waiting",
         )
     ],
+    58: [Break("daemon/keeper.py", "judged=True", "judged=False")],
 }

@@ -82,3 +82,14 @@ def test_a_users_environment_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"PATH": "/home/me/bin", "PYTHONPATH": "/home/me"}
     assert harden(given) == []
     assert given == {"PATH": "/home/me/bin", "PYTHONPATH": "/home/me"}
+
+
+@pytest.mark.parametrize(("inherited", "then"), [(0, 0o022), (0o002, 0o022), (0o077, 0o077)], ids=oct)
+def test_nobody_else_may_write_to_what_is_made(inherited: int, then: int) -> None:
+    before = os.umask(inherited)
+    try:
+        harden({})
+        found = os.umask(before)
+    finally:
+        os.umask(before)
+    assert found == then

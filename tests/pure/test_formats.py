@@ -63,6 +63,7 @@ def test_what_could_be_two_things_is_asked_about() -> None:
     [
         pytest.param(Format.QCOW2, containers.qcow2(backing=b"/etc/passwd"), Fault.BACKING, id="qcow2-backing"),
         pytest.param(Format.QCOW2, containers.qcow2(backing=b"x", version=2), Fault.BACKING, id="qcow2-2-backing"),
+        pytest.param(Format.QCOW2, containers.qcow2(version=1, encryption=2), Fault.OLD, id="qcow-1"),
         pytest.param(Format.QCOW2, containers.qcow2(backing=b'json:{"driver":"nbd"}'), Fault.BACKING, id="qcow2-json"),
         pytest.param(Format.QCOW2, containers.qcow2(features=4, data_file=b"x"), Fault.DATA_FILE, id="qcow2-data"),
         pytest.param(Format.QCOW2, containers.qcow2(encryption=2), Fault.ENCRYPTED, id="qcow2-luks"),

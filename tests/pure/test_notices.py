@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountsafe.desktop.notices import LABELS, Action, detailed, details_of, is_blocked, notice_of
+from mountsafe.desktop.notices import LABELS, Action, detailed, details_of, is_blocked, notice_of, state_of
 from mountsafe.text import printable
 
 STICK: dict[str, Any] = {
@@ -17,6 +17,7 @@ STICK: dict[str, Any] = {
     "reason": "odd fixes: its driver has no regular maintainer",
     "fstype": "jfs",
     "label": "PHOTOS",
+    "model": "Example Stick",
     "user": "alice",
     "problem": "",
     "mounts": ["/run/media/alice/PHOTOS"],
@@ -31,6 +32,51 @@ def test_a_blocked_medium_says_why() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fstype", "reason", "words"),
+    [
+        ("jfs", "jfs: odd fixes", "blocked because jfs: odd fixes"),
+        ("jfs, ext4", "nobody maintains jfs", "blocked because nobody maintains jfs"),
+        ("jfs", "not on this machine", "blocked because jfs: not on this machine"),
+        ("", "not on this machine", "blocked because not on this machine"),
+    ],
+)
+def test_a_type_is_named_once_and_only_if_it_is_known(fstype: str, reason: str, words: str) -> None:
+    notice = notice_of({**STICK, "state": "refuse", "fstype": fstype, "reason": reason})
+    assert notice is not None
+    assert notice.body == words
+
+
+@pytest.mark.parametrize(
+    ("medium", "summary", "body"),
+    [
+        ({}, "PHOTOS is open", "jfs, read-only, in a virtual machine"),
+        ({"label": ""}, "Example Stick is open", "jfs, read-only, in a virtual machine"),
+        ({"label": "", "model": ""}, "jfs is open", "jfs, read-only, in a virtual machine"),
+        ({"label": "", "model": "", "fstype": ""}, "sdb is open", "read-only, in a virtual machine"),
+        ({"label": "A, B", "fstype": "ext4, vfat"}, "A, B is open", "ext4, vfat, read-only, in a virtual machine"),
+    ],
+)
+def test_a_medium_is_called_what_people_know_it_by(medium: dict[str, str], summary: str, body: str) -> None:
+    notice = notice_of({**STICK, **medium})
+    assert notice is not None
+    assert (notice.summary, notice.body) == (summary, body)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("failed", "it is encrypted"),
+        ("unmounted", "unmounted: it can be pulled out (mountsafe open sdb shows it again)"),
+        ("refuse", "the policy refuses it: odd fixes: its driver has no regular maintainer"),
+        ("ask", "the policy asks: odd fixes: its driver has no regular maintainer (mountsafe open sdb shows it)"),
+        ("ejected", "it can be pulled out"),
+    ],
+)
+def test_a_state_says_why(state: str, words: str) -> None:
+    assert state_of({**STICK, "state": state, "problem": "it is encrypted" if state == "failed" else ""}) == words
+
+
+@pytest.mark.parametrize(
     ("state", "buttons"),
     [
         ("opening", set()),
@@ -39,6 +85,7 @@ def test_a_blocked_medium_says_why() -> None:
         ("refuse", {Action.TRUST, Action.DETAILS}),
         ("failed", {Action.OPEN, Action.DETAILS}),
         ("ejected", set()),
+        ("unmounted", {Action.OPEN}),
     ],
 )
 def test_buttons_are_those_that_can_do_something(state: str, buttons: set[Action]) -> None:
@@ -48,7 +95,7 @@ def test_buttons_are_those_that_can_do_something(state: str, buttons: set[Action
     assert is_blocked({**STICK, "state": state}) == (state in ("ask", "refuse", "failed"))
 
 
-@pytest.mark.parametrize("state", ["new", "unmounted", "waiting for a user", "what a later daemon says"])
+@pytest.mark.parametrize("state", ["new", "waiting for a user", "what a later daemon says"])
 def test_nothing_is_said_of_other_states(state: str) -> None:
     assert notice_of({**STICK, "state": state}) is None
 

@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,3 +130,12 @@ def test_only_the_screen_prints(repository: Path, room: str) -> None:
     for path in sorted((repository / "mountsafe" / room).glob("*.py")):
         if path.name != "screen.py":
             assert list(prints(ast.parse(path.read_text()))) == [], path
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("--no-such-option", 2)])
+def test_input_output_and_errors_may_be_closed(closed: str, argument: str, code: int) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "mountsafe", argument]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr

@@ -28,7 +28,7 @@ REFUSED = {
     ("empty", None): "no file system was found",
     ("garbage", None): "no file system was found",
     ("truncated", None): "exceeds size of device",
-    ("encrypted-luks", None): "it is encrypted",
+    ("encrypted-luks", None): "is encrypted: crypto_LUKS",
     ("disk-gpt", 4): "there is no file system on partition 4: swap",
 }
 

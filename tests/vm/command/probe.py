@@ -21,6 +21,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
 PTRACE_SEIZE = 0x4206
 # arch/x86/entry/syscalls/syscall_64.tbl
+SYS_SHMGET, SYS_IO_SETUP, SYS_INOTIFY_INIT1 = 29, 206, 294
 SYS_ADD_KEY, SYS_KEYCTL, SYS_BPF, SYS_USERFAULTFD, SYS_IO_URING_SETUP = 248, 250, 321, 323, 425
 
 
@@ -175,6 +176,11 @@ def main() -> None:
         "gain privileges by exec": privileges_by_exec,
         "fill the scratch space": lambda: fill(facts["scratch"]),
         "allocate beyond the limit": lambda: allocate(facts["address_space"]),
+        "keep memory beside the address space": lambda: os.close(os.memfd_create("probe")),
+        "keep memory that is shared": in_child(syscall(SYS_SHMGET, 0, 4096, 0o1600)),
+        "take the machine's share of AIO": in_child(syscall(SYS_IO_SETUP, 1, ctypes.byref(ctypes.c_ulong(0)))),
+        "take the user's share of inotify": in_child(syscall(SYS_INOTIFY_INIT1, 0)),
+        "open more than 1024 files": in_child(lambda: [os.dup(2) for _ in range(1024)]),
         "fork beyond the limit": lambda: multiply(facts["processes"]),
         "use a keyring": in_child(syscall(SYS_ADD_KEY, b"user", b"mountsafe-probe", b"x", 1, -2)),
         "use the login's key": in_child(syscall(SYS_KEYCTL, 10, -3, b"user", b"mountsafe-login", 0)),

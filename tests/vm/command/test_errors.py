@@ -1,5 +1,6 @@
 """What goes wrong for a user: one sentence, a hint, the documented exit code, and nothing left behind."""
 
+import lzma
 import os
 import socket
 import stat
@@ -88,7 +89,7 @@ def test_a_source_that_the_user_may_not_read(user: Person, folder: Path, image: 
     source = folder / "secret.img"
     source.write_bytes(image("romfs").read_bytes())
     source.chmod(0)
-    refused(user, ExitCode.SOURCE, "permission denied", "mount", source, folder / "m")
+    refused(user, ExitCode.DEPENDENCY, "permission denied", "mount", source, folder / "m")
 
 
 @pytest.mark.parametrize("name", ["garbage", "empty", "text", "pdf"])
@@ -144,12 +145,19 @@ def test_mount_points_that_cannot_be(person: Person, folder: Path, image: Image)
         refused(person, ExitCode.TARGET, words, "mount", image("ext4"), folder / name)
 
 
+def test_a_file_that_is_no_disk_is_named(user: Person, folder: Path) -> None:
+    source = folder / "a disk.img.xz"
+    source.write_bytes(lzma.compress(bytes(1 << 20)).ljust(1 << 16, b"\0"))
+    done = refused(user, ExitCode.SOURCE, "it is compressed by xz", "mount", user.give(source), folder / "m")
+    assert done.json()["error"]["hint"].startswith("Unpack it first: xz -dk '")
+
+
 def test_a_parent_that_is_not_the_users(user: Person, root: Person, image: Image) -> None:
     folder = root.folder()
     try:
-        refused(user, ExitCode.TARGET, "cannot make", "mount", image("ext4"), folder / "m")
+        refused(user, ExitCode.DEPENDENCY, "cannot make", "mount", image("ext4"), folder / "m")
         folder.chmod(0o755)
-        refused(user, ExitCode.TARGET, "is not yours", "mount", image("ext4"), folder)
+        refused(user, ExitCode.DEPENDENCY, "is not yours", "mount", image("ext4"), folder)
     finally:
         folder.rmdir()
 
@@ -261,3 +269,13 @@ def test_output_that_nobody_reads(user: Person) -> None:
     done = user.run(str(user.program), program=["sh", "-c", '"$0" list --json >/dev/full'])
     assert done.code == ExitCode.FAILURE
     assert done.err == "mountsafe: No space left on device\nMake room there.\n"
+
+
+def test_several_are_unmounted_and_one_that_is_not_there_keeps_none(user: Person, folder: Path, image: Image) -> None:
+    places = [folder / name for name in ("one", "two")]
+    for place, name in zip(places, ("ext4", "romfs"), strict=True):
+        user.run("mount", image(name), place).ok()
+    done = user.run("unmount", places[0], folder / "absent", places[1])
+    assert done.code == ExitCode.NOT_MOUNTED
+    assert done.out == f"unmounted {image('ext4')}\nunmounted {image('romfs')}\n"
+    assert user.run("list", "--json").ok().json() == []

@@ -91,8 +91,8 @@ def test_a_staged_install_comes_and_goes(person: Person, rules: Path) -> None:
 
 def test_installing_needs_root_and_says_so(user: Person) -> None:
     done = user.run("policy", "install", "--rules", user.folder())
-    assert done.code == ExitCode.TARGET
-    assert "as root" in done.err
+    assert done.code == ExitCode.DEPENDENCY
+    assert done.err.splitlines()[-1].startswith("sudo mountsafe policy install --rules ")
 
 
 def test_only_a_device_can_be_trusted(person: Person, rules: Path, image: Image) -> None:

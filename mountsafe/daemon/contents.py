@@ -1,0 +1,47 @@
+"""What a medium is to people: what udev knows of it, and what the virtual machine has found inside since."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mountsafe.hotplug.devices import Device
+from mountsafe.policy.facts import Facts
+from mountsafe.text import printable
+
+MOST = 500  # characters of all labels, or of all types
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Types, labels and model, fit to be shown; of several file systems joined by a comma."""
+
+    fstype: str = ""
+    label: str = ""
+    model: str = ""
+
+    @classmethod
+    def known(cls, device: Device) -> "Contents":
+        """Return what is known when it is plugged in."""
+        facts = device.facts or Facts()
+        return cls(facts.fstype, facts.label, _model(device, facts))
+
+    def found(self, volumes: Sequence[dict[str, Any]]) -> "Contents":
+        """Return what is known when a virtual machine has told of volumes: what is to be shown, or else all."""
+        told = [each for each in volumes if each.get("chosen", True)] or volumes
+        types, labels = (_joined(str(each[key]) for each in told) for key in ("fstype", "label"))
+        return Contents(types or self.fstype, labels or self.label, self.model)
+
+    @property
+    def words(self) -> str:
+        """All of it in a line."""
+        return " ".join(filter(None, (self.fstype, self.label)))
+
+
+def _joined(texts: Any) -> str:
+    return printable(", ".join(dict.fromkeys(filter(None, texts))), MOST)
+
+
+def _model(device: Device, facts: Facts) -> str:
+    """Return what a device calls itself; udev has underscores for spaces."""
+    words = " ".join(filter(None, (facts.vendor, facts.model)))
+    return printable(" ".join(words.replace("_", " ").split()), 100)

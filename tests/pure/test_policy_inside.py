@@ -1,0 +1,76 @@
+"""What the policy says of what a virtual machine has found inside."""
+
+from typing import Any
+
+from mountsafe.policy.facts import Facts
+from mountsafe.policy.inside import judge
+from mountsafe.policy.rules import Policy, Verdict
+
+KNOWN = Facts(device="sdb", bus="usb", vendor="Example")
+REFUSE = """
+[[rule]]
+verdict = "refuse"
+"""
+
+
+def policy(rules: str) -> Any:
+    made = Policy.parse([("policy.toml", rules)])
+    assert not made.broken
+    return made.decide
+
+
+def volume(name: str, fstype: str = "ext4", chosen: bool = True, **more: Any) -> dict[str, Any]:
+    return {"name": name, "fstype": fstype, "label": "", "uuid": "", "size": 1 << 20, "layers": (), **more} | {
+        "chosen": chosen
+    }
+
+
+def test_each_condition_is_asked_of_what_is_inside() -> None:
+    for rule, inside in (
+        ('fstype = "jfs"', {"fstype": "jfs"}),
+        ('label = "EVIL*"', {"label": "EVIL STICK"}),
+        ('uuid = "1234"', {"uuid": "1234"}),
+        ('risk = "critical"', {"fstype": "jfs"}),
+        ('max_size = "1 KiB"', {"size": 512}),
+    ):
+        found = [volume("1", **inside), volume("2")]
+        judgement = judge(policy(REFUSE + rule), KNOWN, found)
+        assert list(judgement.refused) == ["1"], rule
+        assert not judgement.nothing
+        assert judge(policy(REFUSE + rule), KNOWN, found[:1]).nothing
+
+
+def test_what_is_known_of_the_device_still_counts() -> None:
+    trusted = """
+        [[rule]]
+        vendor = "Example"
+        verdict = "sandbox"
+    """
+    assert not judge(policy(trusted + REFUSE), KNOWN, [volume("1", "jfs")]).refused
+    assert judge(policy(trusted + REFUSE), Facts(device="sdc"), [volume("1", "jfs")]).nothing
+
+
+def test_a_person_is_asked_about_what_may_be_shown() -> None:
+    asking = '[[rule]]\nverdict = "ask"\nfstype = "jfs"\nreason = "old"'
+    asks = judge(policy(asking), KNOWN, [volume("1"), volume("2", "jfs")]).asks
+    assert asks is not None
+    assert (asks.verdict, asks.reason) == (Verdict.ASK, "old")
+    assert judge(policy(asking), KNOWN, [volume("1")]).asks is None
+    assert judge(policy(asking), KNOWN, [volume("1"), volume("2", "jfs", chosen=False)]).asks is None
+
+
+def test_what_a_volume_lies_in_is_asked_about_as_well() -> None:
+    rules = policy(REFUSE + 'fstype = "LVM2_member"')
+    group = volume("2", "LVM2_member", chosen=False)
+    inside = volume("vg/root", layers=("2",))
+    beside = volume("1")
+    assert list(judge(rules, KNOWN, [beside, group, inside]).refused) == ["vg/root"]
+    of_two = volume("vg/home", layers=("1+2",))
+    assert list(judge(rules, KNOWN, [beside, group, of_two]).refused) == ["vg/home"]
+    of_many = volume("vg/more", layers=("3+4+5+6+...",))
+    assert list(judge(rules, KNOWN, [beside, group, of_many]).refused) == ["vg/more"]
+
+
+def test_nothing_to_show_is_not_refused() -> None:
+    assert not judge(policy(REFUSE), KNOWN, []).nothing
+    assert not judge(policy(REFUSE), KNOWN, [volume("1", chosen=False)]).nothing
