@@ -56,11 +56,11 @@ class Peer:
             return channel.decode(packet)
         raise DeadlinePassed(f"{self._what} did not {doing} in {deadline:.0f} s")
 
-    async def ask(self, what: str, fds: list[int], deadline: float) -> None:
-        """Have it do something. Raises GuestGone if it could not, DeadlinePassed, ProtocolFault."""
+    async def ask(self, what: str, fds: list[int], deadline: float, **how: str) -> None:
+        """Have it do something; `how` goes along. Raises GuestGone if it could not, DeadlinePassed, ProtocolFault."""
         async with self._requests:
             try:
-                packet = channel.encode({"do": what})
+                packet = channel.encode({"do": what, **how})
                 await self._control.sendmsg([packet], channel.descriptors(fds))
             except OSError as error:
                 raise GuestGone(f"{self._process_name} ended") from error

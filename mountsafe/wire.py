@@ -148,7 +148,8 @@ class Volume(NamedTuple):
     without any is the disk's. `name` is the array's, or VG/LV. `present` of `wanted` members are there (0 of 0: it has
     no members that could be missing). `places`: those of its bytes that can be read from the medium, for what is
     neither the disk nor one of its partitions. `resorts`: bits of `Resort`. `claimed`: the bytes that its file system,
-    or the table that has it, says it has, if those are more than there are.
+    or the table that has it, says it has, if those are more than there are. `sector`: the size of the sectors that the
+    table counts which a partition is in, if they are not the disk's own.
     """
 
     device: bytes
@@ -170,6 +171,7 @@ class Volume(NamedTuple):
     places: tuple[Place, ...] = ()
     resorts: int = 0
     claimed: int = 0
+    sector: int = 0
 
 
 class Mounted(NamedTuple):
@@ -277,7 +279,7 @@ _LIST = struct.Struct(">QH")
 _READ = struct.Struct(">QIH")
 _ENTRY = struct.Struct(">IIIIQQQqqqHH")
 _EXTENT = struct.Struct(">QQQB")
-_VOLUME = struct.Struct(">BIQQHHBBHHQ")
+_VOLUME = struct.Struct(">BIQQHHBBHHQH")
 _PLACE = struct.Struct(">QQQ")
 _PAGE = struct.Struct(">QH")
 _EXTENTS = struct.Struct(">QI")
@@ -338,7 +340,7 @@ def pack_volumes(volumes: list[Volume]) -> bytes:
     """The answer to PROBE."""
     parts = [_U16.pack(len(volumes))]
     for v in volumes:
-        counts = (v.present, v.wanted, v.trouble, len(v.parents), len(v.places), v.resorts, v.claimed)
+        counts = (v.present, v.wanted, v.trouble, len(v.parents), len(v.places), v.resorts, v.claimed, v.sector)
         parts.append(_VOLUME.pack(v.kind, v.number, v.start, v.size, *counts))
         parts.append(_pack_text(v.device, v.fstype, v.usage, v.label, v.uuid, v.table, v.part_name, v.name))
         parts += [_U16.pack(parent) for parent in v.parents]
@@ -355,8 +357,8 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
     volumes = []
     all_places = 0
     for _ in range(count):
-        kind, number, start, size, present, wanted, trouble, *counts, resorts, claimed = body.unpack(_VOLUME)
-        parent_count, place_count = counts
+        kind, number, start, size, present, wanted, trouble, *counts = body.unpack(_VOLUME)
+        parent_count, place_count, resorts, claimed, sector = counts
         all_places += place_count
         if parent_count > MAX_PARENTS or place_count > MAX_PLACES or all_places > MAX_ALL_PLACES:
             raise WireError(f"a volume of {parent_count} others in {place_count} places")
@@ -365,7 +367,7 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
         parents = tuple(body.unpack(_U16)[0] for _ in range(parent_count))
         places = tuple(Place._make(body.unpack(_PLACE)) for _ in range(place_count))
         told = (device, kind, number, start, size, fstype, usage, label, uuid, table, part_name)
-        volumes.append(Volume(*told, name, parents, present, wanted, trouble, places, resorts, claimed))
+        volumes.append(Volume(*told, name, parents, present, wanted, trouble, places, resorts, claimed, sector))
     body.end()
     return volumes
 

@@ -29,6 +29,7 @@ class Node:
         self.depth: int = 1 + max((parent.depth for parent in parents), default=0)
         self.start = 0
         self.size = 0
+        self.sector = 0  # that its table counts in, if not the one that was expected
         self.name = ""
         self.uuid = ""
         self.present = self.wanted = 0
@@ -49,6 +50,11 @@ class Node:
     def identity(self) -> str:
         """The UUID as blkid tells it."""
         return self.facts.get("ID_FS_UUID", b"").decode("ascii", "replace")
+
+    @property
+    def lies_on_disk(self) -> bool:
+        """Whether it is the disk or a partition of it: so the host knows where its bytes are."""
+        return self.kind == wire.VolumeKind.DISK or (self.kind == wire.VolumeKind.PARTITION and self.depth == 2)
 
     def slice(self, start: int, length: int, offset: int = 0) -> list[wire.Place]:
         """Return where `length` bytes from `start` on lie on the medium, for who has them at its `offset`."""
@@ -94,9 +100,8 @@ class Graph:
         volumes = []
         for node in self.nodes:
             parents = tuple(positions[id(parent)] for parent in node.parents if id(parent) in positions)
-            plain = node.kind == wire.VolumeKind.DISK or (node.kind == wire.VolumeKind.PARTITION and node.depth == 2)
             many = len(parents) > wire.MAX_PARENTS or len(node.places) > min(wire.MAX_PLACES, left)
-            places = () if plain or many else node.places
+            places = () if node.lies_on_disk or many else node.places
             left -= len(places)
             volumes.append(_volume(node, parents[: wire.MAX_PARENTS], places))
         return volumes
@@ -113,7 +118,7 @@ def _volume(node: Node, parents: tuple[int, ...], places: Places) -> wire.Volume
         fact("ID_FS_LABEL_ENC", "ID_FS_LABEL"), fact("ID_FS_UUID_ENC", "ID_FS_UUID"),
         fact("ID_PART_TABLE_TYPE"), fact("ID_PART_ENTRY_NAME", "ID_PART_ENTRY_TYPE"),
         node.name.encode("utf-8", "replace")[: wire.MAX_TEXT], parents, node.present, node.wanted, node.trouble, places,
-        node.resorts, node.claimed,
+        node.resorts, node.claimed, node.sector,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 
 from mountsafe import wire
-from mountsafe.agent import copies, tables
+from mountsafe.agent import copies, sectors, tables
 from mountsafe.agent.assembling import PHYSICAL_VOLUME, RAID_MEMBERS, VolumeGroups, assemble_arrays, loop_over
 from mountsafe.agent.claimed import claimed
 from mountsafe.agent.layers import Graph, Node, size_of
@@ -22,7 +22,6 @@ SIGNIFICANT = (
 )
 BLKRRPART = 0x125F  # include/uapi/linux/fs.h
 FOUND_IN = "/run/mountsafe/volumes"  # links to the devices of what was found
-EXTENDED = frozenset({b"0x5", b"0xf", b"0x85"})  # partitions whose table is the rest of the disk's
 
 
 def find_medium(seconds: float = 10.0, disks: str = "/sys/class/scsi_disk") -> str:
@@ -111,10 +110,10 @@ def _is_iso9660(device: str) -> bool:
     return False
 
 
-def _look(node: Node) -> None:
-    """Learn a device's size and what is on it."""
+def _look(node: Node, facts: dict[str, bytes] | None = None) -> None:
+    """Learn a device's size and what is on it; `facts`: what blkid(8) has said of it already."""
     node.size = node.size or size_of(node.path)
-    node.facts = _blkid(node.path.removeprefix("/dev/"))
+    node.facts = _blkid(node.path.removeprefix("/dev/")) if facts is None else facts
     if node.kind == wire.VolumeKind.DISK and not node.fstype and _is_iso9660(node.device):
         node.facts |= {"ID_FS_TYPE": b"iso9660", "ID_FS_USAGE": b"filesystem"}
     with open(node.path, "rb") as file:
@@ -172,20 +171,33 @@ def _restore_table(parent: Node, disk: str) -> list[int]:
 
 
 def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
-    """Add the partitions that are on `disk`, in the order of their numbers; return them."""
-    absent = _restore_table(parent, disk)
-    names = _names(disk)
-    numbers = {name: int(read_text(f"/sys/block/{disk}/{name}/partition") or 0) for name in names}
+    """Add the partitions that are found on `disk`, in the order of their numbers; return them."""
+    wished = sectors.wished(graph.nodes[0].device)
+    told = {name: _blkid(name) for name, *_ in sectors.partitions_of(disk)}
+    table = None
+    if parent.kind != wire.VolumeKind.DISK or not parent.fstype:
+        known = any(sectors.is_known(facts) for facts in told.values())
+        table = sectors.other_table(f"/dev/{disk}", wished, known, _blkid)
+    absent: list[int] = []
+    if table is None:
+        absent = _restore_table(parent, disk)
+    else:
+        sectors.adopt(disk, table)
+        parent.facts |= {key: value for key, value in table.facts.items() if key.startswith("ID_PART_TABLE_")}
     found = []
-    for name in sorted(names, key=lambda name: numbers[name]):
-        node = Node(f"/dev/{name}", wire.VolumeKind.PARTITION, numbers[name], [parent])
-        node.start = int(read_text(f"/sys/block/{disk}/{name}/start") or 0) * 512
+    for name, number, start, size in sectors.partitions_of(disk):
+        node = Node(f"/dev/{name}", wire.VolumeKind.PARTITION, number, [parent])
+        node.start, node.size = start, size
         if parent.kind != wire.VolumeKind.DISK:
-            node.device = f"{parent.device}p{numbers[name]}"
+            node.device = f"{parent.device}p{number}"
+        if table is not None:
+            # Another virtual machine has a partition of the kernel's name elsewhere until it has searched, too.
+            node.device = f"{parent.device}s{table.sector}p{number}"
+            node.sector = 0 if table.sector == wished[0] else table.sector
         if not graph.add(node):
             break
-        _look(node)
-        node.places = tuple(parent.slice(node.start, node.size))
+        _look(node, told.get(name) if table is None else _blkid(name) | table.entry(number))
+        node.places = tuple(parent.slice(start, size))
         found.append(node)
     for number in absent:
         node = Node("", wire.VolumeKind.PARTITION, number, [parent])
@@ -196,7 +208,7 @@ def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
 
 def _is_divided(node: Node) -> bool:
     """Whether a volume that is not the disk has a partition table of its own."""
-    inside = node.facts.get("ID_PART_ENTRY_TYPE", b"") not in EXTENDED
+    inside = node.facts.get("ID_PART_ENTRY_TYPE", b"") not in sectors.EXTENDED
     return bool(node.facts.get("ID_PART_TABLE_TYPE")) and not node.fstype and inside and bool(node.path)
 
 
@@ -271,7 +283,7 @@ def probe() -> list[wire.Volume]:
         told = graph.volumes()
         for node, volume in zip(graph.nodes, told, strict=True):
             if node.path and node.path != f"/dev/{node.device}":
-                _remember(node, bool(volume.places))
+                _remember(node, bool(volume.places) or node.lies_on_disk)
         with open(answer, "wb") as file:
             file.write(wire.pack_volumes(told))
         return told

@@ -125,8 +125,11 @@ class Guest:
         sys.stderr.flush()
         return bool(data)
 
-    def attach(self, fd: int) -> None:
-        """Plug the medium behind `fd` into the VM, read-only. A socket leads to who serves it by NBD."""
+    def attach(self, fd: int, model: str = "") -> None:
+        """Plug the medium behind `fd` into the VM, read-only. A socket leads to who serves it by NBD.
+
+        `model` tells the agent of the medium's sectors. The disk's own are always of 512 bytes: see `agent.sectors`.
+        """
         assert self.qmp is not None
         if stat.S_ISSOCK(os.fstat(fd).st_mode):
             self.qmp.execute("getfd", {"fdname": MEDIUM}, fd)
@@ -136,7 +139,8 @@ class Guest:
         node = {"driver": "raw", "node-name": MEDIUM, "read-only": True, "file": source}
         self.qmp.execute("blockdev-add", node)
         place = {"bus": "scsi.0", "channel": 0, "scsi-id": 8, "lun": 0}
-        self.qmp.execute("device_add", {"driver": "scsi-hd", "id": MEDIUM, "drive": MEDIUM, **place})
+        named = {"product": model} if model else {}
+        self.qmp.execute("device_add", {"driver": "scsi-hd", "id": MEDIUM, "drive": MEDIUM, **place, **named})
 
     def detach(self) -> None:
         """Unplug the medium."""

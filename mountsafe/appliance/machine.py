@@ -94,9 +94,9 @@ class Machine(Peer):
             raise GuestGone(f"the virtual machine did not start: {printable(str(untrusted.get('why')), 500)}")
         self.console.started = True
 
-    async def attach(self, fd: int) -> None:
-        """Plug the medium behind `fd` in."""
-        await self.ask("attach", [fd], ATTACH_DEADLINE)
+    async def attach(self, fd: int, model: str = "") -> None:
+        """Plug the medium behind `fd` in; `model` is what its disk is called."""
+        await self.ask("attach", [fd], ATTACH_DEADLINE, model=model)
 
     async def detach(self) -> None:
         """Unplug it again. Only tests and a shared warm VM do; a medium's own VM ends with it."""

@@ -1,8 +1,8 @@
 """The appliance process: boots the VM and does what its parent asks over a control channel. One thread, no trio.
 
-Requests: {"do": "attach"} with the medium's descriptor, {"do": "stream"} with a socket, {"do": "detach"}. Answers:
-{"event": "launched"}, {"done": ...}, {"failed": ..., "why": ...}. It ends when the parent closes the channel, when
-QEMU is gone, or by a signal from outside.
+Requests: {"do": "attach", "model": ...} with the medium's descriptor, {"do": "stream"} with a socket, {"do": "detach"}.
+Answers: {"event": "launched"}, {"done": ...}, {"failed": ..., "why": ...}. It ends when the parent closes the channel,
+when QEMU is gone, or by a signal from outside.
 """
 
 import json
@@ -35,11 +35,12 @@ def _say_how_it_ended(guest: Guest) -> None:
         sys.stderr.write(f"QEMU ended {f'by signal {-code}' if code < 0 else f'with code {code}'}\n")
 
 
-def _do(guest: Guest, what: str, fds: list[int]) -> None:
+def _do(guest: Guest, message: channel.Message, fds: list[int]) -> None:
+    what, model = str(message.get("do")), str(message.get("model", ""))
     if what == "detach" and not fds:
         guest.detach()
     elif what == "attach" and len(fds) == 1:
-        guest.attach(fds[0])
+        guest.attach(fds[0], model)
     elif what == "stream" and len(fds) == 1:
         guest.open_stream(fds[0])
     else:
@@ -53,7 +54,7 @@ def _answer(guest: Guest, control: socket.socket) -> bool:
     message, fds = received
     what = str(message.get("do"))
     try:
-        _do(guest, what, fds)
+        _do(guest, message, fds)
     except GuestGone:
         return False
     except (MountsafeError, OSError) as error:

@@ -10,7 +10,17 @@ from mountsafe.appliance import build
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import MachineSettings
 from mountsafe.cli import screen
-from mountsafe.cli.mounting import Format, FormatOption, Json, Source, Verbose, named, require_formats
+from mountsafe.cli.mounting import (
+    Format,
+    FormatOption,
+    Json,
+    SectorSize,
+    Source,
+    Verbose,
+    checked_sectors,
+    named,
+    require_formats,
+)
 from mountsafe.medium import formats
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume
@@ -36,9 +46,15 @@ class Found:
     volumes: list[Volume]
 
 
-def inspect(source: Source, format_: FormatOption = Format.AUTO, json: Json = False, verbose: Verbose = False) -> None:
+def inspect(
+    source: Source,
+    format_: FormatOption = Format.AUTO,
+    sector_size: SectorSize = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
     """Show the partitions and file systems of an image or a device, and how risky each type is to mount."""
-    medium = open_medium(source, named(format_))
+    medium = open_medium(source, named(format_), checked_sectors(sector_size))
     found = find(medium, json or verbose, verbose)
     if json:
         facts = {"source": str(medium.path), "format": medium.format, "size": found.size}

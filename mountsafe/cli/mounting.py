@@ -17,7 +17,7 @@ from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
-from mountsafe.medium.source import Medium, explained, open_medium
+from mountsafe.medium.source import SECTOR_SIZES, Medium, explained, open_medium
 from mountsafe.session import start
 from mountsafe.session.mounter import require_fuse
 from mountsafe.text import printable
@@ -67,6 +67,7 @@ _MOUNT_EXAMPLES = (
     "[bold]mountsafe mount floppy.adf ~/mnt --type affs[/bold], "
     "[bold]mountsafe mount machine.vmdk ~/mnt[/bold], "
     "[bold]mountsafe mount odd.img ~/mnt --format raw[/bold], "
+    "[bold]mountsafe mount copy.img ~/mnt --sector-size 4096[/bold], "
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
 # readable=False: who may read what is found out by opening it, and told with its own exit code.
@@ -77,6 +78,16 @@ FormatOption = Annotated[
         "--format",
         help="How the disk lies in the source; vpc is VHD. auto looks at the first bytes of a file, and takes a device"
         " as raw.",
+    ),
+]
+SectorSize = Annotated[
+    int | None,
+    typer.Option(
+        "--sector-size",
+        metavar="BYTES",
+        help="Take its partition table for one that counts sectors of 512, 1024, 2048 or 4096 bytes. Otherwise those"
+        " of the device come first (of an image: 512), and the others where nothing is found so.",
+        show_default=False,
     ),
 ]
 Json = Annotated[
@@ -111,6 +122,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         str | None, typer.Option("--type", "-t", metavar="FSTYPE", help="Take it for this type.", show_default=False)
     ] = None,
     format_: FormatOption = Format.AUTO,
+    sector_size: SectorSize = None,
     owner: Annotated[Owner, typer.Option(help="Show the files as yours, or as the image says.")] = Owner.USER,
     links: Annotated[
         Links,
@@ -137,7 +149,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     """
     _check_words(fstype, partition)
     options = start.MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries)
-    medium = open_medium(source, named(format_))
+    medium = open_medium(source, named(format_), checked_sectors(sector_size))
     _check_not_mounted(medium)
     sandbox.require()
     require_formats(medium)
@@ -184,6 +196,14 @@ def _check_words(fstype: str | None, partition: str | None) -> None:
 def named(format_: Format) -> formats.Format | None:
     """Return the format that an option names; None for auto."""
     return None if format_ is Format.AUTO else formats.Format(format_)
+
+
+def checked_sectors(sector_size: int | None) -> int | None:
+    """Return what `--sector-size` says. Raises UserError (USAGE) if it is no size of sectors."""
+    if sector_size is not None and sector_size not in SECTOR_SIZES:
+        known = ", ".join(map(str, SECTOR_SIZES))
+        raise UserError(f"no disk has sectors of {sector_size} bytes", f"There are {known}.", ExitCode.USAGE)
+    return sector_size
 
 
 def require_formats(medium: Medium) -> None:

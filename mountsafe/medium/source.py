@@ -15,26 +15,38 @@ from mountsafe.medium.formats import Format, detect
 from mountsafe.medium.sealed import sealed
 from mountsafe.text import printable
 
-BLKROGET, BLKGETSIZE64 = 0x125E, 0x80081272  # include/uapi/linux/fs.h
+BLKROGET, BLKGETSIZE64, BLKSSZGET = 0x125E, 0x80081272, 0x1268  # include/uapi/linux/fs.h
+SECTOR_SIZES = (512, 1024, 2048, 4096)  # that Linux knows
 
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """An open medium: a read-only descriptor and its size in bytes. `format`: what holds the disk in it."""
+    """An open medium: a read-only descriptor and its size in bytes. `format`: what holds the disk in it.
+
+    `sector_size`: the one that the user says its partition table counts, or None.
+    """
 
     path: Path
     fd: int
     size: int
     block_device: bool
     format: Format = Format.RAW
+    sector_size: int | None = None
 
     @property
     def name(self) -> str:
         """The file's name, fit to be shown."""
         return printable(os.fsencode(self.path.name))
 
+    def model(self) -> str:
+        """Return what the disk in the guest is called: by that the agent learns of sectors (`agent.sectors.wished`)."""
+        if self.sector_size:
+            return f"sector {self.sector_size} only"
+        own = int.from_bytes(fcntl.ioctl(self.fd, BLKSSZGET, bytes(4)), "little") if self.block_device else 0
+        return f"sector {own}" if own in SECTOR_SIZES else ""
 
-def open_medium(source: Path, wanted: Format | None = None) -> Medium:
+
+def open_medium(source: Path, wanted: Format | None = None, sector_size: int | None = None) -> Medium:
     """Open an image file or a block device; it is of the format `wanted`, or of that which it looks like.
 
     A block device is opened with O_EXCL: that fails while it is mounted, and while it is held nobody can mount it. It
@@ -70,7 +82,7 @@ def open_medium(source: Path, wanted: Format | None = None) -> Medium:
             _check_device(fd, opened.st_mode, shown)
         if wanted is None:
             wanted = Format.RAW if stat.S_ISBLK(opened.st_mode) else detect(partial(_readable, fd), size)
-        return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode), wanted)
+        return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode), wanted, sector_size)
     except BaseException:
         os.close(fd)
         raise

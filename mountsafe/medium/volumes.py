@@ -15,6 +15,7 @@ from mountsafe.policy.risk import risk_of
 from mountsafe.text import printable, size
 
 SECTOR = 512
+TABLE_SECTORS = (512, 1024, 2048, 4096)  # that a partition table may count
 NAME_LENGTH = 48  # characters of a label in a folder's name; with 4 bytes each and a number, fewer than NAME_MAX
 TITLE_LENGTH = 40  # characters of the name of an array or a logical volume in a folder's name: ASCII alone
 MAX_NAME = 120  # characters of a volume's name
@@ -44,9 +45,9 @@ class Volume:
 
     `name` is what `--partition` takes; no two have the same. `layers` are the names of what it lies in, from the disk
     (which is not named) inwards. `condition`: what is wrong with it or with what it lies in, or "". `absent`: it is
-    told of, and not there. `places`: see `Window`; `nested`: it is not the disk nor one of its partitions. `resorts`:
-    what it took to find it, as bits (`mountsafe.medium.resorts`). `claimed`: the bytes that it should have, if it
-    has fewer.
+    told of, and not there. `sector_size`: see `wire.Volume.sector`; None if it is the disk's. `places`: see `Window`;
+    `nested`: it is not the disk nor one of its partitions. `resorts`: what it took to find it, as bits
+    (`mountsafe.medium.resorts`). `claimed`: the bytes that it should have, if it has fewer.
     """
 
     device: str
@@ -68,6 +69,7 @@ class Volume:
     places: tuple[wire.Place, ...] = ()
     resorts: int = 0
     claimed: int = 0
+    sector_size: int | None = None
 
     @property
     def mountable(self) -> bool:
@@ -167,6 +169,8 @@ class _Check:
             return "an impossible type", untrusted.fstype
         if untrusted.trouble not in (wire.Trouble.NONE, *TROUBLES) or untrusted.resorts & ~wire.Resort.ALL:
             return "a volume in unknown trouble", untrusted.device
+        if untrusted.sector and (untrusted.sector not in TABLE_SECTORS or untrusted.kind != wire.VolumeKind.PARTITION):
+            return "a table with impossible sectors", untrusted.device
         if (untrusted.parents, untrusted.kind, untrusted.number) in self._numbers:
             return "a volume whose number comes twice", untrusted.device
         if nested and not _lie_within(untrusted.places, untrusted.size, self._ranges(parents)):
@@ -209,6 +213,7 @@ class _Check:
                 places=untrusted.places if nested else (),
                 resorts=untrusted.resorts,
                 claimed=untrusted.claimed if untrusted.size < untrusted.claimed < 1 << 63 else 0,
+                sector_size=untrusted.sector or None,
             )
         )
 
@@ -270,6 +275,8 @@ def _condition(untrusted: wire.Volume, parents: Sequence[Volume]) -> str:
         words.append(TROUBLES[untrusted.trouble])
     elif untrusted.present < untrusted.wanted:
         words.append(f"degraded: {counted}")
+    if untrusted.sector:
+        words.append(f"its partition table counts sectors of {untrusted.sector} bytes")
     words += resorts.words(untrusted.resorts)
     if untrusted.size < untrusted.claimed < 1 << 63:
         what = "its file system" if untrusted.fstype else "what its partition table says"

@@ -89,6 +89,7 @@ class Starting:
             "size": medium.size,
             "block_device": medium.block_device,
             "format": medium.format,
+            "sector_size": medium.sector_size,
             "uid": uid,
             "gid": gid,
             **asdict(options),

@@ -234,6 +234,7 @@ class Supervisor:
             "source": self._settings["source"],
             "target": os.fspath(self._place.path),
             "format": self._medium.format,
+            "sector_size": self._medium.sector_size,
             "created": self._created(),
             "supervisor": os.getpid(),
             "accelerator": self._machines.accelerator,
@@ -346,7 +347,8 @@ async def _supervise(begin: dict[str, Any], runtime: Runtime, reporter: Reporter
                 if order is not None:
                     settings, (fd, parent, folder) = order
                     format_ = Format(settings["format"])
-                    medium = Medium(Path(settings["source"]), fd, settings["size"], settings["block_device"], format_)
+                    told = (settings["size"], settings["block_device"], format_, settings["sector_size"])
+                    medium = Medium(Path(settings["source"]), fd, *told)
                     place = Place(Path(settings["target"]), parent, folder, settings["created_target"])
                     await Supervisor(settings, medium, place, runtime, reporter).run(machine, acceleration, spare)
             finally:

@@ -251,6 +251,7 @@ class Stage:
             "size": size,
             "block_device": False,
             "format": "raw",
+            "sector_size": None,
             "uid": person.uid,
             "gid": person.gid,
             **asdict(MountOptions(**{"owner": "image", **(options or {})})),

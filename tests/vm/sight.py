@@ -96,6 +96,7 @@ class Look:
     partition: int | str | None = None
     direct: bool = True
     owner: tuple[int, int] | None = None
+    sector_size: int | None = None
 
 
 # --- the walk ------------------------------------------------------------------------------------------------------
@@ -219,10 +220,14 @@ def _folder(stack: ExitStack) -> Path:
 
 @asynccontextmanager
 async def opened(
-    image: Path, settings: MachineSettings, acceleration: Acceleration, tapped: Callable[..., M]
+    image: Path,
+    settings: MachineSettings,
+    acceleration: Acceleration,
+    tapped: Callable[..., M],
+    sector_size: int | None = None,
 ) -> AsyncIterator[tuple[M, Medium, list[Volume]]]:
     """Start an image's virtual machine and give what is on it; end the machine. Raises UserError."""
-    medium = open_medium(image)
+    medium = open_medium(image, None, sector_size)
     async with trio.open_nursery() as nursery:
         machines = tapped(settings, acceleration, Storage(medium, nursery), nursery)
         machines.nursery = nursery
@@ -238,7 +243,8 @@ async def _look(look: Look, settings: MachineSettings, acceleration: Acceleratio
     sights: list[Sight] = []
     with ExitStack() as stack, trio.fail_after(DEADLINE):
         folder = _folder(stack)
-        async with opened(look.image, settings, acceleration, TappedMachines) as (machines, medium, found):
+        started = opened(look.image, settings, acceleration, TappedMachines, look.sector_size)
+        async with started as (machines, medium, found):
             machines.direct = look.direct
             for number, volume in enumerate(choose(found, look.partition, look.fstype)):
                 target = folder / str(number)
