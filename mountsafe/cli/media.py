@@ -1,5 +1,6 @@
 """`devices`, `open`, `eject`, `watch`, `status` and `reload`: what the daemon keeps, and what it is asked to do."""
 
+import time
 from typing import Annotated, Any
 
 import typer
@@ -7,6 +8,10 @@ import typer
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import Json
 from mountsafe.desktop.notices import state_of
+from mountsafe.errors import ExitCode, UserError
+
+INTERVAL = 0.2  # seconds between two looks at a medium that is being opened
+_ON_THE_WAY = ("new", "busy", "opening", "waiting for a user")
 
 Medium = Annotated[
     str, typer.Argument(metavar="DEVICE|DIR", help="A device, or where it is shown.", show_default=False)
@@ -48,8 +53,34 @@ def _where(medium: dict[str, Any]) -> list[str]:
 
 
 def open_medium(medium: Medium, json: Json = False) -> None:
-    """Show a medium that the policy asks about, or that was unmounted."""
-    _act("Open", medium, json)
+    """Show a medium that the policy asks about, or that was unmounted; return when it is shown."""
+    from mountsafe.daemon import client
+
+    if (told := _medium(medium)) is None or told["state"] not in ("open", *_ON_THE_WAY):
+        client.act("Open", medium)
+    with screen.progress(json) as progress:
+        while (told := _medium(medium)) is not None and told["state"] in _ON_THE_WAY:
+            progress(state_of(told))
+            time.sleep(INTERVAL)
+    if told is None:
+        raise UserError(f"{medium} is gone", "mountsafe devices shows what is there.", ExitCode.SOURCE)
+    if told["state"] != "open":
+        raise UserError(state_of(told), f"mountsafe devices shows {told['device']}.", ExitCode.SOURCE)
+    if json:
+        screen.print_json({"device": medium, "done": "open", "mounts": told["mounts"], "problem": told["problem"]})
+        return
+    for where in told["mounts"]:
+        screen.say(f"{told['device']} is open on {where}")
+    if told["problem"]:
+        screen.warn(told["problem"])
+
+
+def _medium(name: str) -> dict[str, Any] | None:
+    """Return what the daemon tells of a medium, by its device or a place where it is shown."""
+    from mountsafe.daemon import client
+
+    device = name.removeprefix("/dev/")
+    return next((each for each in client.media() if each["device"] == device or name in each["mounts"]), None)
 
 
 def eject(medium: Medium, json: Json = False) -> None:

@@ -96,10 +96,22 @@ def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def table(headings: list[str], rows: Sequence[Sequence[str | Sequence[str]]]) -> None:
-    """Print a table. A cell of several lines is a list of them."""
+    """Print a table, or where that is too wide a line for each cell. A cell of several lines is a list of them.
+
+    No line is broken: it may be a path or a command, which somebody copies.
+    """
     made = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        made.add_column(heading, overflow="fold")
+        made.add_column(heading, no_wrap=True, overflow="ignore")
     for row in rows:
         made.add_row(*(Text("\n").join(map(shown, [cell] if isinstance(cell, str) else cell)) for cell in row))
-    out.print(made)
+    if made.__rich_measure__(out, out.options.update(max_width=MOST)).maximum <= out.width:
+        out.print(made)
+        return
+    for number, row in enumerate(rows):
+        if number:
+            say("")
+        for heading, cell in zip(headings, row, strict=True):
+            for line in [cell] if isinstance(cell, str) else cell:
+                if line:
+                    say(f"{heading}: {line}" if heading else line)

@@ -189,6 +189,7 @@ class Keeper:
         if self.state not in ("ask", "unmounted", "failed"):
             raise UserError(f"{self.device.name} is {self.state} already", "mountsafe devices shows it.")
         self._approved = self._approved or self.state == "ask"
+        self._become("opening")
         self._wanted.set()
 
     async def eject(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.incidents import Incidents
-from mountsafe.medium import resorts
+from mountsafe.medium import conditions, resorts
 from mountsafe.medium.extents import Window
 from mountsafe.policy.risk import risk_of
 from mountsafe.text import printable, size
@@ -20,7 +20,6 @@ NAME_LENGTH = 48  # characters of a label in a folder's name; with 4 bytes each 
 TITLE_LENGTH = 40  # characters of the name of an array or a logical volume in a folder's name: ASCII alone
 MAX_NAME = 120  # characters of a volume's name
 MAX_DEPTH = 16  # layers; the agent follows fewer
-SHOWN_PARENTS = 4
 KINDS = {
     wire.VolumeKind.DISK: "disk",
     wire.VolumeKind.PARTITION: "partition",
@@ -28,12 +27,6 @@ KINDS = {
     wire.VolumeKind.ARRAY: "array",
 }
 PREFIXES = {"disk": "disk", "partition": "p", "volume": "lv", "array": "md"}
-TROUBLES = {
-    wire.Trouble.INCOMPLETE: "members are missing",
-    wire.Trouble.DUPLICATE: "another one on the medium has the same name or identity",
-    wire.Trouble.REFUSED: "the virtual machine's programs cannot start it",
-    wire.Trouble.CUT_OFF: "the image ends before it begins",
-}
 _NAME = re.compile(rb"[A-Za-z0-9_.+-]{1,64}")
 # Types that span a whole disk beside a partition table that only boot loaders read.
 _HYBRID = frozenset({"iso9660", "udf"})
@@ -167,7 +160,7 @@ class _Check:
             return "a partition beyond the end of the medium", untrusted.device
         if untrusted.fstype and not _NAME.fullmatch(untrusted.fstype):
             return "an impossible type", untrusted.fstype
-        if untrusted.trouble not in (wire.Trouble.NONE, *TROUBLES) or untrusted.resorts & ~wire.Resort.ALL:
+        if untrusted.trouble not in (wire.Trouble.NONE, *conditions.TROUBLES) or untrusted.resorts & ~wire.Resort.ALL:
             return "a volume in unknown trouble", untrusted.device
         if untrusted.sector and (untrusted.sector not in TABLE_SECTORS or untrusted.kind != wire.VolumeKind.PARTITION):
             return "a table with impossible sectors", untrusted.device
@@ -206,8 +199,8 @@ class _Check:
                 table=printable(untrusted.table),
                 part_name=printable(untrusted.part_name),
                 name=self._name(untrusted, parents if nested else []),
-                layers=_layers(parents),
-                condition=_condition(untrusted, parents),
+                layers=conditions.layers(parents),
+                condition=conditions.condition(untrusted, parents),
                 absent=untrusted.trouble != wire.Trouble.NONE,
                 nested=nested,
                 places=untrusted.places if nested else (),
@@ -252,41 +245,6 @@ def _lie_within(untrusted_places: Sequence[wire.Place], length: int, ranges: Seq
         if index < 0 or physical + size_ > ends[index]:
             return False
     return True
-
-
-def _layers(parents: Sequence[Volume]) -> tuple[str, ...]:
-    """Return the names of what a volume lies in, from the outermost inwards; several beside each other with a plus."""
-    inner = [parent for parent in parents if parent.kind != "disk"]
-    if not inner:
-        return ()
-    names = [parent.name for parent in inner[:SHOWN_PARENTS]]
-    more = ["..."] if len(inner) > SHOWN_PARENTS else []
-    deepest = max(inner, key=lambda parent: len(parent.layers))
-    return (*deepest.layers, "+".join(names + more))
-
-
-def _condition(untrusted: wire.Volume, parents: Sequence[Volume]) -> str:
-    """Return what is wrong with a volume, in words of ours."""
-    counted = f"{untrusted.present} of {untrusted.wanted} members"
-    words = []
-    if untrusted.trouble == wire.Trouble.INCOMPLETE:
-        words.append(f"incomplete: {counted} are on the medium")
-    elif untrusted.trouble != wire.Trouble.NONE:
-        words.append(TROUBLES[untrusted.trouble])
-    elif untrusted.present < untrusted.wanted:
-        words.append(f"degraded: {counted}")
-    if untrusted.sector:
-        words.append(f"its partition table counts sectors of {untrusted.sector} bytes")
-    words += resorts.words(untrusted.resorts)
-    if untrusted.size < untrusted.claimed < 1 << 63:
-        what = "its file system" if untrusted.fstype else "what its partition table says"
-        words.append(f"the image ends before {what}: {untrusted.size} of {untrusted.claimed} bytes")
-    for parent in parents:
-        # That a disk is cut off is of no account for a part of it that is whole.
-        inherited = "; ".join(resorts.words(parent.resorts)) if parent.kind == "disk" else parent.condition
-        if inherited and inherited not in words and len(words) < SHOWN_PARENTS:
-            words.append(inherited)
-    return printable("; ".join(words), 600)
 
 
 def _wanted(volumes: Sequence[Volume], wanted: int | str) -> list[Volume]:

@@ -127,3 +127,15 @@ def test_a_file_managers_eject_is_an_eject(desktop: Desktop, daemon: Daemon, ima
         call(machine, "Eject", f"string:{device}").ok()
         become(machine, device, "ejected")
         assert "is ejected" in call(machine, "Open", f"string:{device}", user=False).err
+
+
+def test_opening_waits_and_says_where(daemon: Daemon, image: Image) -> None:
+    machine, name = daemon.machine, label("vfat")
+    with machine.loop(image("vfat")) as device:
+        daemon.wait_for_mounts(name)
+        machine.run("umount", f"{MEDIA}/{name}", user=True).ok()
+        become(machine, device, "unmounted")
+        assert machine.mountsafe("open", device, "--json").ok().json()["mounts"] == [f"{MEDIA}/{name}"]
+        assert daemon.mounts() == [f"{MEDIA}/{name}"]
+        again = machine.mountsafe("open", device).ok()
+        assert again.out == f"{device.removeprefix('/dev/')} is open on {MEDIA}/{name}\n"
