@@ -157,6 +157,15 @@ def copy_checkout(root: Path) -> None:
             shutil.copy2(source, copy, follow_symlinks=False)
 
 
+def bring_back(release: str, root: Path) -> None:
+    """Copy what `deb` has made to dist/RELEASE."""
+    for made in (root / INSIDE / "dist").glob("*.deb"):
+        there = CHECKOUT / "dist" / release
+        there.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(made, there)
+        step(f"{there.relative_to(CHECKOUT)}/{made.name}")
+
+
 def environment() -> dict[str, str]:
     """Return the environment of what runs in the root."""
     passed = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name)}
@@ -251,7 +260,9 @@ def main() -> int:
         inside = Inside(wanted.release, root)
         prepare(wanted.release, root, inside)
         copy_checkout(root)
-        return inside.run(f"/{INSIDE}/dev", *wanted.verb)
+        code = inside.run(f"/{INSIDE}/dev", *wanted.verb)
+        bring_back(wanted.release, root)
+        return code
 
 
 if __name__ == "__main__":

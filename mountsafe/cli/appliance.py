@@ -3,22 +3,19 @@
 from dataclasses import asdict
 from typing import Annotated
 
-import typer
-
 from mountsafe.appliance import build as builder
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import Json
+from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.text import size
 
-app = typer.Typer(
-    help="The virtual machine's kernel and programs, built from this host's packages.", no_args_is_help=True
-)
+app = App(help="The virtual machine's kernel and programs, built from this host's packages.", no_args_is_help=True)
 
 
 @app.command(epilog="Example: [bold]sudo mountsafe appliance build[/bold] (for every user of this machine)")
 def build(
-    force: Annotated[bool, typer.Option("--force", "-f", help="Build it even if it is current.")] = False,
+    force: Annotated[bool, option("--force", "-f", help="Build it even if it is current.")] = False,
     json: Json = False,
 ) -> None:
     """Build the appliance, if what it is made of has changed. `mount` does this by itself when it must."""

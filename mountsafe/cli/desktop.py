@@ -3,10 +3,10 @@
 import logging
 from typing import Annotated
 
-import typer
+from mountsafe.cli.typers import App, option
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the verb."""
     app.command(epilog="Example: [bold]systemctl --user enable --now mountsafe-agent[/bold] (starts it at each login)")(
         agent
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def agent(
     any_seat: Annotated[
-        bool, typer.Option("--any-seat", help="Tell of blocked media wherever this user sits (without systemd-logind).")
+        bool, option("--any-seat", help="Tell of blocked media wherever this user sits (without systemd-logind).")
     ] = False,
 ) -> None:
     """Show desktop notifications about media, with buttons, until the session ends.

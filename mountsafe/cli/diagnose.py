@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-import typer
-
 from mountsafe import landlock, sandbox
 from mountsafe.appliance import build, hardware, kernel
 from mountsafe.appliance.acceleration import KVM
 from mountsafe.cli import depth, screen
 from mountsafe.cli.mounting import Json
+from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.sealed import can_seal
 from mountsafe.process import Guard, surroundings
@@ -34,14 +33,14 @@ class Finding:
     mend: str = ""
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the verb."""
     app.command(epilog="Exit code: 0 if mounts can work, 5 if something they need is missing.")(doctor)
 
 
 def doctor(
     sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="Show what holds the processes of each mount in, as the kernel tells it.")
+        bool, option("--sandbox", help="Show what holds the processes of each mount in, as the kernel tells it.")
     ] = False,
     json: Json = False,
 ) -> None:

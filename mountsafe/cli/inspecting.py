@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import trio
-import typer
 
 from mountsafe import sandbox
 from mountsafe.appliance import build
@@ -21,6 +20,7 @@ from mountsafe.cli.mounting import (
     named,
     require_formats,
 )
+from mountsafe.cli.typers import App
 from mountsafe.medium import formats
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume
@@ -31,7 +31,7 @@ from mountsafe.text import size
 from mountsafe.trios import run
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the verb."""
     app.command(
         epilog="Examples: [bold]mountsafe inspect disk.img --json[/bold], [bold]mountsafe inspect machine.vhdx[/bold]"

@@ -9,10 +9,23 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mountsafe import __version__, environment
-from mountsafe.cli import appliance, desktop, diagnose, inspecting, media, mounting, policies, screen, serving, trusting
+from mountsafe.cli import (
+    appliance,
+    desktop,
+    diagnose,
+    inspecting,
+    media,
+    mounting,
+    policies,
+    screen,
+    serving,
+    setting,
+    trusting,
+)
+from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, MountsafeError, NoRight, UserError
 
-app = typer.Typer(
+app = App(
     name="mountsafe",
     help="Open a disk that nobody trusts: a virtual machine reads its file system, and your kernel never does.",
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 source, 4 mount point, 5 something or a right is missing on this "
@@ -26,6 +39,7 @@ mounting.register(app)
 inspecting.register(app)
 diagnose.register(app)
 trusting.register(app)
+setting.register(app)
 serving.register(app)
 media.register(app)
 desktop.register(app)
@@ -44,9 +58,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Options that come before a verb."""
 

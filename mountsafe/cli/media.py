@@ -3,22 +3,19 @@
 import time
 from typing import Annotated, Any
 
-import typer
-
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import Json
+from mountsafe.cli.typers import App, argument
 from mountsafe.desktop.notices import state_of
 from mountsafe.errors import ExitCode, UserError
 
 INTERVAL = 0.2  # seconds between two looks at a medium that is being opened
 _ON_THE_WAY = ("new", "busy", "opening", "waiting for a user")
 
-Medium = Annotated[
-    str, typer.Argument(metavar="DEVICE|DIR", help="A device, or where it is shown.", show_default=False)
-]
+Medium = Annotated[str, argument(metavar="DEVICE|DIR", help="A device, or where it is shown.", show_default=False)]
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the verbs."""
     app.command(epilog="Example: [bold]mountsafe devices --json[/bold]")(devices)
     app.command("open", epilog="Example: [bold]mountsafe open sdb[/bold]")(open_medium)

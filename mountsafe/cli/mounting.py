@@ -13,6 +13,7 @@ import typer
 from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
+from mountsafe.cli.typers import App, argument, option
 from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
@@ -54,7 +55,7 @@ class Links(StrEnum):
     FOLLOW = "follow"
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the verbs."""
     app.command(epilog=_MOUNT_EXAMPLES)(mount)
     app.command(epilog="Examples: [bold]mountsafe unmount ~/mnt[/bold], [bold]mountsafe unmount --all[/bold]")(unmount)
@@ -71,10 +72,10 @@ _MOUNT_EXAMPLES = (
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
 # readable=False: who may read what is found out by opening it, and told with its own exit code.
-Source = Annotated[Path, typer.Argument(help="An image file or a block device.", show_default=False, readable=False)]
+Source = Annotated[Path, argument(help="An image file or a block device.", show_default=False, readable=False)]
 FormatOption = Annotated[
     Format,
-    typer.Option(
+    option(
         "--format",
         help="How the disk lies in the source; vpc is VHD. auto looks at the first bytes of a file, and takes a device"
         " as raw.",
@@ -82,7 +83,7 @@ FormatOption = Annotated[
 ]
 SectorSize = Annotated[
     int | None,
-    typer.Option(
+    option(
         "--sector-size",
         metavar="BYTES",
         help="Take its partition table for one that counts sectors of 512, 1024, 2048 or 4096 bytes. Otherwise those"
@@ -90,18 +91,16 @@ SectorSize = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")
-]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the sandbox command and the guest's console.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Detach it even if programs use it.")]
+Json = Annotated[bool, option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Show the sandbox command and the guest's console.")]
+Force = Annotated[bool, option("--force", "-f", help="Detach it even if programs use it.")]
 
 
 def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     source: Source,
     directory: Annotated[
         Path | None,
-        typer.Argument(
+        argument(
             metavar="[DIR]",
             help="An empty or new folder; without it, one is made in ~/mountsafe.",
             show_default=False,
@@ -110,7 +109,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     ] = None,
     partition: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--partition",
             "-p",
             metavar="NUMBER|NAME",
@@ -119,27 +118,27 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         ),
     ] = None,
     fstype: Annotated[
-        str | None, typer.Option("--type", "-t", metavar="FSTYPE", help="Take it for this type.", show_default=False)
+        str | None, option("--type", "-t", metavar="FSTYPE", help="Take it for this type.", show_default=False)
     ] = None,
     format_: FormatOption = Format.AUTO,
     sector_size: SectorSize = None,
-    owner: Annotated[Owner, typer.Option(help="Show the files as yours, or as the image says.")] = Owner.USER,
+    owner: Annotated[Owner, option(help="Show the files as yours, or as the image says.")] = Owner.USER,
     links: Annotated[
         Links,
-        typer.Option(
+        option(
             help="Symbolic links: never followed where the kernel can be told so and never out of the mount; "
             "followed inside the mount; or followed anywhere."
         ),
     ] = Links.NOFOLLOW,
     idle: Annotated[
         float,
-        typer.Option(min=0, metavar="SECONDS", help="End the virtual machine when unused for so long; 0 for never."),
+        option(min=0, metavar="SECONDS", help="End the virtual machine when unused for so long; 0 for never."),
     ] = IDLE,
     entries: Annotated[
         int,
-        typer.Option(min=1000, metavar="NUMBER", help="Remember so many of the tree's entries, at about 1 KiB each."),
+        option(min=1000, metavar="NUMBER", help="Remember so many of the tree's entries, at about 1 KiB each."),
     ] = INDEX_ENTRIES,
-    foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
+    foreground: Annotated[bool, option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -269,17 +268,12 @@ def _shown(path: str) -> str:
 
 
 def unmount(
+    # Text, for typer looks at a path, and whoever looks at a mount waits for its process.
     names: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            # A parser, for otherwise typer looks at the path, and whoever looks at a mount waits for its process.
-            metavar="[DIR|SOURCE]...",
-            help="Mount points or sources.",
-            show_default=False,
-            parser=Path,
-        ),
+        list[str] | None,
+        argument(metavar="[DIR|SOURCE]...", help="Mount points or sources.", show_default=False),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Unmount everything that is yours.")] = False,
+    everything: Annotated[bool, option("--all", "-a", help="Unmount everything that is yours.")] = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -292,7 +286,7 @@ def unmount(
         gone = start.unmount_all(force)
     for name in names or []:
         try:
-            gone.append(start.unmount_one(name, force))
+            gone.append(start.unmount_one(Path(name), force))
         except UserError as error:  # the others have nothing to do with it
             failed.append(error)
     if json and not failed:

@@ -13,6 +13,7 @@ import typer
 
 from mountsafe.cli import inspecting, screen
 from mountsafe.cli.mounting import Json, Source
+from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, NoRight
 from mountsafe.medium.source import open_medium
 from mountsafe.policy import files
@@ -25,13 +26,13 @@ from mountsafe.system.files import Change, Files, Plan
 if TYPE_CHECKING:
     from mountsafe.system.check import Finding
 
-app = typer.Typer(no_args_is_help=True, help="What is done with a medium that is plugged in, and why.")
+app = App(no_args_is_help=True, help="What is done with a medium that is plugged in, and why.")
 
-Rules = Annotated[Path, typer.Option("--rules", metavar="DIR", help="Take policy.toml and policy.d from here.")]
-Root = Annotated[Path, typer.Option("--root", metavar="DIR", help="Install below this folder; nothing is reloaded.")]
+Rules = Annotated[Path, option("--rules", metavar="DIR", help="Take policy.toml and policy.d from here.")]
+Root = Annotated[Path, option("--root", metavar="DIR", help="Install below this folder; nothing is reloaded.")]
 Strict = Annotated[
     list[RiskClass] | None,
-    typer.Option(
+    option(
         "--strict",
         metavar="CLASS",
         help="Also keep the kernel from loading parsers of this risk class (critical, high); may be repeated, and "
@@ -39,8 +40,8 @@ Strict = Annotated[
         show_default=False,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done, and do nothing.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite generated files that somebody has changed.")]
+DryRun = Annotated[bool, option("--dry-run", "-n", help="Show what would be done, and do nothing.")]
+Force = Annotated[bool, option("--force", "-f", help="Overwrite generated files that somebody has changed.")]
 HOST = Path("/")
 
 
@@ -110,7 +111,7 @@ def render(
     rules: Rules = files.FOLDER,
     strict: Strict = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write them there.", show_default=False)
+        Path | None, option("--output", "-o", metavar="DIR", help="Write them there.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:

@@ -5,12 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
 from mountsafe.cli.policies import Rules
+from mountsafe.cli.typers import App, option
 from mountsafe.daemon import journal
 from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.limits import IDLE, MAX_MEDIA, MEDIUM_CPU_PERCENT, MEDIUM_MEMORY_MIB, MEDIUM_PROCESSES
@@ -20,7 +19,7 @@ from mountsafe.session.mounter import require_fuse
 HIDDEN = "/run/mountsafe/hidden"  # desktops show what is mounted in /run/media, /media and the user's home
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the verb."""
     app.command(epilog="Example: [bold]sudo mountsafe daemon --user alice[/bold] (without systemd-logind)")(daemon)
 
@@ -29,23 +28,23 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     rules: Rules = files.FOLDER,
     user: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Show media to this user, not to who is at the seat.", show_default=False),
+        option(metavar="NAME", help="Show media to this user, not to who is at the seat.", show_default=False),
     ] = None,
-    media: Annotated[Path, typer.Option(metavar="DIR", help="Show them in a folder of the user in here.")] = Path(
+    media: Annotated[Path, option(metavar="DIR", help="Show them in a folder of the user in here.")] = Path(
         "/run/media"
     ),
-    most: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Keep so many media at a time.")] = MAX_MEDIA,
+    most: Annotated[int, option(min=1, metavar="NUMBER", help="Keep so many media at a time.")] = MAX_MEDIA,
     idle: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="End an unused virtual machine after; 0 for never.")
+        float, option(min=0, metavar="SECONDS", help="End an unused virtual machine after; 0 for never.")
     ] = IDLE,
     spare: Annotated[
-        bool, typer.Option("--spare", help="Keep a virtual machine ready for the next medium: faster, for its memory.")
+        bool, option("--spare", help="Keep a virtual machine ready for the next medium: faster, for its memory.")
     ] = False,
     memory: Annotated[
-        int, typer.Option(min=512, metavar="MIB", help="Memory of a medium's processes (with systemd).")
+        int, option(min=512, metavar="MIB", help="Memory of a medium's processes (with systemd).")
     ] = MEDIUM_MEMORY_MIB,
     cpu: Annotated[
-        int, typer.Option(min=10, metavar="PERCENT", help="Their processors' time; 100 is one (with systemd).")
+        int, option(min=10, metavar="PERCENT", help="Their processors' time; 100 is one (with systemd).")
     ] = MEDIUM_CPU_PERCENT,
 ) -> None:
     """Claim media when they are plugged in, and show their files to the user at the seat.

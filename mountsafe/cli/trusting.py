@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import Json
 from mountsafe.cli.policies import DryRun, Rules
+from mountsafe.cli.typers import App, argument, option
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.policy import files, trust
 from mountsafe.policy.facts import Facts
@@ -22,13 +21,13 @@ from mountsafe.text import printable
 if TYPE_CHECKING:
     from mountsafe.system.trusting import Change
 
-Device = Annotated[Path, typer.Argument(help="A block device, plugged in.", show_default=False, readable=False)]
+Device = Annotated[Path, argument(help="A block device, plugged in.", show_default=False, readable=False)]
 HowFar = Annotated[
-    Verdict, typer.Option(metavar="VERDICT", help="kernel: leave it to the system; sandbox: open it without asking.")
+    Verdict, option(metavar="VERDICT", help="kernel: leave it to the system; sandbox: open it without asking.")
 ]
 
 
-def register(app: typer.Typer) -> None:
+def register(app: App) -> None:
     """Add the verbs."""
     app.command(
         "trust",

@@ -28,7 +28,10 @@ GRACE = 20.0  # how much later than the command's own deadline its answer may co
 KERNEL_LINE = "root=/dev/vda rw console=tty0 console=ttyS0 quiet mitigations=off random.trust_cpu=on"
 CHECKOUT = "/root/mountsafe"
 # What `./dev install` reads.
-PARTS = ("dev", "pyproject.toml", "requirements.lock", "README.md", "LICENSE", "mountsafe", "dbus", "udev", "systemd")
+PARTS = (
+    *("dev", "pyproject.toml", "requirements.lock", "README.md", "LICENSE"),
+    *("mountsafe", "dbus", "udev", "systemd", "packaging"),
+)
 
 
 class FrozenError(Exception):

@@ -157,6 +157,6 @@ BREAKS: dict[int, list[Break]] = {
             "found = self._waiting",
         )
     ],
-    51: [Break("medium/volumes.py", "words += resorts.words(untrusted.resorts)", "pass")],
+    51: [Break("medium/conditions.py", "words += resorts.words(untrusted.resorts)", "pass")],
     50: [Break("daemon/keeper.py", "judged=True", "judged=False")],
 }
