@@ -78,7 +78,7 @@ def supervisor(folder: Path, reporter: Reporter, volumes: list[Volume]) -> Any:
         "idle": 0,
         "entries": 1000,
     }
-    medium = types.SimpleNamespace(format="raw", name="x")
+    medium = types.SimpleNamespace(format="raw", name="x", sector_size=None)
     runtime = types.SimpleNamespace(write=lambda record: None)
     made: Any = Supervisor(order, medium, Place.hold(target), runtime, reporter)  # type: ignore[arg-type]
     storage = types.SimpleNamespace(raw=True, pid=None)
