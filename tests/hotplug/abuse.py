@@ -75,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, machine(Path(scratch)) as made:
         made.write("/etc/mountsafe/policy.toml", RULES)
         made.mountsafe("policy", "install").ok()
-        made.mountsafe("appliance", "build").ok()
+        made.put_appliance()
         daemon = Daemon(made, Path(scratch, "log"))
         came = abuse(daemon, images.unpack("jfs", Path(scratch)), float(sys.argv[1]) * 60)
         daemon.stop()

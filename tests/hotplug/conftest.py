@@ -28,7 +28,7 @@ def machine(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFact
 def daemon(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     machine.write("/etc/mountsafe/policy.toml", RULES)
     machine.mountsafe("policy", "install").ok()
-    machine.mountsafe("appliance", "build").ok()
+    machine.put_appliance()
     made = Daemon(machine, tmp_path_factory.mktemp("daemon") / "log")
     yield made
     made.stop()

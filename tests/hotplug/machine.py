@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.appliance import put
 from tests.done import Done
 
 UDEVD = "/usr/lib/systemd/systemd-udevd"
 POLKITD = "/usr/lib/polkit-1/polkitd"
 UDISKSD = "/usr/libexec/udisks2/udisksd"
 DEADLINE = 60.0
-OWN_FOLDERS = ("/etc/udev/rules.d", "/etc/polkit-1/rules.d", "/etc/modprobe.d", "/etc/mountsafe", "/var/lib/mountsafe")
+STATE = "/var/lib/mountsafe"
+OWN_FOLDERS = ("/etc/udev/rules.d", "/etc/polkit-1/rules.d", "/etc/modprobe.d", "/etc/mountsafe", STATE)
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # Folders of the system with a file of ours in them, as `./dev install` puts it there.
 OWN_COPIES = {
@@ -72,6 +74,10 @@ class Machine:
 
     def mountsafe(self, *words: str | Path, user: bool = False) -> Done:
         return self.run(sys.executable, "-m", "mountsafe", *words, user=user)
+
+    def put_appliance(self) -> None:
+        """Have an appliance, and know whether KVM works."""
+        put(self.scratch / f"own{OWN_FOLDERS.index(STATE)}/appliance")
 
     def findings(self) -> list[tuple[str, str]]:
         """Return what `policy check` finds, (device, who), but for loop devices that others had before."""

@@ -26,7 +26,7 @@ def automounter(machine: Machine, program: Callable[[str], str]) -> Machine:
 def daemon(automounter: Machine, tmp_path: Path) -> Iterator[Daemon]:
     automounter.write("/etc/mountsafe/policy.toml", RULES)
     automounter.mountsafe("policy", "install").ok()
-    automounter.mountsafe("appliance", "build").ok()
+    automounter.put_appliance()
     made = Daemon(automounter, tmp_path / "log")
     yield made
     made.stop()

@@ -77,7 +77,7 @@ def verdict_of_udev(machine: Machine, scratch: Path, description: str, path: str
     (scratch / "device").write_text(description)
     machine.remove("/run/udev/data/b8:200")  # `udevadm test` would take up what it has left there the last time
     done = machine.run("umockdev-run", "-d", scratch / "device", "--", "udevadm", "test", "--action=add", path).ok()
-    found = dict(line.split("=", 1) for line in done.out.splitlines() if re.match(r"[A-Z_]+=", line))
+    found = dict(re.findall(r"^ *([A-Z_]+)=(.*)$", done.out, re.MULTILINE))  # systemd 257 indents them
     assert found["ID_FS_LABEL"] == "A", done
     return found.get("MOUNTSAFE_VERDICT", "kernel"), found["ID_FS_TYPE"]
 

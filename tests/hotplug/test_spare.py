@@ -17,7 +17,7 @@ Image = Callable[[str], Path]
 def daemon(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     machine.write("/etc/mountsafe/policy.toml", RULES)
     machine.mountsafe("policy", "install").ok()
-    machine.mountsafe("appliance", "build").ok()
+    machine.put_appliance()
     made = Daemon(machine, tmp_path_factory.mktemp("daemon") / "log", "--spare")
     yield made
     made.stop()

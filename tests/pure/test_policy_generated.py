@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mountsafe.policy import modprobe, polkit, udev
@@ -69,6 +69,7 @@ def test_rules_stay_in_their_order() -> None:
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
+@example("", "x")
 def test_no_name_and_no_pattern_breaks_out_of_its_place(name: str, pattern: str) -> None:
     quoted = '"' + "".join(f"\\U{ord(char):08x}" for char in pattern) + '"'
     named = '"' + "".join(f"\\U{ord(char):08x}" for char in name) + '"'
@@ -78,7 +79,8 @@ def test_no_name_and_no_pattern_breaks_out_of_its_place(name: str, pattern: str)
     except UnicodeEncodeError:
         return
     lines = udev.render(policy)[udev.FIRST].splitlines()
-    plain = udev.render(Policy.parse([("test", '[[rule]]\nverdict = "refuse"\nlabel = "x"')]))[udev.FIRST].splitlines()
+    other = '[[rule]]\nverdict = "refuse"\nlabel = "longer than any that is tried here"'
+    plain = udev.render(Policy.parse([("test", other)]))[udev.FIRST].splitlines()
     if policy.broken:
         assert len(lines) == len(plain) - 2
         return

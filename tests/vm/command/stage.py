@@ -6,7 +6,6 @@ The copy is as root would install it: the checkout and its environment may be cl
 """
 
 import ctypes
-import json
 import os
 import pwd
 import re
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from mountsafe.sandbox import PYTHON
+from tests.appliance import put
 from tests.done import Done
 
 ACCOUNT = "mountsafe-test"
@@ -211,23 +211,6 @@ def install(repository: Path, prefix: Path) -> Path:
     return program
 
 
-def own_appliance(program: Path, place: Path) -> None:
-    """Make `place` a location with the current appliance: another build elsewhere cannot change it."""
-    done = subprocess.run([program, "appliance", "build", "--json"], capture_output=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    built = Path(json.loads(done.stdout)["path"])
-    version = place / built.name
-    place.mkdir(parents=True)
-    try:
-        shutil.copytree(built, version, copy_function=os.link)
-    except OSError:  # another file system
-        shutil.rmtree(version, ignore_errors=True)
-        sh("cp", "--archive", "--sparse=always", built, version)
-    (place / "current").symlink_to(version.name)
-    with suppress(FileNotFoundError):
-        shutil.copy(built.parent.parent / "kvm.json", place.parent)
-
-
 # --- the namespace and the account ----------------------------------------------------------------------------------
 @contextmanager
 def private_mounts() -> Iterator[None]:
@@ -295,7 +278,7 @@ def build_stage(repository: Path) -> Iterator[Stage]:
         stack.callback(shutil.rmtree, root, ignore_errors=True)
         program = install(repository, root / "installed")
         appliance = root / "state/appliance"
-        own_appliance(program, appliance)
+        put(appliance, [program])
         stack.enter_context(subreaper())
         persons = {}
         if os.geteuid() == 0:
