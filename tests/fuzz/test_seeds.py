@@ -69,6 +69,9 @@ VOLUMES = st.builds(
     wanted=st.integers(0, 3),
     trouble=st.integers(0, 4),
     places=st.lists(st.builds(wire.Place, PLACE, PLACE, PLACE), max_size=3).map(tuple),
+    resorts=st.integers(0, wire.Resort.ALL) | st.just((1 << 16) - 1),
+    claimed=st.just(0) | st.integers(0, SIZE) | st.just((1 << 64) - 1),
+    sector=st.sampled_from([0, 512, 4096, 7, (1 << 16) - 1]),
 )
 
 

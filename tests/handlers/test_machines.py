@@ -2,6 +2,7 @@
 
 import socket
 import time
+import types
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ class FakeMachine:
         theirs.close()
         return ours
 
-    async def attach(self, fd: int) -> None:
+    async def attach(self, fd: int, model: str) -> None:
         await trio.lowlevel.checkpoint()
         if self.refuses == "attach":
             raise GuestGone("no medium")
@@ -58,6 +59,7 @@ class FakeStorage:
     pid = None
 
     def __init__(self) -> None:
+        self.medium = types.SimpleNamespace(model=lambda: "")
         self.number = 1
         self.ends = {1: trio.Event()}
 
