@@ -102,7 +102,9 @@ def test_sources_without_a_file_system(user: Person, folder: Path, image: Image,
 
 
 def test_a_truncated_image(person: Person, folder: Path, image: Image) -> None:
-    refused(person, ExitCode.SOURCE, "cannot mount whole disk: ext4", "mount", image("truncated"), folder / "m")
+    done = person.run("mount", image("truncated"), folder / "m").ok()
+    assert "the image ends before its file system" in done.err
+    person.run("unmount", folder / "m").ok()
 
 
 def test_an_encrypted_image(user: Person, folder: Path, image: Image) -> None:
@@ -171,8 +173,8 @@ def test_nothing_to_unmount(person: Person, folder: Path) -> None:
     refused(person, ExitCode.NOT_MOUNTED, "is not mounted", "unmount", folder)
     refused(person, ExitCode.NOT_MOUNTED, "is not mounted", "unmount", "/proc")
     refused(person, ExitCode.NOT_MOUNTED, "is not mounted", "unmount", folder / "absent")
-    refused(person, ExitCode.USAGE, "name one", "unmount")
-    refused(person, ExitCode.USAGE, "name one", "unmount", "--all", folder)
+    refused(person, ExitCode.USAGE, "name a mount point", "unmount")
+    refused(person, ExitCode.USAGE, "name a mount point", "unmount", "--all", folder)
 
 
 def test_wrong_words(user: Person) -> None:
