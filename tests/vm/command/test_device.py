@@ -68,8 +68,8 @@ def test_a_device_that_is_claimed_is_not_mounted(root: Person, folder: Path, dev
 
 def test_a_device_that_the_user_may_not_read(user: Person, folder: Path, device: Path) -> None:
     done = user.run("mount", device, folder / "m")
-    assert done.code == 3
-    assert "use sudo" in done.err
+    assert done.code == ExitCode.DEPENDENCY
+    assert f"sudo mountsafe mount {device} {folder}/m" in done.err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mountsafe.appliance import hardware
 from tests.vm.command.stage import Person, Stage, sh
 
 Image = Callable[[str], Path]
@@ -93,7 +94,7 @@ def test_a_node_that_only_root_may_open(user: Person, root: Person, folder: Path
             finding = state_of_kvm(person, {})
             assert finding["state"] == "degraded"
             assert "slowly" in finding["detail"]
-            assert finding["mend"]
+            assert bool(finding["mend"]) == hardware.virtualises()  # no right helps where the processor cannot
             record = person.run("mount", image("romfs"), person.home / "m", "--json").ok().json()
             assert record["accelerator"] == "tcg"
             person.run("unmount", person.home / "m").ok()
