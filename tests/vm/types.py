@@ -97,7 +97,6 @@ REFUSED = (
         Refusal(f"*/syz_mount_image_reiserfs_{number}.img.gz", "can't find a reiserfs", "Linux finds no superblock")
         for number in (30, 55)
     ),
-    Refusal("util-linux/blkid/images-fs/ext4.img.xz", "exceeds size of device", "cut off: made for blkid alone"),
 )
 
 
