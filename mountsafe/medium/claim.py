@@ -44,7 +44,7 @@ class Claim:
                 self._make_read_only()
             self.medium = Medium(Path(node), self.fd, device_size(self.fd), block_device=True)
         except BaseException:
-            os.close(self.fd)
+            self.release()
             raise
 
     def eject(self) -> None:

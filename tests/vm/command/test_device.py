@@ -12,6 +12,7 @@ import pytest
 from images import images
 from mountsafe import landlock
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.medium import claim as claiming
 from mountsafe.medium.source import open_medium
 from tests.vm.command.stage import Person
 from tests.vm.command.test_mount import Image, check_tree, mounted
@@ -53,6 +54,27 @@ def test_a_device_is_claimed_while_it_is_mounted(root: Person, folder: Path, dev
         check_tree(root, folder / "m", images.expected("ext4"))
         assert claim(device) == errno.EBUSY
     assert claim(device) == 0
+
+
+def test_a_claim_that_fails_leaves_the_device_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, writable: Path
+) -> None:
+    """As of a stick that is pulled out meanwhile."""
+
+    def gone(fd: int) -> int:
+        assert read_only(writable) == "1"
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+
+    def read_only(device: Path) -> str:
+        return Path("/sys/class/block", device.name, "ro").read_text().strip()
+
+    monkeypatch.setattr(claiming, "device_size", gone)
+    number = writable.stat().st_rdev
+    with pytest.raises(OSError, match="No such device"):
+        claiming.Claim(str(writable), (os.major(number), os.minor(number)), 0, tmp_path)
+    assert read_only(writable) == "0"
+    assert {path.name for path in tmp_path.iterdir()} == {"medium"}
+    assert claim(writable) == 0
 
 
 def test_a_device_that_is_claimed_is_not_mounted(root: Person, folder: Path, device: Path) -> None:
