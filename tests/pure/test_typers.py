@@ -30,7 +30,9 @@ def test_the_signature_is_what_an_old_typer_reads() -> None:
     assert registered.callback(Path("x"), True) == command(Path("x"), True) == "x True"
 
 
-def test_an_option_that_commands_share_has_the_default_of_each() -> None:
+@pytest.fixture
+def switched() -> App:
+    """Two commands that share an option, with another default each."""
     app = App()
 
     @app.command("on")
@@ -41,9 +43,13 @@ def test_an_option_that_commands_share_has_the_default_of_each() -> None:
     def off(shared: Shared = False) -> None:
         typer.echo(shared)
 
+    return app
+
+
+def test_an_option_that_commands_share_has_the_default_of_each(switched: App) -> None:
     defaults = [
         inspect.signature(each.callback).parameters["shared"].default.default
-        for each in app.registered_commands
+        for each in switched.registered_commands
         if each.callback
     ]
     assert defaults == [True, False]
@@ -51,16 +57,8 @@ def test_an_option_that_commands_share_has_the_default_of_each() -> None:
 
 
 @pytest.mark.parametrize(("words", "said"), [(["on"], "True"), (["off"], "False"), (["off", "--shared"], "True")])
-def test_it_runs_with_the_typer_that_is_here(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
-    app = App()
-
-    @app.command("on")
-    def on(shared: Shared = True) -> None:
-        typer.echo(shared)
-
-    @app.command("off")
-    def off(shared: Shared = False) -> None:
-        typer.echo(shared)
-
-    app(words, standalone_mode=False)
+def test_it_runs_with_the_typer_that_is_here(
+    capsys: pytest.CaptureFixture[str], switched: App, words: list[str], said: str
+) -> None:
+    switched(words, standalone_mode=False)
     assert capsys.readouterr().out.strip() == said
