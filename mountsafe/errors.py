@@ -48,6 +48,11 @@ class NoRight(UserError):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint, ExitCode.DEPENDENCY)
 
+    @classmethod
+    def of(cls, what: object, error: OSError) -> "NoRight":
+        """Return what a user is told who may not do something with `what`."""
+        return cls(f"{what}: {(error.strerror or str(error)).lower()}")
+
 
 class ProtocolFault(MountsafeError):
     """A peer sent what the protocol does not allow."""

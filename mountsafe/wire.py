@@ -17,6 +17,7 @@ from typing import NamedTuple
 VERSION = 1
 
 # --- bounds: all of them, and why ---------------------------------------------------------------------------------
+SECTOR_SIZES = (512, 4096, 2048, 1024)  # that Linux knows, the likely ones first
 MAX_READ = 1 << 20  # the largest read that Linux's FUSE client asks for
 MAX_BODY = MAX_READ + (64 << 10)  # a read's answer, or a page of a directory, and its fixed fields
 MAX_NAME = 255  # NAME_MAX: longer names cannot be passed on to the kernel

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from mountsafe.agent.patched import ABSENT, SECTOR, Patch
-from mountsafe.wire import Resort
+from mountsafe.wire import SECTOR_SIZES, Resort
 
 EXT = (b"ext2", b"ext3", b"ext4", b"ext4dev")
 FAT = (b"vfat", b"msdos")
@@ -20,7 +20,6 @@ _BOOT_END = b"\x55\xaa"
 _FAT_LOOK = 1 << 20  # bytes of the first FAT that must be readable
 _LATE_GROUPS = (1, 3, 5, 7)  # where ext puts its first copies, sparse_super or not
 _EXT_LAYOUTS = ((1024, 8192), (2048, 16384), (4096, 32768))  # block size, blocks of a group: mke2fs's own choice
-_SECTORS = (512, 4096, 2048, 1024)
 
 Read = Callable[[int, int], bytes]
 
@@ -179,7 +178,7 @@ def _fat_boot(read: Read) -> Patch | None:
     """Return FAT32's second boot sector in the place of the first, unless that is good."""
     if _is_fat32(read(0, 512)):
         return None
-    for sector in _SECTORS:
+    for sector in SECTOR_SIZES:
         block = read(6 * sector, 512)
         if _is_fat32(block) and struct.unpack_from("<H", block, 0x0B)[0] == sector:
             return Patch(0, sector, 6 * sector)
@@ -196,7 +195,7 @@ def _second_fat(read: Read, boot: bytes) -> Patch | None:
         return None
     sector, reserved = struct.unpack_from("<H", boot, 0x0B)[0], struct.unpack_from("<H", boot, 0x0E)[0]
     length = (struct.unpack_from("<H", boot, 0x16)[0] or struct.unpack_from("<I", boot, 0x24)[0]) * sector
-    if sector not in _SECTORS or not reserved or not length:
+    if sector not in SECTOR_SIZES or not reserved or not length:
         return None
     start = reserved * sector
 
@@ -209,7 +208,7 @@ def _second_fat(read: Read, boot: bytes) -> Patch | None:
 
 def _exfat_boot(read: Read) -> Patch | None:
     """Return exFAT's second boot region in the place of the first."""
-    for sector in _SECTORS:
+    for sector in SECTOR_SIZES:
         block = read(12 * sector, 512)
         if block[3:11] == b"EXFAT   " and block[0x1FE:] == _BOOT_END and 1 << (block[108] & 31) == sector:
             return Patch(0, 12 * sector, 12 * sector)

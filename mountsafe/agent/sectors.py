@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from mountsafe import wire
 from mountsafe.agent.programs import read_text, run
 
 NATIVE = 512  # what the host gives the disk
-SIZES = (512, 4096, 2048, 1024)  # that Linux knows, the likely ones first
 ONLY = "only"  # after the size, in the disk's model: see `wished`
 EXTENDED = frozenset({b"0x5", b"0xf", b"0x85"})  # partitions whose table is the rest of the disk's
 UNIT = 512  # in which the kernel tells and takes places, whatever sectors a disk has
@@ -58,7 +58,7 @@ def wished(disk: str) -> tuple[int, bool]:
     It is the disk's model: "sector 4096" is what the medium's own drive says, "sector 4096 only" what the user says.
     """
     word, *rest = read_text(f"/sys/block/{disk}/device/model").split() or [""]
-    if word != "sector" or not rest or not rest[0].isdecimal() or int(rest[0]) not in SIZES:
+    if word != "sector" or not rest or not rest[0].isdecimal() or int(rest[0]) not in wire.SECTOR_SIZES:
         return NATIVE, False
     return int(rest[0]), rest[1:] == [ONLY]
 
@@ -128,7 +128,7 @@ def other_table(
     if first == NATIVE and (native or only):
         return None
     found: list[Table] = []
-    for sector in (first,) if only else sorted(SIZES, key=lambda size: size != first):
+    for sector in (first,) if only else sorted(wire.SECTOR_SIZES, key=lambda size: size != first):
         if sector == NATIVE:
             if native:
                 return None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mountsafe.agent.copies import Read
 from mountsafe.wire import Resort
 
-BLKSSZGET, BLKPG, BLKPG_ADD_PARTITION = 0x1268, 0x1269, 1  # include/uapi/linux/fs.h, blkpg.h
+BLKPG, BLKPG_ADD_PARTITION = 0x1269, 1  # include/uapi/linux/fs.h, blkpg.h
 MAX_PARTITIONS = 128
 _HEADER = struct.Struct("<8s4sII4xQQQQ16sQIII")
 _ENTRY = struct.Struct("<16s16sQQ8x72s")
@@ -80,13 +80,6 @@ def beyond(read: Read, size: int, sector: int) -> list[int]:
     return [
         number for number, (kind, start, count) in enumerate(entries, 1) if kind and count and start * sector >= size
     ]
-
-
-def sector_of(fd: int) -> int:
-    """Return a block device's logical sector size."""
-    size = array.array("i", [0])
-    fcntl.ioctl(fd, BLKSSZGET, size)
-    return size[0]
 
 
 def add(fd: int, part: Part, size: int) -> None:

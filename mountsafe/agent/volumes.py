@@ -145,16 +145,12 @@ def _guess(graph: Graph) -> None:
             node.facts |= {"ID_FS_LABEL": guess.label, "ID_FS_UUID": guess.uuid}
 
 
-def _names(disk: str) -> list[str]:
-    return [name for name in os.listdir(f"/sys/block/{disk}") if name.startswith(disk)]
-
-
 def _restore_table(parent: Node, disk: str) -> list[int]:
     """Have the kernel take partitions that it does not find by itself; return the numbers of the absent ones."""
     with open(f"/dev/{disk}", "rb") as file:
         read, fd = copies.reader(file.fileno()), file.fileno()
-        sector = tables.sector_of(fd)
-        if _names(disk) or parent.fstype or not tables.is_protective(read):
+        sector = sectors.NATIVE
+        if sectors.partitions_of(disk) or parent.fstype or not tables.is_protective(read):
             known = parent.facts.get("ID_PART_TABLE_TYPE") == b"dos"
             return tables.beyond(read, parent.size, sector) if known else []
         table = tables.gpt(read, parent.size, sector)

@@ -18,10 +18,11 @@ from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
-from mountsafe.medium.source import SECTOR_SIZES, Medium, explained, open_medium
+from mountsafe.medium.source import Medium, explained, open_medium
 from mountsafe.session import start
 from mountsafe.session.mounter import require_fuse
 from mountsafe.text import printable
+from mountsafe.wire import SECTOR_SIZES
 
 # For mount(8), which the guest calls, "noext4" is every type but ext4.
 MISSING_SHOWN = 10  # file systems of a medium that a person is told of one by one
@@ -200,7 +201,7 @@ def named(format_: Format) -> formats.Format | None:
 def checked_sectors(sector_size: int | None) -> int | None:
     """Return what `--sector-size` says. Raises UserError (USAGE) if it is no size of sectors."""
     if sector_size is not None and sector_size not in SECTOR_SIZES:
-        known = ", ".join(map(str, SECTOR_SIZES))
+        known = ", ".join(map(str, sorted(SECTOR_SIZES)))
         raise UserError(f"no disk has sectors of {sector_size} bytes", f"There are {known}.", ExitCode.USAGE)
     return sector_size
 

@@ -3,8 +3,6 @@
 import difflib
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +12,7 @@ import typer
 from mountsafe.cli import inspecting, screen
 from mountsafe.cli.mounting import Json, Source
 from mountsafe.cli.typers import App, option
-from mountsafe.errors import ExitCode, NoRight
+from mountsafe.errors import ExitCode
 from mountsafe.medium.source import open_medium
 from mountsafe.policy import files
 from mountsafe.policy.facts import Facts
@@ -149,7 +147,7 @@ def install(  # a parameter for each option, as typer wants it
     """
     made = Files(root)
     wanted = inforce.wanted(rules, root, inforce.strict_of(made, strict), harmless=root == HOST)
-    with _rights():
+    with inforce.rights():
         _carry_out(made, made.plan_install(wanted, force), dry_run, json)
 
 
@@ -157,16 +155,8 @@ def install(  # a parameter for each option, as typer wants it
 def uninstall(root: Root = HOST, dry_run: DryRun = False, force: Force = False, json: Json = False) -> None:
     """Remove the rules, and put back what was there before, to the byte."""
     made = Files(root)
-    with _rights():
+    with inforce.rights():
         _carry_out(made, made.plan_uninstall(force), dry_run, json)
-
-
-@contextmanager
-def _rights() -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        raise NoRight(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
 
 
 def _carry_out(made: Files, plan: Plan, dry_run: bool, json: bool) -> None:
@@ -190,7 +180,7 @@ def _carry_out(made: Files, plan: Plan, dry_run: bool, json: bool) -> None:
 def diff(rules: Rules = files.FOLDER, root: Root = HOST, strict: Strict = None, json: Json = False) -> None:
     """Show how the files in place differ from those that the policy makes now."""
     made = Files(root)
-    with _rights():
+    with inforce.rights():
         plan = made.plan_install(
             inforce.wanted(rules, root, inforce.strict_of(made, strict), harmless=False), force=True
         )

@@ -30,6 +30,11 @@ def layers(parents: "Sequence[Volume]") -> tuple[str, ...]:
     return (*deepest.layers, "+".join(names + more))
 
 
+def claimed(untrusted: wire.Volume) -> int:
+    """Return the bytes that a volume should have, if it has fewer; else 0."""
+    return untrusted.claimed if untrusted.size < untrusted.claimed < 1 << 63 else 0
+
+
 def condition(untrusted: wire.Volume, parents: "Sequence[Volume]") -> str:
     """Return what is wrong with a volume, in words of ours."""
     counted = f"{untrusted.present} of {untrusted.wanted} members"
@@ -43,9 +48,9 @@ def condition(untrusted: wire.Volume, parents: "Sequence[Volume]") -> str:
     if untrusted.sector:
         words.append(f"its partition table counts sectors of {untrusted.sector} bytes")
     words += resorts.words(untrusted.resorts)
-    if untrusted.size < untrusted.claimed < 1 << 63:
+    if whole := claimed(untrusted):
         what = "its file system" if untrusted.fstype else "what its partition table says"
-        words.append(f"the image ends before {what}: {untrusted.size} of {untrusted.claimed} bytes")
+        words.append(f"the image ends before {what}: {untrusted.size} of {whole} bytes")
     for parent in parents:
         # That a disk is cut off is of no account for a part of it that is whole.
         inherited = "; ".join(resorts.words(parent.resorts)) if parent.kind == "disk" else parent.condition

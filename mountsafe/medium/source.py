@@ -14,9 +14,9 @@ from mountsafe.medium import wrappers
 from mountsafe.medium.formats import Format, detect
 from mountsafe.medium.sealed import sealed
 from mountsafe.text import printable
+from mountsafe.wire import SECTOR_SIZES
 
 BLKROGET, BLKGETSIZE64, BLKSSZGET = 0x125E, 0x80081272, 0x1268  # include/uapi/linux/fs.h
-SECTOR_SIZES = (512, 1024, 2048, 4096)  # that Linux knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,6 @@ def _cannot_open(shown: str, error: OSError) -> UserError:
         errno.ENOMEDIUM: "There is no medium in the drive.",
     }
     if isinstance(error, PermissionError):
-        return NoRight(f"cannot open {shown}: {(error.strerror or str(error)).lower()}")
+        return NoRight.of(f"cannot open {shown}", error)
     reason = "it does not exist" if error.errno == errno.ENOENT else (error.strerror or str(error)).lower()
     return UserError(f"cannot open {shown}: {reason}", hints.get(error.errno or 0, "Check the name."), ExitCode.SOURCE)

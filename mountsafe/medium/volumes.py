@@ -11,11 +11,11 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.incidents import Incidents
 from mountsafe.medium import conditions, resorts
 from mountsafe.medium.extents import Window
+from mountsafe.medium.wrappers import NOTHING_FOUND
 from mountsafe.policy.risk import risk_of
 from mountsafe.text import printable, size
 
 SECTOR = 512
-TABLE_SECTORS = (512, 1024, 2048, 4096)  # that a partition table may count
 NAME_LENGTH = 48  # characters of a label in a folder's name; with 4 bytes each and a number, fewer than NAME_MAX
 TITLE_LENGTH = 40  # characters of the name of an array or a logical volume in a folder's name: ASCII alone
 MAX_NAME = 120  # characters of a volume's name
@@ -162,7 +162,9 @@ class _Check:
             return "an impossible type", untrusted.fstype
         if untrusted.trouble not in (wire.Trouble.NONE, *conditions.TROUBLES) or untrusted.resorts & ~wire.Resort.ALL:
             return "a volume in unknown trouble", untrusted.device
-        if untrusted.sector and (untrusted.sector not in TABLE_SECTORS or untrusted.kind != wire.VolumeKind.PARTITION):
+        if untrusted.sector and (
+            untrusted.sector not in wire.SECTOR_SIZES or untrusted.kind != wire.VolumeKind.PARTITION
+        ):
             return "a table with impossible sectors", untrusted.device
         if (untrusted.parents, untrusted.kind, untrusted.number) in self._numbers:
             return "a volume whose number comes twice", untrusted.device
@@ -205,7 +207,7 @@ class _Check:
                 nested=nested,
                 places=untrusted.places if nested else (),
                 resorts=untrusted.resorts,
-                claimed=untrusted.claimed if untrusted.size < untrusted.claimed < 1 << 63 else 0,
+                claimed=conditions.claimed(untrusted),
                 sector_size=untrusted.sector or None,
             )
         )
@@ -308,7 +310,7 @@ def choose(
         which = medium if encrypted[0].kind == "disk" else f"{encrypted[0].title} of {medium}"
         hint = "mountsafe cannot unlock encrypted media yet."
         raise UserError(f"{which} is encrypted: {encrypted[0].fstype}", hint, ExitCode.SOURCE)
-    raise UserError(f"no file system was found on {medium}", _there_is(volumes), ExitCode.SOURCE)
+    raise UserError(f"{NOTHING_FOUND} on {medium}", _there_is(volumes), ExitCode.SOURCE)
 
 
 def left_out(volumes: Sequence[Volume]) -> list[Volume]:

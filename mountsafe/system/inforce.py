@@ -1,11 +1,11 @@
 """The system rules of a policy, put in force: what `policy install` does, and what changed trust repeats."""
 
 import subprocess
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mountsafe.errors import ExitCode, UserError
+from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.policy import files, modprobe
 from mountsafe.policy.risk import RiskClass
 from mountsafe.policy.rules import Policy
@@ -49,12 +49,26 @@ def reload_udev() -> bool:
     return _udevadm("control", "--reload")
 
 
+@contextmanager
+def rights() -> Iterator[None]:
+    """Raise NoRight in the place of PermissionError."""
+    try:
+        yield
+    except PermissionError as error:
+        raise NoRight.of(error.filename, error) from error
+
+
+def put(rules: Path, made: Files) -> None:
+    """Put the rules of this machine in place. Raises UserError if they would hide what it uses."""
+    made.carry_out(made.plan_install(wanted(rules, HOST, strict_of(made), harmless=True)))
+    reload_udev()
+
+
 def renew(rules: Path) -> None:
     """Make the rules anew where they are installed. Raises UserError if they would hide what this machine uses."""
     made = Files()
     if made.installed():
-        made.carry_out(made.plan_install(wanted(rules, HOST, strict_of(made), harmless=True)))
-        reload_udev()
+        put(rules, made)
 
 
 def look_again(names: Collection[str]) -> None:

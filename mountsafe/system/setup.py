@@ -1,8 +1,7 @@
 """Policy and service, in force or not, together: rules without the service hide media from everybody."""
 
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
@@ -25,16 +24,15 @@ def begin(rules: Path, say: Say) -> None:
         raise UserError("systemd does not run this machine", hint, ExitCode.DEPENDENCY)
     made = Files()
     was_installed = bool(made.installed())
-    with _rights():
-        made.carry_out(made.plan_install(inforce.wanted(rules, inforce.HOST, inforce.strict_of(made), harmless=True)))
-    inforce.reload_udev()
+    with inforce.rights():
+        inforce.put(rules, made)
     say("policy: udisks and desktops mount nothing external from now on")
     try:
         _systemctl("enable", "--now", SERVICE)
         say(f"{SERVICE}: runs, now and at each boot")
         _systemctl("--global", "enable", AGENT)
         say(f"{AGENT}: tells each user of media, from their next login on")
-    except UserError:
+    except BaseException:  # Ctrl-C as well
         if not was_installed:
             end(say)
         raise
@@ -43,7 +41,7 @@ def begin(rules: Path, say: Say) -> None:
 def end(say: Say) -> None:
     """Take both back: every file is as it was before. What is mounted by hand stays mounted."""
     made = Files()
-    with _rights():
+    with inforce.rights():
         made.carry_out(made.plan_uninstall())
     inforce.reload_udev()
     say("policy: every file is as it was before")
@@ -70,12 +68,3 @@ def _systemctl(*words: str) -> None:
     raise UserError(
         f"systemctl {' '.join(words)}: {why}", f"journalctl --unit={SERVICE} says more.", ExitCode.DEPENDENCY
     )
-
-
-@contextmanager
-def _rights() -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        hint = "As root: sudo mountsafe setup"
-        raise UserError(f"{error.filename}: {error.strerror}", hint, ExitCode.DEPENDENCY) from error

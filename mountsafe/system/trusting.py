@@ -112,6 +112,6 @@ def _alone(rules: Path) -> Iterator[None]:
 
 def _unwritable(place: Path, error: OSError) -> UserError:
     if isinstance(error, PermissionError):
-        return NoRight(f"{place}: {(error.strerror or str(error)).lower()}")
+        return NoRight.of(place, error)
     hint = "Nothing has changed. Is its disk full, or read-only?"
     return UserError(f"cannot write to {error.filename or place}: {error.strerror}", hint, ExitCode.TARGET)
