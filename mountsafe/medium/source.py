@@ -124,7 +124,8 @@ def explained(medium: Medium, error: UserError) -> UserError:
     """Return what a user is told when a medium could not be mounted: what the file is, if that is another thing."""
     if medium.block_device or medium.format is not Format.RAW:
         return error
-    return wrappers.explained(error, medium.name, partial(_readable, medium.fd), medium.size)
+    path = printable(os.fsencode(medium.path))
+    return wrappers.explained(error, medium.name, path, partial(_readable, medium.fd), medium.size)
 
 
 def _readable(fd: int, offset: int, length: int) -> bytes:

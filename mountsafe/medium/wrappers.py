@@ -98,12 +98,12 @@ def found(read: Read, size: int) -> Wrapper | None:
     return None
 
 
-def explained(error: UserError, name: str, read: Read, size: int) -> UserError:
+def explained(error: UserError, name: str, path: str, read: Read, size: int) -> UserError:
     """Return what a user is told in place of an error: what the file is, if nothing was found in it that is a disk.
 
-    `name` is the file's, fit to be shown.
+    `name` is the file's and `path` where it is for the commands, both fit to be shown.
     """
     if not error.message.startswith(NOTHING_FOUND) or (wrapper := found(read, size)) is None:
         return error
-    hint = wrapper.what_to_do.format(file=shlex.quote(name), new="NEW")
+    hint = wrapper.what_to_do.format(file=shlex.quote(path), new="NEW")
     return UserError(f"{NOTHING_FOUND} on {name}: it is {wrapper.what}", hint, ExitCode.SOURCE)

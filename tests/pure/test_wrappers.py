@@ -14,8 +14,8 @@ from mountsafe.medium.wrappers import WRAPPERS, explained, found
 NOTHING = UserError("no file system was found on it", "If you know its type, name it with --type.", ExitCode.SOURCE)
 
 
-def told(data: bytes, error: UserError = NOTHING, name: str = "a file.img") -> UserError:
-    return explained(error, name, lambda offset, length: data[offset : offset + length], len(data))
+def told(data: bytes, error: UserError = NOTHING, name: str = "a file.img", path: str = "a file.img") -> UserError:
+    return explained(error, name, path, lambda offset, length: data[offset : offset + length], len(data))
 
 
 def packed(kind: str) -> bytes:
@@ -60,3 +60,7 @@ def test_what_is_found_otherwise_keeps_its_words() -> None:
     assert told(packed("xz"), other) is other
     assert told(bytes(4096)) is NOTHING
     assert told(b"") is NOTHING
+
+
+def test_the_command_works_wherever_it_is_given() -> None:
+    assert told(packed("xz"), path="/media/a folder/a file.img").hint.endswith("xz -dk '/media/a folder/a file.img'")
