@@ -27,6 +27,8 @@ FIRST = (
     "tests/vm/command/test_device.py",
     "tests/vm/command/test_doctor.py",
     "tests/vm/command/test_sandbox.py",
+    "tests/vm/test_containers.py",
+    "tests/vm/test_corpus.py",
 )
 
 

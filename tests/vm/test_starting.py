@@ -12,8 +12,9 @@ from mountsafe.system.units import Unit
 
 # Stands in for `systemd-run --pipe` and for `systemctl stop`: the command is another one's child, and has our input.
 RUN = """
-import os, select, sys, time
+import ctypes, os, sys, time
 place, command = sys.argv[1], sys.argv[2:]
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: as a service manager, it sees off what it has started
 if os.fork() == 0:
     if os.fork() == 0:
         os.setsid()
@@ -24,8 +25,7 @@ if os.fork() == 0:
 os.wait()
 while not (os.path.exists(place) and open(place).read()):
     time.sleep(0.01)
-there = os.pidfd_open(int(open(place).read()))
-select.select([there], [], [])
+os.waitpid(int(open(place).read()), 0)
 """
 STOP = """
 import os, signal, sys
