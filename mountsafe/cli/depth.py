@@ -10,7 +10,8 @@ from mountsafe.cli import screen
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.mountinfo import mounted
 from mountsafe.process import descendants
-from mountsafe.session import start
+from mountsafe.session.messages import Record
+from mountsafe.session.running import status
 from mountsafe.system import layers
 from mountsafe.system.layers import Layers
 from mountsafe.text import size
@@ -34,7 +35,7 @@ class Held:
 
 def show(json: bool) -> None:
     """Print the layers of every mount of this user. Raises UserError (NOT_MOUNTED) if there is none."""
-    found = [_looked_at(record) for record in start.status()]
+    found = [_looked_at(record) for record in status(screen.warn)]
     if not found:
         hint = "The layers are those of live mounts: mountsafe mount IMAGE DIR, then again."
         raise UserError("nothing is mounted", hint, ExitCode.NOT_MOUNTED)
@@ -45,7 +46,7 @@ def show(json: bool) -> None:
         _print(medium, held)
 
 
-def _looked_at(record: dict[str, Any]) -> tuple[dict[str, Any], list[Held]]:
+def _looked_at(record: Record) -> tuple[dict[str, Any], list[Held]]:
     held = list(_held(record))
     try:
         sealed = _sealed(held)
@@ -67,21 +68,21 @@ def _sealed(held: list[Held]) -> dict[str, bool] | None:
     return {"by_mount": sealed and not device, "by_device": sealed and device, "by_landlock": bool(landlock.version())}
 
 
-def _medium(record: dict[str, Any]) -> dict[str, Any]:
+def _medium(record: Record) -> dict[str, Any]:
     """Return what is known of a medium and its mounts."""
     points = {each.point: each for each in mounted()}
     mounts = [
         {"target": target, "flags": list(points[target].options) if target in points else [], "landlock": told}
-        for target, told in ((mount["target"], mount.get("landlock", 0)) for mount in record["mounts"])
+        for target, told in ((mount.target, mount.landlock) for mount in record.mounts)
     ]
-    return {"source": record["source"], "mounts": mounts, "kernel_landlock": landlock.version()}
+    return {"source": record.source, "mounts": mounts, "kernel_landlock": landlock.version()}
 
 
-def _held(record: dict[str, Any]) -> Iterator[Held]:
+def _held(record: Record) -> Iterator[Held]:
     """Yield the processes of a medium."""
-    yield Held(SUPERVISOR, _layers(record["supervisor"]))
-    boxes = {"appliance": [record["virtual_machine"]], "container": [record["container"]]}
-    boxes |= {"session": [mount["session"] for mount in record["mounts"]]}
+    yield Held(SUPERVISOR, _layers(record.supervisor))
+    boxes = {"appliance": [record.virtual_machine], "container": [record.container]}
+    boxes |= {"session": [mount.session for mount in record.mounts]}
     for role, pids in boxes.items():
         for pid in filter(None, pids):
             for each in (pid, *descendants(pid)):

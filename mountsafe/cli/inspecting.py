@@ -1,13 +1,7 @@
 """`inspect`: what is on a medium, found inside the virtual machine."""
 
-from dataclasses import dataclass
-
-import trio
-
 from mountsafe import sandbox
 from mountsafe.appliance import build
-from mountsafe.appliance.acceleration import Acceleration
-from mountsafe.appliance.machine import MachineSettings
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import (
     Format,
@@ -21,14 +15,10 @@ from mountsafe.cli.mounting import (
     require_formats,
 )
 from mountsafe.cli.typers import App
+from mountsafe.jobs.inspection import Found, inspected
 from mountsafe.medium import formats
 from mountsafe.medium.source import Medium, open_medium
-from mountsafe.medium.volumes import Volume
-from mountsafe.session.machines import Machines
-from mountsafe.session.storage import Storage
-from mountsafe.session.supervisor import inspect_medium, machine_settings, open_storage
 from mountsafe.text import size
-from mountsafe.trios import run
 
 
 def register(app: App) -> None:
@@ -36,14 +26,6 @@ def register(app: App) -> None:
     app.command(
         epilog="Examples: [bold]mountsafe inspect disk.img --json[/bold], [bold]mountsafe inspect machine.vhdx[/bold]"
     )(inspect)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What is on a medium; `size` is that of the disk in it, in bytes."""
-
-    size: int
-    volumes: list[Volume]
 
 
 def inspect(
@@ -70,24 +52,7 @@ def find(medium: Medium, quiet: bool, verbose: bool = False) -> Found:
     with screen.progress(quiet) as progress:
         build.ensure(progress)
         progress("starting the virtual machine")
-        return run(_find, medium, verbose)
-
-
-async def _find(medium: Medium, verbose: bool) -> Found:
-    with machine_settings(verbose) as (settings, acceleration):
-        return await _find_with(medium, settings, acceleration)
-
-
-async def _find_with(medium: Medium, settings: MachineSettings, acceleration: Acceleration) -> Found:
-    async with trio.open_nursery() as nursery:
-        storage = Storage(medium, nursery)
-        machines = Machines(settings, acceleration, storage, nursery)
-        try:
-            await open_storage(storage)
-            return Found(storage.size, await inspect_medium(machines, nursery))
-        finally:
-            await machines.close()
-            nursery.cancel_scope.cancel()
+        return inspected(medium, verbose)
 
 
 def _tell(medium: Medium, found: Found) -> None:

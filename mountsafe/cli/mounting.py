@@ -6,7 +6,7 @@ import shlex
 import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,8 +19,11 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
 from mountsafe.medium.source import Medium, explained, open_medium
-from mountsafe.session import start
+from mountsafe.session import running
+from mountsafe.session.messages import MountOptions, Record
 from mountsafe.session.mounter import require_fuse
+from mountsafe.session.start import Starting
+from mountsafe.session.targets import prepare_target
 from mountsafe.text import printable
 from mountsafe.wire import SECTOR_SIZES
 
@@ -148,7 +151,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
     """
     _check_words(fstype, partition)
-    options = start.MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries)
+    options = MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries)
     medium = open_medium(source, named(format_), checked_sectors(sector_size))
     _check_not_mounted(medium)
     sandbox.require()
@@ -157,8 +160,8 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     quiet = json or verbose
     with screen.progress(quiet) as progress:
         build.ensure(progress)
-        target = start.prepare_target(directory or default_target(medium))
-        starting = start.Starting(verbose)
+        target = prepare_target(directory or default_target(medium))
+        starting = Starting(verbose)
         starting.order(medium, target, options)
         try:
             record = starting.follow(progress, screen.warn)
@@ -174,13 +177,13 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
                 target.remove()  # unless the supervisor was faster
             raise explained(medium, error) from error
     if json:
-        screen.print_json(record)
+        screen.print_json(record.facts())
     else:
         _tell(record)
     _tell_missing(record)
     if foreground:
         _stay(starting, quiet=json)
-    if record["missing"]:
+    if record.missing:
         raise typer.Exit(int(ExitCode.PARTIAL))
 
 
@@ -212,24 +215,23 @@ def require_formats(medium: Medium) -> None:
         opened.require()
 
 
-def _tell(record: dict[str, Any]) -> None:
-    for mounted in record["mounts"]:
-        label = f' "{mounted["label"]}"' if mounted["label"] else ""
-        screen.say(f"mounted {mounted['fstype']}{label} on {_shown(mounted['target'])} (read-only)")
-        if mounted["note"]:
-            screen.warn(mounted["note"])
+def _tell(record: Record) -> None:
+    for mounted in record.mounts:
+        label = f' "{mounted.label}"' if mounted.label else ""
+        screen.say(f"mounted {mounted.fstype}{label} on {_shown(mounted.target)} (read-only)")
+        if mounted.note:
+            screen.warn(mounted.note)
 
 
-def _tell_missing(record: dict[str, Any]) -> None:
+def _tell_missing(record: Record) -> None:
     """Say which file systems are not there, and why: on stderr, so for programs too."""
-    missing = record.get("missing", [])
-    for one in missing[:MISSING_SHOWN]:
-        screen.warn(one["message"])
-    if len(missing) > MISSING_SHOWN:
+    for one in record.missing[:MISSING_SHOWN]:
+        screen.warn(one.message)
+    if len(record.missing) > MISSING_SHOWN:
         screen.warn("more are missing: mountsafe list --json shows them")
 
 
-def _stay(starting: start.Starting, quiet: bool) -> None:
+def _stay(starting: Starting, quiet: bool) -> None:
     if not quiet:
         screen.note("Ctrl-C unmounts")
     try:
@@ -239,10 +241,10 @@ def _stay(starting: start.Starting, quiet: bool) -> None:
 
 
 def _check_not_mounted(medium: Medium) -> None:
-    for _, record in start.running():
-        if _same(Path(record["source"]), medium):
+    for _, record in running.running(screen.warn):
+        if _same(Path(record.source), medium):
             hint = f"mountsafe unmount {shlex.quote(printable(os.fsencode(medium.path), 500))}"
-            raise UserError(f"{medium.name} is already mounted on {_shown(record['target'])}", hint, ExitCode.TARGET)
+            raise UserError(f"{medium.name} is already mounted on {_shown(record.target)}", hint, ExitCode.TARGET)
 
 
 def _same(source: Path, medium: Medium) -> bool:
@@ -284,10 +286,10 @@ def unmount(
     gone: list[str] = []
     failed: list[UserError] = []
     if everything:
-        gone = start.unmount_all(force)
+        gone = running.unmount_all(force)
     for name in names or []:
         try:
-            gone.append(start.unmount_one(Path(name), force))
+            gone.append(running.unmount_one(Path(name), force))
         except UserError as error:  # the others have nothing to do with it
             failed.append(error)
     if json and not failed:
@@ -303,14 +305,14 @@ def unmount(
 
 def list_mounts(json: Json = False) -> None:
     """List what is mounted."""
-    records = start.status()
+    records = running.status(screen.warn)
     if json:
-        screen.print_json(records)
+        screen.print_json([record.facts() for record in records])
         return
     rows = [
-        [_shown(record["source"]), mounted["fstype"], mounted["label"], _shown(mounted["target"])]
+        [_shown(record.source), mounted.fstype, mounted.label, _shown(mounted.target)]
         for record in records
-        for mounted in record["mounts"]
+        for mounted in record.mounts
     ]
     if rows:
         screen.table(["SOURCE", "TYPE", "LABEL", "MOUNTED ON"], rows)

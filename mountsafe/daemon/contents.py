@@ -1,11 +1,12 @@
 """What a medium is to people: what udev knows of it, and what the virtual machine has found inside since."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mountsafe.hotplug.devices import Device
 from mountsafe.policy.facts import Facts
+from mountsafe.policy.inside import Seen
+from mountsafe.session.messages import Mount
 from mountsafe.text import printable
 
 MOST = 500  # characters of all labels, or of all types
@@ -25,10 +26,9 @@ class Contents:
         facts = device.facts or Facts()
         return cls(facts.fstype, facts.label, _model(device, facts))
 
-    def found(self, volumes: Sequence[dict[str, Any]]) -> "Contents":
-        """Return what is known when a virtual machine has told of volumes: what is to be shown, or else all."""
-        told = [each for each in volumes if each.get("chosen", True)] or volumes
-        types, labels = (_joined(str(each[key]) for each in told) for key in ("fstype", "label"))
+    def found(self, volumes: Sequence[Seen | Mount]) -> "Contents":
+        """Return what is known when a virtual machine has told of volumes."""
+        types, labels = _joined(each.fstype for each in volumes), _joined(each.label for each in volumes)
         return Contents(types or self.fstype, labels or self.label, self.model)
 
     @property
@@ -37,7 +37,7 @@ class Contents:
         return " ".join(filter(None, (self.fstype, self.label)))
 
 
-def _joined(texts: Any) -> str:
+def _joined(texts: Iterable[str]) -> str:
     return printable(", ".join(dict.fromkeys(filter(None, texts))), MOST)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import trio
 
@@ -22,11 +22,13 @@ from mountsafe.errors import MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.inside import judge
+from mountsafe.policy.inside import Seen, judge
 from mountsafe.policy.rules import Decision, Verdict
+from mountsafe.session.messages import Mount, MountOptions
 from mountsafe.session.mounter import unmount_at
 from mountsafe.session.places import Place
-from mountsafe.session.start import MountOptions, Starting, held
+from mountsafe.session.start import Starting
+from mountsafe.session.targets import held
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
@@ -102,7 +104,7 @@ class Keeper:
         self._decide = decide or (lambda _: decision)
         self._approved = False  # somebody was asked, and wants it opened
         self.state = "new"
-        self.mounts: list[dict[str, Any]] = []
+        self.mounts: tuple[Mount, ...] = ()
         self.person: Person | None = None  # whom it is shown to, or was until it was unmounted
         self.problem = ""  # what went wrong last
         self._public = public
@@ -195,7 +197,7 @@ class Keeper:
     async def eject(self) -> None:
         """Unmount it and let go. Raises UserError (BUSY) if it is in use."""
         for mounted in self.mounts:
-            await aside(partial(unmount_at, Path(mounted["target"])), UNMOUNT_PATIENCE)
+            await aside(partial(unmount_at, Path(mounted.target)), UNMOUNT_PATIENCE)
         self._ejecting = True
         await self.end()
         self._become("ejected")
@@ -229,7 +231,7 @@ class Keeper:
             "user": self.person.name if self.person else "",
             "problem": self.problem,
             "note": noted(self.mounts),
-            "mounts": [printable(os.fsencode(mounted["target"]), 500) for mounted in self.mounts],
+            "mounts": [printable(os.fsencode(mounted.target), 500) for mounted in self.mounts],
         }
 
     async def end(self) -> None:
@@ -281,7 +283,6 @@ class Keeper:
             owner=wished.owner,
             idle=self._wishes.idle,
             foreground=True,
-            person=(person.uid, person.gid),
             by_label=True,
             judged=True,
         )
@@ -289,29 +290,29 @@ class Keeper:
         self._become("opening")
         starting = await self._wishes.spare.take()
         try:
-            starting.order(self._claim.medium, target, options)
+            starting.order(self._claim.medium, target, options, (person.uid, person.gid))
             target.close()
             record = await aside(partial(starting.follow, self._log.info, self._log.warning, self._judge))
-            self.mounts = record["mounts"]
+            self.mounts = record.mounts
             self._contents = self._contents.found(self.mounts)
             for mounted in self.mounts:
-                self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted["target"]), 500))
+                self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted.target), 500))
             if note := noted(self.mounts):
                 self._log.warning("%s: %s", self._shown, note)
-            if missing := record["missing"]:
-                words = f"{len(missing)} of its file systems are not shown; the first: {missing[0]['message']}"
+            if missing := record.missing:
+                words = f"{len(missing)} of its file systems are not shown; the first: {missing[0].message}"
                 self._suffer(Trouble.PARTIAL, words)
             self._become("open")
             await self._hear(starting)
             await _ended(starting.pid)
             self._log.info("%s is unmounted", self._shown)
         finally:
-            self.mounts = []
+            self.mounts = ()
             await quietly(starting.end, f"ending what shows {self.device.name}", END_PATIENCE)
 
-    def _judge(self, found: list[dict[str, Any]]) -> tuple[list[str], str]:
+    def _judge(self, found: Sequence[Seen]) -> tuple[list[str], str]:
         """Ask the policy again, now that it is known what is inside; in a thread. Raises HeldBack."""
-        self._contents = self._contents.found(found)
+        self._contents = self._contents.found([each for each in found if each.chosen] or found)
         judgement = judge(self._decide, self.device.facts or Facts(), found)
         if judgement.nothing:
             raise HeldBack(next(iter(judgement.refused.values())))
@@ -346,12 +347,12 @@ class Keeper:
             self._log.info("%s is let go", self._shown)
 
 
-def noted(mounts: Sequence[Mapping[str, Any]]) -> str:
+def noted(mounts: Sequence[Mount]) -> str:
     """Return what is to be known of what is shown: of a journal, of what is missing, of what is damaged."""
     notes: dict[str, list[str]] = {}
     for mounted in mounts:
-        if mounted["note"]:
-            notes.setdefault(mounted["note"], []).append(os.path.basename(mounted["target"]))
+        if mounted.note:
+            notes.setdefault(mounted.note, []).append(os.path.basename(mounted.target))
     many = len(mounts) > 1
     words = [f"{', '.join(names)}: {note}" if many else note for note, names in notes.items()]
     return printable("; ".join(words), NOTE)

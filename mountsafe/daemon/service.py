@@ -30,7 +30,7 @@ from mountsafe.policy import files, trust
 from mountsafe.policy.exempt import Exemption
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Policy, Verdict
-from mountsafe.session import start
+from mountsafe.session.running import running
 from mountsafe.system import generated, inforce, trusting
 from mountsafe.system.inuse import InUse
 from mountsafe.text import printable
@@ -64,7 +64,7 @@ class Service:
         await self._load()
         monitor = Monitor()  # before the first look, so that nothing falls between
         # After a predecessor that was killed:
-        await quietly(start.running, "cleaning up after a predecessor", CLEAN_UP_PATIENCE)
+        await quietly(running, "cleaning up after a predecessor", CLEAN_UP_PATIENCE)
         await quietly(partial(take_back, NOTES), "making devices writable again", CLEAN_UP_PATIENCE)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery

@@ -12,6 +12,7 @@ from mountsafe.incidents import Incidents
 from mountsafe.medium import conditions, resorts
 from mountsafe.medium.extents import Window
 from mountsafe.medium.wrappers import NOTHING_FOUND
+from mountsafe.policy.inside import Seen
 from mountsafe.policy.risk import risk_of
 from mountsafe.text import printable, size
 
@@ -264,21 +265,21 @@ def _wanted(volumes: Sequence[Volume], wanted: int | str) -> list[Volume]:
     return short if len(short) == 1 else []
 
 
-def seen(volumes: Sequence[Volume], chosen: Sequence[Volume]) -> list[dict[str, Any]]:
+def seen(volumes: Sequence[Volume], chosen: Sequence[Volume]) -> tuple[Seen, ...]:
     """Return what a policy is asked about: of each volume what it is, and whether it is to be shown."""
     to_show = {volume.name: volume for volume in chosen}
-    return [
-        {
-            "name": volume.name,
-            "fstype": to_show.get(volume.name, volume).fstype,
-            "label": volume.label,
-            "uuid": volume.uuid,
-            "size": volume.size,
-            "layers": volume.layers,
-            "chosen": volume.name in to_show,
-        }
+    return tuple(
+        Seen(
+            name=volume.name,
+            fstype=to_show.get(volume.name, volume).fstype,
+            label=volume.label,
+            uuid=volume.uuid,
+            size=volume.size,
+            layers=volume.layers,
+            chosen=volume.name in to_show,
+        )
         for volume in volumes
-    ]
+    )
 
 
 def choose(

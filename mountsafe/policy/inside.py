@@ -6,12 +6,22 @@ the medium was plugged in is asked again of everything that is to be shown, and 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Verdict
 
-Seen = Mapping[str, Any]  # a volume: name, fstype, label, uuid, size, layers; `chosen`: it is to be shown
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A volume that was found. `layers`: the names of what it lies in. `chosen`: it is to be shown. Bytes."""
+
+    name: str
+    fstype: str
+    label: str
+    uuid: str
+    size: int
+    layers: tuple[str, ...]
+    chosen: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +40,24 @@ class Judgement:
 
 def judge(decide: Callable[[Facts], Decision], known: Facts, found: Sequence[Seen]) -> Judgement:
     """Judge what was found in a medium of which the host knows `known`."""
-    decisions = {seen["name"]: decide(_facts(known, seen)) for seen in found}
+    decisions = {seen.name: decide(_facts(known, seen)) for seen in found}
     refused: dict[str, Decision] = {}
     asks = None
-    chosen = [seen for seen in found if seen["chosen"]]
+    chosen = [seen for seen in found if seen.chosen]
     for seen in chosen:
-        deciding = [decisions[each["name"]] for each in found if each is seen or _holds(each, seen)]
+        deciding = [decisions[each.name] for each in found if each is seen or _holds(each, seen)]
         if denied := next((each for each in deciding if each.verdict == Verdict.REFUSE), None):
-            refused[seen["name"]] = denied
+            refused[seen.name] = denied
         else:
             asks = asks or next((each for each in deciding if each.verdict == Verdict.ASK), None)
     return Judgement(refused, asks, bool(chosen) and len(refused) == len(chosen))
 
 
 def _facts(known: Facts, seen: Seen) -> Facts:
-    return replace(known, fstype=seen["fstype"], label=seen["label"], uuid=seen["uuid"], size=seen["size"])
+    return replace(known, fstype=seen.fstype, label=seen.label, uuid=seen.uuid, size=seen.size)
 
 
 def _holds(outer: Seen, inner: Seen) -> bool:
     """Whether a volume with a type of its own may be what another one lies in; of many members not all are named."""
-    members = {name for layer in inner["layers"] for name in (layer, *layer.split("+"))}
-    return bool(outer["fstype"]) and (outer["name"] in members or "..." in members)
+    members = {name for layer in inner.layers for name in (layer, *layer.split("+"))}
+    return bool(outer.fstype) and (outer.name in members or "..." in members)

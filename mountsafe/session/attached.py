@@ -4,9 +4,8 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mountsafe.mountinfo import Mounted, mounted
 from mountsafe.session.places import number_of, walk
@@ -32,18 +31,9 @@ class MountId:
     device: tuple[int, int]
     source: str
 
-    def told(self) -> list[Any]:
-        """What a record keeps of it."""
-        return list(astuple(self))
-
-    @classmethod
-    def read(cls, told: Any) -> "MountId | None":
-        """Return what `told` has made; None if it is nothing of that kind."""
-        try:
-            number, unique, (major, minor), source = told
-            return cls(int(number), int(unique), (int(major), int(minor)), str(source))
-        except (TypeError, ValueError):
-            return None
+    def told(self) -> tuple[int, int, tuple[int, int], str]:
+        """What a record keeps of it: what it is made from."""
+        return self.number, self.unique, self.device, self.source
 
 
 def fsmount(source: str, options: dict[str, str | None], attributes: int) -> int:

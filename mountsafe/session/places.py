@@ -72,9 +72,9 @@ class Place:
         status = os.fstat(self.fd)
         return status.st_dev, status.st_ino
 
-    def told(self) -> list[str | int]:
+    def told(self) -> tuple[str, int, int]:
         """What a record keeps of it, for `removed`."""
-        return [os.fspath(self.path), *self.number]
+        return os.fspath(self.path), *self.number
 
     def remove(self) -> None:
         """Remove the folder if it is in its place still, and empty."""

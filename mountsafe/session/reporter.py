@@ -13,11 +13,24 @@ from mountsafe import channel, pieces
 from mountsafe.errors import ProtocolFault, UserError
 from mountsafe.limits import CONTROL_MESSAGE
 from mountsafe.session.machines import Listener
+from mountsafe.session.messages import (
+    ORDERS,
+    REPORTS,
+    Failed,
+    Found,
+    Incident,
+    Judged,
+    Order,
+    Progress,
+    Report,
+    Warned,
+)
 
 log = logging.getLogger(__name__)
 KEPT_REPORTS = 4096
 MAX_INCIDENT = 2000  # characters of an incident's words, in one packet
 ORDERED = 3  # descriptors that come with an order
+OTHER_VERSION = "Has mountsafe been upgraded meanwhile? sudo systemctl restart mountsafe"
 LAST_REPORT = 5.0  # seconds for one who listens, and reads nothing
 
 
@@ -27,12 +40,12 @@ class Reporter(Listener):
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._kept: deque[bytes] = deque(maxlen=KEPT_REPORTS)  # what there was no room for yet
-        self._answers, self._answered = trio.open_memory_channel[channel.Message](1)
+        self._answers, self._answered = trio.open_memory_channel[Judged](1)
 
-    def tell(self, message: channel.Message) -> None:
+    def tell(self, message: Report) -> None:
         """Send a message, now or when there is room; nobody may be there any more. One that is too long is a bug."""
         waiting = bool(self._kept)
-        self._kept.extend(pieces.split(message))
+        self._kept.extend(pieces.split(REPORTS.told(message)))
         if not waiting and not self._sent():
             with suppress(RuntimeError):  # outside of trio's loop, `finish` sends it
                 trio.lowlevel.spawn_system_task(self._send_on)
@@ -62,37 +75,48 @@ class Reporter(Listener):
     def progress(self, what: str) -> None:
         """Say what is being done now."""
         log.info("%s", what)
-        self.tell({"progress": what})
+        self.tell(Progress(what))
 
     def warn(self, what: str) -> None:
         """Say what is worse than it might be."""
         super().warn(what)
-        self.tell({"warning": what})
+        self.tell(Warned(what))
 
     def failed(self, error: UserError) -> None:
         """Say that it came to nothing."""
-        self.tell({"failed": {"message": error.message, "hint": error.hint, "code": int(error.code)}})
+        self.tell(Failed.of(error))
 
-    async def order(self) -> tuple[channel.Message, list[int]] | None:
+    async def order(self) -> tuple[Order, list[int]] | None:
         """Wait for what is to be mounted, and where; None if nobody is there any more.
 
-        Three descriptors come with it: of the medium, of the target's parent and of the target.
+        Three descriptors come with it: of the medium, of the target's parent and of the target. Raises UserError if it
+        is no order, or one of another version.
         """
         await trio.lowlevel.wait_readable(self._sock.fileno())
-        received = channel.receive(self._sock)
-        if received is not None and len(received[1]) != ORDERED:
-            channel.close(received[1])
-            return None
-        return received
+        try:
+            received = channel.receive(self._sock)
+            if received is None:
+                return None
+            told, fds = received
+            try:
+                order = ORDERS.read(told)
+                if isinstance(order, Order) and len(fds) == ORDERED:
+                    return order, fds
+                raise ProtocolFault("it is no order")
+            except ProtocolFault:
+                channel.close(fds)
+                raise
+        except ProtocolFault as fault:
+            raise UserError(f"the supervisor does not understand its order: {fault}", OTHER_VERSION) from fault
 
     def incident(self, words: str) -> None:
         """Say that something went wrong with a mount that is there. Who listens may be slow: it is then left out."""
         super().incident(words)
         if not self._kept:
             with suppress(OSError):
-                self._sock.send(channel.encode({"incident": words[:MAX_INCIDENT]}), socket.MSG_DONTWAIT)
+                self._sock.send(channel.encode(REPORTS.told(Incident(words[:MAX_INCIDENT]))), socket.MSG_DONTWAIT)
 
-    async def asked(self, question: channel.Message) -> channel.Message:
+    async def asked(self, question: Found) -> Judged:
         """Return the answer to a question. Somebody must wait in `gone` meanwhile, who hears it."""
         self.tell(question)
         return await self._answered.receive()
@@ -105,8 +129,8 @@ class Reporter(Listener):
             try:
                 # For this call alone: O_NONBLOCK would hold for all that is sent, by every copy of the socket.
                 heard = self._sock.recv(CONTROL_MESSAGE, socket.MSG_DONTWAIT)
-                if heard:
-                    self._answers.send_nowait(channel.decode(heard))
+                if heard and isinstance(answer := ORDERS.read(channel.decode(heard)), Judged):
+                    self._answers.send_nowait(answer)
             except BlockingIOError:
                 continue
             except (OSError, ProtocolFault, trio.WouldBlock):

@@ -17,9 +17,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from mountsafe.errors import ExitCode, UserError
+from mountsafe import channel
+from mountsafe.codec import OtherVersion
+from mountsafe.errors import ExitCode, ProtocolFault, UserError
+from mountsafe.limits import CONTROL_WHOLE
+from mountsafe.session.messages import Record
+from mountsafe.text import printable
 
 RECORD = "record.json"
 LOCK = "lock"
@@ -81,6 +85,16 @@ def _is_private(path: Path, uid: int) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == uid and not status.st_mode & 0o022
 
 
+class RecordFault(UserError):
+    """A record that cannot be read: torn, foreign, or of another version (`of_another_version`)."""
+
+    def __init__(self, path: Path, fault: ProtocolFault) -> None:
+        shown = printable(os.fsencode(path), 500)
+        self.of_another_version = isinstance(fault, OtherVersion)
+        hint = f"What it has mounted is unknown: findmnt -t fuse.mountsafe shows all, and {shown} can then be removed."
+        super().__init__(f"the record of a mount in {shown} cannot be read: {fault}", hint)
+
+
 class Runtime:
     """The folder of one medium: its record, its control socket, its log."""
 
@@ -99,36 +113,44 @@ class Runtime:
                 path.mkdir(mode=0o700)
                 made._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 fcntl.flock(made._lock, fcntl.LOCK_EX)
-                made._replace({})
+                made._replace(b"")
         except OSError as error:
             made.remove()
             raise _no_record(path, error) from error
         return made
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         """Store the record; readers see the old or the new one. Raises UserError."""
         try:
-            self._replace(record)
+            self._replace(json.dumps(record.saved()).encode())
         except OSError as error:
             raise _no_record(self.path, error) from error
 
-    def _replace(self, record: dict[str, Any]) -> None:
+    def _replace(self, content: bytes) -> None:
         fresh = self.path / f"{RECORD}.new"  # only who holds the lock writes
         try:
-            fresh.write_bytes(json.dumps(record).encode() if record else b"")
+            fresh.write_bytes(content)
             fresh.rename(self.path / RECORD)
         except BaseException:
             with suppress(OSError):
                 fresh.unlink()
             raise
 
-    def read(self) -> dict[str, Any]:
-        """Return the record; empty while the mount is being made."""
+    def read(self) -> Record | None:
+        """Return the record; None while the mount is being made, or when it is gone. Raises RecordFault."""
         try:
-            record = json.loads(self._record().read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return record if isinstance(record, dict) else {}
+            with self._record().open("rb") as file:
+                content = file.read(CONTROL_WHOLE + 1)
+        except OSError:
+            return None
+        if not content:
+            return None
+        try:
+            if len(content) > CONTROL_WHOLE:
+                raise ProtocolFault("it is too long")
+            return Record.restored(channel.decode(content))
+        except ProtocolFault as fault:
+            raise RecordFault(self.path, fault) from fault
 
     def _record(self) -> Path:
         old = self.path / OLD_RECORD

@@ -29,6 +29,7 @@ from mountsafe.medium.volumes import Volume
 from mountsafe.process import Child, said_by
 from mountsafe.session.attached import MountId
 from mountsafe.session.machines import Machines
+from mountsafe.session.messages import Missing, Mount
 from mountsafe.session.mounter import FuseMount, MountRequest, mount
 from mountsafe.session.places import Place
 from mountsafe.text import printable
@@ -89,21 +90,15 @@ class SessionBox:
             self.child = Child(command, fds, "session", said_by("session"))
 
 
-def not_mounted(volume: Volume, why: str, code: ExitCode) -> dict[str, object]:
-    """What `list --json` shows of a file system that was asked for and is not there. `why` is fit to be shown."""
+def not_mounted(volume: Volume, why: str, code: ExitCode) -> Missing:
+    """Return what is told of a file system that was asked for and is not there. `why` is fit to be shown."""
     what = volume.describe()
-    return {
-        "device": volume.device,
-        "partition": volume.number,
-        "fstype": volume.fstype,
-        "label": volume.label,
-        "message": why if what in why else f"cannot mount {what}: {why}",
-        "code": int(code),
-    }
+    message = why if what in why else f"cannot mount {what}: {why}"
+    return Missing(volume.device, volume.number, volume.fstype, volume.label, message, code)
 
 
-def within_limit(volumes: list[Volume]) -> tuple[list[Volume], list[dict[str, object]]]:
-    """Return the file systems that can be mounted, and what `list --json` shows of the others."""
+def within_limit(volumes: list[Volume]) -> tuple[list[Volume], list[Missing]]:
+    """Return the file systems that can be mounted, and what is told of the others."""
     why = f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted"
     beyond = volumes[MAX_MOUNTS : MAX_MOUNTS + MAX_MISSING]
     return volumes[:MAX_MOUNTS], [not_mounted(volume, why, ExitCode.PARTIAL) for volume in beyond]
@@ -336,22 +331,23 @@ class ServedVolume:
         """What its mount is known by; None if there is none yet."""
         return None if self._mount is None else self._mount.which
 
-    def missing(self) -> dict[str, object]:
-        """What `list --json` shows of it if it could not be mounted."""
+    def missing(self) -> Missing:
+        """What is told of it if it could not be mounted."""
         assert self.failure is not None
         return not_mounted(self.volume, self.failure.message, self.failure.code)
 
-    def facts(self) -> dict[str, object]:
-        """What `list --json` shows."""
-        return {
-            "target": os.fspath(self.target),
-            "device": self.volume.device,
-            "partition": self.volume.number,
-            "name": self.volume.name,
-            "fstype": self.fstype,
-            "label": self.volume.label,
-            "note": self.note,
-            "resorts": resorts.codes(self._resorts),
-            "direct_reads": self.direct,
-            "landlock": self.landlock,
-        }
+    def mounted(self) -> Mount:
+        """What is told of it."""
+        return Mount(
+            target=os.fspath(self.target),
+            device=self.volume.device,
+            partition=self.volume.number,
+            name=self.volume.name,
+            fstype=self.fstype,
+            label=self.volume.label,
+            note=self.note,
+            resorts=tuple(resorts.codes(self._resorts)),
+            direct_reads=self.direct,
+            landlock=self.landlock,
+            session=self.pid,
+        )

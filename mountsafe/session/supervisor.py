@@ -10,27 +10,37 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import trio
 
-from mountsafe import channel, environment, pieces
-from mountsafe.appliance import build
+from mountsafe import channel, codec, environment, pieces
 from mountsafe.appliance.acceleration import Acceleration
-from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.appliance.machine import Machine, MachineSettings
-from mountsafe.errors import DeadlinePassed, ExitCode, MountsafeError, ProtocolFault, UserError
-from mountsafe.incidents import Incidents
+from mountsafe.errors import ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.limits import CONTROL_MESSAGE
-from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name, left_out, seen
+from mountsafe.medium.volumes import Volume, choose, folder_names, label_name, left_out, seen
 from mountsafe.session import logs
+from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
 from mountsafe.session.machines import Machines, started
+from mountsafe.session.messages import (
+    ANSWERS,
+    Answer,
+    Begin,
+    Done,
+    Failed,
+    Found,
+    Held,
+    Missing,
+    Mounted,
+    Order,
+    Record,
+    Request,
+    Verb,
+)
 from mountsafe.session.places import Place
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.runtime import LOG, Runtime
@@ -43,55 +53,19 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MAX_NUMBERED = 1000  # media of one label that a user can have at a time
 
 
-async def open_storage(storage: Storage) -> None:
-    """Open the disk in the medium. Raises UserError (SOURCE if it is the image's fault)."""
-    try:
-        await storage.open()
-    except UserError:
-        raise
-    except MountsafeError as error:
-        raise UserError(str(error), "--verbose shows what it said.", ExitCode.APPLIANCE) from error
-
-
-async def inspect_medium(machines: Machines, nursery: trio.Nursery) -> list[Volume]:
-    """Return what the guest finds on the disk, which is open. Raises UserError (APPLIANCE)."""
-    try:
-        client = AgentClient(await machines.stream(machines.storage))
-        nursery.start_soon(client.run)
-        try:
-            await client.hello()
-            untrusted_volumes = await client.probe()
-        finally:
-            client.end(MountsafeError("done"))
-    except (GuestRefused, DeadlinePassed, MountsafeError, OSError) as error:
-        raise UserError(str(error), "--verbose shows the virtual machine's console.", ExitCode.APPLIANCE) from error
-    return checked(untrusted_volumes, machines.storage.size, Incidents())
-
-
-@contextmanager
-def machine_settings(verbose: bool) -> Iterator[tuple[MachineSettings, Acceleration]]:
-    """Say how to start VMs here; meanwhile no newer build removes the appliance, which must have been built."""
-    appliance = build.find()
-    if appliance is None:
-        raise UserError("the appliance is missing", "mountsafe appliance build", ExitCode.DEPENDENCY)
-    with appliance.held():
-        yield MachineSettings(appliance.path, verbose=verbose), build.acceleration()
-
-
 class Supervisor:
-    """Keeps one medium. `order` as `mountsafe.session.start` sends it."""
+    """Keeps one medium."""
 
-    def __init__(
-        self, order: channel.Message, medium: Medium, place: Place, runtime: Runtime, reporter: Reporter
-    ) -> None:
-        self._settings = order
+    def __init__(self, order: Order, medium: Medium, place: Place, runtime: Runtime, reporter: Reporter) -> None:
+        self._order = order
+        self._options = order.options
         self._runtime = runtime
         self._reporter = reporter
         self._place = place
         self._medium = medium
         self._served: list[ServedVolume] = []
-        self._missing: list[dict[str, object]] = []  # file systems that were to be mounted, and are not
-        self._refused: list[dict[str, object]] = []  # those of them that the policy refuses
+        self._missing: list[Missing] = []  # file systems that were to be mounted, and are not
+        self._refused: list[Missing] = []  # those of them that the policy refuses
         self._folders: list[Place] = []
         self._planned: list[Place] = []
         self._boxes: list[SessionBox] = []  # started, and not in use yet
@@ -101,14 +75,13 @@ class Supervisor:
 
     async def run(self, machine: MachineSettings, acceleration: Acceleration, spare: Machine | None) -> None:
         """Mount, keep, clean up. `spare`: a virtual machine that runs already, if there is one."""
-        first = {"source": self._settings["source"], "target": os.fspath(self._place.path), "mounts": []}
-        self._runtime.write(first | {"created": self._created(), "supervisor": os.getpid(), "held": self._held()})
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 storage = Storage(self._medium, nursery)
                 self._machines = Machines(machine, acceleration, storage, nursery, self._reporter, spare)
                 try:
+                    self._write()
                     await self._keep()
                 finally:
                     with trio.CancelScope(shield=True):
@@ -123,8 +96,8 @@ class Supervisor:
             await self._mount_all()
             mounting.cancel_scope.cancel()
         self._nursery.start_soon(self._answer_clients, await self._listen())
-        self._reporter.tell({"mounted": self._record()})
-        if self._settings["foreground"]:
+        self._reporter.tell(Mounted(self._record()))
+        if self._options.foreground:
             self._nursery.start_soon(self._end_when_gone)
         else:
             logs.leave_terminal()
@@ -183,33 +156,33 @@ class Supervisor:
             found = await inspect_medium(self._machines, nursery)
             nursery.cancel_scope.cancel()
         try:
-            chosen = choose(found, self._settings["partition"], self._settings["fstype"], self._medium.name)
+            chosen = choose(found, self._options.partition, self._options.fstype, self._medium.name)
         except UserError:
-            self._reporter.tell({"found": seen(found, [])})
+            self._reporter.tell(Found(seen(found, [])))
             raise
-        if self._settings["judged"]:
+        if self._options.judged:
             chosen = await self._permitted(found, chosen)
-        if self._settings["partition"] is None:
+        if self._options.partition is None:
             for volume in left_out(found):
                 self._reporter.warn(f"not mounted: {volume.describe()}")
         return chosen
 
     async def _permitted(self, found: list[Volume], chosen: list[Volume]) -> list[Volume]:
         """Return what the policy lets be shown, now that it is known what is inside."""
-        answer = await self._reporter.asked({"found": seen(found, chosen)})
-        names = {found[position].name for position in answer["refused"]}
+        answer = await self._reporter.asked(Found(seen(found, chosen)))
+        names = {volume.name for position, volume in enumerate(found) if position in answer.refused}
         refused = [volume for volume in chosen if volume.name in names]
-        why = f"the policy refuses it: {answer['words']}"
+        why = f"the policy refuses it: {answer.words}"
         self._refused = [not_mounted(volume, why, ExitCode.SOURCE) for volume in refused]
         return [volume for volume in chosen if volume not in refused]
 
     def _presentation(self) -> Presentation:
-        s = self._settings
-        owner = None if s["owner"] == "image" else (s["uid"], s["gid"])
-        return Presentation(owner, s["uid"], s["gid"], s["links"], s["idle"], s["entries"])
+        uid, gid, options = self._order.uid, self._order.gid, self._options
+        owner = None if options.owner == "image" else (uid, gid)
+        return Presentation(owner, uid, gid, options.links, options.idle, options.entries)
 
     def _places(self, volumes: list[Volume]) -> list[Place]:
-        if self._settings["by_label"]:
+        if self._options.by_label:
             self._planned = [self._made(label_name(volume), MAX_NUMBERED) for volume in volumes]
         elif len(volumes) == 1:
             self._planned = [self._place]
@@ -229,38 +202,35 @@ class Supervisor:
             if not self._served:
                 self._done.set()
 
-    def _record(self) -> dict[str, Any]:
-        return {
-            "source": self._settings["source"],
-            "target": os.fspath(self._place.path),
-            "format": self._medium.format,
-            "sector_size": self._medium.sector_size,
-            "created": self._created(),
-            "supervisor": os.getpid(),
-            "accelerator": self._machines.accelerator,
-            "virtual_machine": self._machines.pid,
-            "container": self._machines.storage.pid,
-            "mounts": [served.facts() | {"session": served.pid} for served in self._served],
-            "missing": self._missing,
-        }
-
-    def _created(self) -> list[str]:
-        return [os.fspath(place.path) for place in self._made_for_this()]
+    def _record(self) -> Record:
+        return Record(
+            source=self._order.source,
+            target=os.fspath(self._place.path),
+            supervisor=os.getpid(),
+            created=tuple(os.fspath(place.path) for place in self._made_for_this()),
+            format=self._medium.format,
+            sector_size=self._medium.sector_size,
+            accelerator=self._machines.accelerator,
+            virtual_machine=self._machines.pid,
+            container=self._machines.storage.pid,
+            mounts=tuple(served.mounted() for served in self._served),
+            missing=tuple(self._missing),
+            held=self._held(),
+        )
 
     def _made_for_this(self) -> list[Place]:
         return ([self._place] if self._place.created else []) + self._folders
 
-    def _held(self) -> dict[str, Any]:
-        """What is needed to clean up after us: what is or will be mounted, and which folders are ours."""
-        return {
-            "mounts": [served.which.told() for served in self._served if served.which is not None],
-            "planned": [os.fspath(place.path) for place in self._planned],
-            "created": [place.told() for place in self._made_for_this()],
-            "name": mount_source(self._medium.name),
-        }
+    def _held(self) -> Held:
+        return Held(
+            mounts=tuple(served.which.told() for served in self._served if served.which is not None),
+            planned=tuple(os.fspath(place.path) for place in self._planned),
+            created=tuple(place.told() for place in self._made_for_this()),
+            name=mount_source(self._medium.name),
+        )
 
     def _write(self) -> None:
-        self._runtime.write(self._record() | {"held": self._held()})
+        self._runtime.write(self._record())
 
     async def _end_all(self) -> None:
         for served in self._served:
@@ -293,28 +263,27 @@ class Supervisor:
         with client:
             try:
                 while packet := await client.recv(CONTROL_MESSAGE):
-                    for piece in pieces.split(await self._do(channel.decode(packet))):
+                    for piece in pieces.split(ANSWERS.told(await self._do(channel.decode(packet)))):
                         await client.send(piece)
             except (OSError, ProtocolFault):
                 return
             except Exception:
                 log.exception("a client could not be answered")
 
-    async def _do(self, request: channel.Message) -> channel.Message:
-        what = request.get("do")
-        if what == "status":
-            return {"mounted": self._record()}
-        if what != "unmount":
-            return {"failed": {"message": "unknown request", "hint": "", "code": int(ExitCode.USAGE)}}
-        lazy = bool(request.get("force"))
+    async def _do(self, untrusted_request: channel.Message) -> Answer:
+        try:
+            request = Request.read(untrusted_request)
+        except ProtocolFault as fault:
+            return Failed(f"the mount's supervisor does not understand this: {fault}", "", ExitCode.USAGE)
+        if request.do is Verb.STATUS:
+            return Mounted(self._record())
         for served in list(self._served):
             try:
-                await trio.to_thread.run_sync(partial(served.unmount, lazy))
+                await trio.to_thread.run_sync(partial(served.unmount, request.force))
             except UserError as error:
-                return {"failed": {"message": error.message, "hint": error.hint, "code": int(error.code)}}
+                return Failed.of(error)
         self._done.set()
-        # The caller waits for the end of this connection, which is the end of this process.
-        return {"done": "unmount"}
+        return Done(request.do)  # The caller waits for the end of this connection, which is the end of this process.
 
 
 async def _end_on_signal(everything: trio.CancelScope, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
@@ -336,21 +305,20 @@ async def _started_ahead(
         return None
 
 
-async def _supervise(begin: dict[str, Any], runtime: Runtime, reporter: Reporter) -> None:
+async def _supervise(begin: Begin, runtime: Runtime, reporter: Reporter) -> None:
     """Start ahead what can be, wait for the order, carry it out."""
     async with trio.open_nursery() as nursery:
         await nursery.start(_end_on_signal, nursery.cancel_scope)
-        with machine_settings(begin["verbose"]) as (machine, acceleration):
-            spare = await _started_ahead(machine, acceleration, nursery, reporter) if begin["spare"] else None
+        with machine_settings(begin.verbose) as (machine, acceleration):
+            spare = await _started_ahead(machine, acceleration, nursery, reporter) if begin.spare else None
             try:
-                order = await reporter.order()
-                if order is not None:
-                    settings, (fd, parent, folder) = order
-                    format_ = Format(settings["format"])
-                    told = (settings["size"], settings["block_device"], format_, settings["sector_size"])
-                    medium = Medium(Path(settings["source"]), fd, *told)
-                    place = Place(Path(settings["target"]), parent, folder, settings["created_target"])
-                    await Supervisor(settings, medium, place, runtime, reporter).run(machine, acceleration, spare)
+                if (received := await reporter.order()) is not None:
+                    order, (fd, parent, folder) = received
+                    medium = Medium(
+                        Path(order.source), fd, order.size, order.block_device, order.format, order.sector_size
+                    )
+                    place = Place(Path(order.target), parent, folder, order.created_target)
+                    await Supervisor(order, medium, place, runtime, reporter).run(machine, acceleration, spare)
             finally:
                 if spare is not None:
                     await spare.stop()
@@ -367,10 +335,10 @@ def _report() -> socket.socket:
 
 
 def main() -> NoReturn:
-    """Run as `mountsafe.session.start` does: `verbose` and `spare` as JSON, the report as standard input."""
+    """Run as `mountsafe.session.start` does: a `Begin` as JSON, the report as standard input."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until somebody listens: none is lost, and nothing is left
     environment.harden()
-    begin = json.loads(sys.argv[1])
+    begin = codec.read(Begin, json.loads(sys.argv[1]))
     reporter = Reporter(_report())
     code = ExitCode.OK
     try:
@@ -380,7 +348,7 @@ def main() -> NoReturn:
         reporter.finish()
         raise SystemExit(error.code) from error
     try:
-        logs.start(begin["verbose"], runtime.path / LOG)
+        logs.start(begin.verbose, runtime.path / LOG)
         run(_supervise, begin, runtime, reporter)
     except UserError as error:
         reporter.failed(error)

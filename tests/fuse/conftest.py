@@ -12,19 +12,35 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from mountsafe import channel, pieces
+from mountsafe.codec import plain
 from mountsafe.errors import UserError
+from mountsafe.medium.formats import Format
 from mountsafe.sandbox import PYTHON
+from mountsafe.session.asking import ask
+from mountsafe.session.messages import (
+    ORDERS,
+    REPORTS,
+    Begin,
+    Failed,
+    MountOptions,
+    Order,
+    Record,
+    Request,
+    Verb,
+)
+from mountsafe.session.messages import (
+    Mounted as Told,
+)
 from mountsafe.session.mounter import is_mounted, require_fuse
 from mountsafe.session.places import Place
 from mountsafe.session.runtime import Runtime
-from mountsafe.session.start import MountOptions, request
 from tests.conftest import missing
 from tests.guest import Layout
 
@@ -123,23 +139,24 @@ class Mounted:
         self.person = person
         self.target = target
         self.process = process
-        self.record: dict[str, Any] = {}
+        self.record: Record
         self._place = runtime
         self._pids: set[int] = {process.pid}
 
     def follow(self, report: socket.socket) -> None:
         """Wait until it is mounted. Raises UserError with what the supervisor says instead."""
         while message := pieces.receive(report):
-            if "failed" in message:
-                raise UserError(message["failed"]["message"], code=message["failed"]["code"])
-            if "mounted" in message:
-                self._remember(message["mounted"])
+            told = REPORTS.read(message)
+            if isinstance(told, Failed):
+                raise told.error()
+            if isinstance(told, Told):
+                self._remember(told.record)
                 return
         raise UserError("the supervisor ended without a word")
 
-    def _remember(self, record: dict[str, Any]) -> None:
+    def _remember(self, record: Record) -> None:
         self.record = record
-        told = [record["virtual_machine"], *(mount["session"] for mount in record["mounts"])]
+        told = [record.virtual_machine, *(mount.session for mount in record.mounts)]
         self._pids |= {pid for pid in told if pid}
 
     @property
@@ -147,22 +164,24 @@ class Mounted:
         (path,) = self._place.iterdir()
         return Runtime(path)
 
-    def status(self) -> dict[str, Any]:
-        self._remember(request(self.runtime, {"do": "status"})["mounted"])
+    def status(self) -> Record:
+        told = ask(self.runtime, Request(Verb.STATUS))
+        assert isinstance(told, Told)
+        self._remember(told.record)
         return self.record
 
     @property
     def agent(self) -> int:
         """The process in the place of the virtual machine."""
-        return int(self.status()["virtual_machine"])
+        return self.status().virtual_machine or 0
 
     @property
     def session(self) -> int:
-        return int(self.record["mounts"][0]["session"])
+        return self.record.mounts[0].session
 
     def unmount(self, force: bool = False) -> None:
         """As `mountsafe unmount` does. Raises UserError (BUSY)."""
-        request(self.runtime, {"do": "unmount", "force": force}, until_gone=True)
+        ask(self.runtime, Request(Verb.UNMOUNT, force), until_gone=True)
 
     def hold(self, path: str) -> "subprocess.Popen[bytes]":
         """Start a program that has a file open; when it gets a line, it writes the rest of the file."""
@@ -244,25 +263,14 @@ class Stage:
         size = os.fstat(fd).st_size
         guest = {"folder": str(tree), "runtime": str(runtime), "layout": str(saved) if layout else "", "size": size}
         guest |= {"fstype": "ext4", "start": 0, **told}
-        order = {
-            "source": str(medium),
-            "target": str(target),
-            "created_target": False,
-            "size": size,
-            "block_device": False,
-            "format": "raw",
-            "sector_size": None,
-            "uid": person.uid,
-            "gid": person.gid,
-            **asdict(MountOptions(**{"owner": "image", **(options or {})})),
-        }
-        settings = {"verbose": order["verbose"], "spare": False}
+        wanted = MountOptions(**{"owner": "image", **(options or {})})
+        order = Order(str(medium), size, False, Format.RAW, None, str(target), False, person.uid, person.gid, wanted)
         keeper = self.base / "program/tests/fuse/keeper.py"
-        command = [PYTHON, str(keeper), json.dumps(settings), json.dumps(guest)]
+        command = [PYTHON, str(keeper), json.dumps(plain(Begin(wanted.verbose))), json.dumps(guest)]
         with theirs:
             process = person.start(command, cwd="/", stdin=theirs)
         place = Place.hold(Path(os.path.realpath(target)))
-        channel.send(ours, order, [fd, place.parent, place.fd])
+        channel.send(ours, ORDERS.told(order), [fd, place.parent, place.fd])
         place.close()
         os.close(fd)
         self._begun.append(Mounted(person, target, runtime, process))

@@ -11,7 +11,7 @@ import pytest
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.session import runtime as runtime_module
 from mountsafe.session.mounter import is_mounted, unmount_at
-from mountsafe.session.start import running
+from mountsafe.session.running import running
 from tests.fuse.conftest import PATIENCE, Mount, Mounted, Person, Stage, gone
 
 
@@ -38,7 +38,7 @@ def read(mounted: Mounted, name: str) -> bytes:
 # --- asked for -----------------------------------------------------------------------------------------------------
 def test_unmounting(mounted: Mounted, tree: Path) -> None:
     assert read(mounted, "a/1") == (tree / "a/1").read_bytes()
-    assert mounted.status()["mounts"][0]["target"] == str(mounted.target)
+    assert mounted.status().mounts[0].target == str(mounted.target)
     mounted.unmount()
     mounted.assert_nothing_left()
     assert mounted.process.returncode == 0
@@ -126,7 +126,7 @@ def test_a_supervisor_that_is_killed_leaves_what_can_be_cleaned_up(
 
 def test_a_guest_that_nobody_needs_is_ended_and_comes_back(tree: Path, mount: Mount) -> None:
     mounted = mount(tree, options={"idle": 0.1})
-    agent = mounted.record["virtual_machine"]
+    agent = mounted.record.virtual_machine
     assert agent is None or gone(agent)
     assert read(mounted, "c/9") == (tree / "c/9").read_bytes()
 

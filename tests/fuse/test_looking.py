@@ -110,7 +110,7 @@ def test_content(there: There) -> None:
 
 def test_content_comes_from_the_medium(there: There, mounted: Mounted) -> None:
     """The guest has other bytes of this file: after the first proof it is not asked."""
-    assert mounted.record["mounts"][0]["direct_reads"] is True
+    assert mounted.record.mounts[0].direct_reads is True
     assert there(Path.read_bytes, "file") == CONTENT
     assert there(Path.read_bytes, "altered").startswith(b"on the medium")
 

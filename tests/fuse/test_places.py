@@ -7,15 +7,16 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.mountinfo import mounted
-from mountsafe.session import mounter, runtime, start
+from mountsafe.session import mounter, places, runtime
+from mountsafe.session.messages import Held, Record
 from mountsafe.session.mounter import FuseMount, MountRequest, is_mounted, mount, unmount
 from mountsafe.session.places import Place
+from mountsafe.session.running import clean_up
 from mountsafe.session.runtime import Runtime
 from tests.fuse.conftest import Person
 
@@ -128,7 +129,7 @@ def test_only_the_folder_that_was_made_is_removed(person: Person, top: Path) -> 
             place.path.rename(moved)
             place.path.mkdir()
             place.remove()
-            start.removed(place.path, place.number)
+            places.removed(place.path, place.number)
             assert place.path.is_dir()
             assert moved.is_dir()
             place.path.rmdir()
@@ -139,23 +140,19 @@ def test_only_the_folder_that_was_made_is_removed(person: Person, top: Path) -> 
     person.run(scene)
 
 
-def dead(top: Path, found: FuseMount, place: Place, known: bool) -> tuple[Runtime, dict[str, Any]]:
+def dead(top: Path, found: FuseMount, place: Place, known: bool) -> tuple[Runtime, Record]:
     """The record of a supervisor that was killed; `known`: it had written down what it mounted."""
     (top / "record").mkdir()
-    held = {
-        "mounts": [found.which.told()] if known else [],
-        "planned": [str(place.path)],
-        "created": [place.told()],
-        "name": "mountsafe:x",
-    }
-    return Runtime(top / "record"), {"held": held}
+    mounts = (found.which.told(),) if known else ()
+    held = Held(mounts, (str(place.path),), (place.told(),), "mountsafe:x")
+    return Runtime(top / "record"), Record("x", str(place.path), 1, held=held)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_cleaning_up_takes_what_is_ours(person: Person, top: Path, known: bool) -> None:
     def scene() -> None:
         place = Place.hold(top / "g/new", made=True)
-        start.clean_up(*dead(top, closed(place), place, known))
+        clean_up(*dead(top, closed(place), place, known))
         assert not place.path.exists()
 
     person.run(scene)
@@ -169,7 +166,7 @@ def test_cleaning_up_leaves_what_is_not_ours(person: Person, top: Path) -> None:
         (top / "g").rename(top / "h")
         (top / "g/new").mkdir(parents=True)
         other = closed(Place.hold(top / "g/new"), "mountsafe:y")
-        start.clean_up(*record)
+        clean_up(*record)
         assert ours(top) == [str(top / "g/new")]
         other.unmount()
         assert (top / "g/new").is_dir()
@@ -216,7 +213,7 @@ def test_a_mount_that_was_moved_is_found(top: Path, monkeypatch: pytest.MonkeyPa
     (top / "records/1").mkdir(parents=True)
     (top / "records/1" / runtime.RECORD).write_text("{}")
     monkeypatch.setattr(runtime, "base", lambda: top / "records")
-    start.clean_up(*dead(top, found, place, known=True))
+    clean_up(*dead(top, found, place, known=True))
     assert not is_mounted(top / "other")
     place.close()  # it is in the bind mount, which can then be unmounted
     subprocess.run(["umount", "-l", top], check=True)

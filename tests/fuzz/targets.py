@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from mountsafe import channel, wire
-from mountsafe.errors import GuestFault, ProtocolFault, UserError
+from mountsafe.errors import ExitCode, GuestFault, ProtocolFault, UserError
 from mountsafe.filesystem.links import BLOCKED, contained
 from mountsafe.filesystem.untrusted import KNOWN_TYPES, fault_of_attributes, fault_of_name
 from mountsafe.hotplug.devices import Device
@@ -24,8 +24,27 @@ from mountsafe.medium.volumes import checked, choose, folder_names, label_name
 from mountsafe.policy import modprobe, polkit, trust, udev
 from mountsafe.policy.exempt import of_crypttab, of_fstab
 from mountsafe.policy.facts import Facts, facts_of_device
+from mountsafe.policy.inside import Seen
 from mountsafe.policy.risk import RiskClass
 from mountsafe.policy.rules import Policy, Verdict
+from mountsafe.session.messages import (
+    ANSWERS,
+    ORDERS,
+    REPORTS,
+    Failed,
+    Found,
+    Held,
+    Judged,
+    Missing,
+    Mount,
+    Mounted,
+    MountOptions,
+    Order,
+    Progress,
+    Record,
+    Request,
+    Verb,
+)
 from mountsafe.text import printable
 from tests import containers
 
@@ -279,12 +298,23 @@ def exemptions(data: bytes) -> None:
 
 
 def control(data: bytes) -> None:
-    """A packet between our own processes is an object or a ProtocolFault."""
+    """A packet between our own processes is an object or a ProtocolFault; what is understood of it is told the same."""
     try:
         message = channel.decode(data)
     except ProtocolFault:
         return
     assert isinstance(message, dict)
+    for messages in (ORDERS, REPORTS, ANSWERS):
+        with suppress(ProtocolFault):
+            told: Any = messages.read(message)
+            again: Any = json.loads(json.dumps(messages.told(told)))
+            assert messages.read(again) == told
+    with suppress(ProtocolFault):
+        record = Record.restored(message)
+        assert Record.restored(json.loads(json.dumps(record.saved()))) == record
+        assert json.loads(json.dumps(record.facts()))["source"] == record.source
+    with suppress(ProtocolFault):
+        assert Request.read(message).do in Verb
 
 
 # --- a medium that may be a container -------------------------------------------------------------------------------
@@ -339,6 +369,14 @@ _BODIES = (
 _ON_1_MIB = b"\x00\x00\x10\x00\x00"
 _USB = "sdb1\nID_BUS=usb\nID_VENDOR=A\nID_SERIAL_SHORT=4C\nID_FS_TYPE=vfat\nDISKSEQ=12\nID_INTEGRATION=external"
 
+_ORDER = Order("x.img", 512, False, Format.QCOW2, 4096, "/m", True, 1, 1, MountOptions(partition="vg/a", idle=0.5))
+_SEEN = Seen("vg/a", "ext4", "A", "12-34", 4096, ("2",), True)
+_FAILED = Failed("no", "try", ExitCode.SOURCE)
+_MOUNT = Mount("/m", "sda1", 1, "1", "ext4", "A", "", ("backup-gpt",), True, 5, 7)
+_HELD = Held(((1, 2, (0, 45), "mountsafe:x"),), ("/m",), (("/m", 3, 4),), "mountsafe:x")
+_MISSING = Missing("sda2", 2, "xfs", "", "no", ExitCode.SOURCE)
+_RECORD = Record("x.img", "/m", 9, ("/m",), mounts=(_MOUNT,), missing=(_MISSING,), held=_HELD)
+
 SEEDS: dict[str, list[bytes]] = {
     "decoder": [
         b"\x02" + wire.frame(1, wire.Kind.LIST, b"body") + wire.frame(2, wire.Kind.ERROR),
@@ -383,5 +421,13 @@ SEEDS: dict[str, list[bytes]] = {
         containers.vhd(4),
         containers.vhdx(parent=True),
     ],
-    "control": [b'{"event": "ready", "mode": 493}', b"[1, 2]", b"{", b"\xff\xfe{\x00}\x00"],
+    "control": [
+        *(b'{"event": "ready", "mode": 493}', b"[1, 2]", b"{", b"\xff\xfe{\x00}\x00"),
+        *(json.dumps(ORDERS.told(each)).encode() for each in (_ORDER, Judged((0, 1), "no"))),
+        *(json.dumps(REPORTS.told(each)).encode() for each in (Found((_SEEN,)), Progress("x"), _FAILED)),
+        json.dumps(ANSWERS.told(Mounted(_RECORD))).encode(),
+        json.dumps(_RECORD.saved()).encode(),
+        b'{"do": "unmount", "force": true}',
+        b'{"version": 99, "source": 1}',
+    ],
 }

@@ -15,6 +15,7 @@ from mountsafe.daemon.person import Person
 from mountsafe.hotplug.devices import Device
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Options, Verdict
+from mountsafe.session.messages import REPORTS, Incident, Mount, Warned
 from mountsafe.session.start import Starting
 
 DEVICE = Device("sdb", "sdb", "/dev/sdb", (8, 16), {}, (), Facts(device="sdb", fstype="jfs", size=1))
@@ -131,8 +132,8 @@ def test_a_warning_is_no_incident(keeper: Keeper) -> None:
     """A later virtual machine may find that KVM does not work, which loses none."""
     ours, theirs = channel.pair()
     with ours, theirs:
-        pieces.send(theirs, {"warning": "KVM does not work here"})
-        pieces.send(theirs, {"incident": "its kernel crashed"})
+        pieces.send(theirs, REPORTS.told(Warned("KVM does not work here")))
+        pieces.send(theirs, REPORTS.told(Incident("its kernel crashed")))
         theirs.close()
         starting = Starting.__new__(Starting)
         starting._report = ours
@@ -141,8 +142,12 @@ def test_a_warning_is_no_incident(keeper: Keeper) -> None:
     assert told == [("sdb", "guest", "its virtual machine was lost: its kernel crashed")]
 
 
+def mount(name: str, note: str) -> Mount:
+    return Mount(f"/run/media/u/{name}", "sda", 0, "0", "ext4", name, note, (), True, 0, 1)
+
+
 def test_what_is_to_be_known_of_its_files_is_told(keeper: Keeper) -> None:
-    keeper.mounts = [{"target": "/run/media/u/A", "note": "its journal\x1b[2J was replayed"}]
+    keeper.mounts = (mount("A", "its journal\x1b[2J was replayed"),)
     assert keeper.told()["note"] == r"its journal\x1b[2J was replayed"
-    keeper.mounts += [{"target": "/run/media/u/B", "note": ""}, {"target": "/run/media/u/C", "note": "cut"}]
+    keeper.mounts += (mount("B", ""), mount("C", "cut"))
     assert keeper.told()["note"] == r"A: its journal\x1b[2J was replayed; C: cut"

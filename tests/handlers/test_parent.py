@@ -11,6 +11,7 @@ import trio.testing
 
 from mountsafe import channel, trios
 from mountsafe.errors import GuestGone
+from mountsafe.session.messages import REPORTS, Progress
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.server import Parent
 
@@ -118,7 +119,7 @@ def read_all(sock: socket.socket, number: int) -> list[channel.Message]:
 def test_an_idle_listener_misses_nothing(ends: Ends) -> None:
     """The loop goes on meanwhile: who listens may be stopped."""
     ours, theirs = ends
-    told = [{"progress": "x" * 200, "number": number} for number in range(MANY)]
+    told = [Progress(f"{number:200}") for number in range(MANY)]
 
     async def scene() -> list[channel.Message]:
         reporter = Reporter(ours)
@@ -131,7 +132,7 @@ def test_an_idle_listener_misses_nothing(ends: Ends) -> None:
             nursery.cancel_scope.cancel()
         return heard
 
-    assert trios.run(scene) == told
+    assert [REPORTS.read(message) for message in trios.run(scene)] == told
     assert os.get_blocking(ours.fileno())
 
 
@@ -142,7 +143,7 @@ def test_the_last_words_wait_for_room(ends: Ends) -> None:
 
     async def scene() -> None:
         for number in range(MANY):
-            reporter.tell({"progress": "x" * 200, "number": number})
+            reporter.tell(Progress(f"{number:200}"))
 
     trios.run(scene)
 
@@ -157,7 +158,7 @@ def test_the_last_words_wait_for_room(ends: Ends) -> None:
             await trio.to_thread.run_sync(reporter.finish)
         return heard
 
-    assert [message["number"] for message in trios.run(ending)] == list(range(MANY))
+    assert [int(message["progress"]) for message in trios.run(ending)] == list(range(MANY))
 
 
 def test_nobody_listens(ends: Ends) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,20 @@ import trio
 from mountsafe import channel, pieces
 from mountsafe.errors import UserError
 from mountsafe.limits import CONTROL_MESSAGE, CONTROL_WHOLE, MAX_MOUNTS
+from mountsafe.medium.formats import Format
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import supervisor as module
+from mountsafe.session.messages import (
+    ANSWERS,
+    REPORTS,
+    Mount,
+    Mounted,
+    MountOptions,
+    Order,
+    Progress,
+    Report,
+    Warned,
+)
 from mountsafe.session.places import Place
 from mountsafe.session.reporter import Reporter as RealReporter
 from mountsafe.session.supervisor import Supervisor
@@ -24,16 +37,16 @@ class Reporter:
     """Listens to a supervisor."""
 
     def __init__(self) -> None:
-        self.told: list[dict[str, Any]] = []
+        self.told: list[Report] = []
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def tell(self, message: Report) -> None:
         self.told.append(message)
 
     def progress(self, what: str) -> None:
-        self.tell({"progress": what})
+        self.tell(Progress(what))
 
     def warn(self, what: str) -> None:
-        self.tell({"warning": what})
+        self.tell(Warned(what))
 
 
 class Served:
@@ -66,19 +79,9 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> None:
 def supervisor(folder: Path, reporter: Reporter, volumes: list[Volume]) -> Any:
     target = folder / "m"
     target.mkdir()
-    order = {
-        "source": str(folder / "x.img"),
-        "target": str(target),
-        "created_target": False,
-        "by_label": False,
-        "owner": "user",
-        "uid": 1,
-        "gid": 1,
-        "links": "nofollow",
-        "idle": 0,
-        "entries": 1000,
-    }
-    medium = types.SimpleNamespace(format="raw", name="x", sector_size=None)
+    options = MountOptions(idle=0, entries=1000)
+    order = Order(str(folder / "x.img"), 512, False, Format.RAW, None, str(target), False, 1, 1, options)
+    medium = types.SimpleNamespace(format=Format.RAW, name="x", sector_size=None)
     runtime = types.SimpleNamespace(write=lambda record: None)
     made: Any = Supervisor(order, medium, Place.hold(target), runtime, reporter)  # type: ignore[arg-type]
     storage = types.SimpleNamespace(raw=True, pid=None)
@@ -115,8 +118,8 @@ class LongServed(Served):
     lasts = True
     which, pid = None, 1
 
-    def facts(self) -> dict[str, object]:
-        return {"target": str(self.place.path), "label": self.volume.label}
+    def mounted(self) -> Mount:
+        return Mount(str(self.place.path), "sda1", 1, "1", "ext4", self.volume.label, "", (), True, 0, 1)
 
 
 async def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reporter: Any) -> Any:
@@ -143,14 +146,15 @@ async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: 
             await made._mount_all()
             with trio.fail_after(PATIENCE):
                 record = made._record()
-                assert len(json.dumps(record)) > CONTROL_MESSAGE
-                made._reporter.tell({"mounted": record})
-                told: list[Any] = []
-                while not told or "mounted" not in told[-1]:
-                    told.append(await trio.to_thread.run_sync(pieces.receive, ours))
-                assert told[-1] == {"mounted": record}
+                assert len(json.dumps(record.saved())) > CONTROL_MESSAGE
+                made._reporter.tell(Mounted(record))
+                told: list[Report] = []
+                while not told or not isinstance(told[-1], Mounted):
+                    told.append(REPORTS.read(await trio.to_thread.run_sync(pieces.receive, ours) or {}))
+                assert told[-1] == Mounted(record)
                 client.send(channel.encode({"do": "status"}))
-                assert await trio.to_thread.run_sync(pieces.receive, client) == {"mounted": record}
+                answer = await trio.to_thread.run_sync(pieces.receive, client) or {}
+                assert ANSWERS.read(answer) == Mounted(record)
             nursery.cancel_scope.cancel()
 
 
@@ -158,7 +162,8 @@ async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: 
 @pytest.mark.real_clock
 async def test_a_client_that_cannot_be_answered_ends_no_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = await many(tmp_path, monkeypatch, Reporter())
-    monkeypatch.setattr(made, "_record", lambda: {"x": "y" * CONTROL_WHOLE})
+    record = made._record()
+    monkeypatch.setattr(made, "_record", lambda: replace(record, source="y" * CONTROL_WHOLE))
     client, server = channel.pair()
     with client:
         client.send(channel.encode({"do": "status"}))
@@ -170,4 +175,4 @@ async def test_a_client_that_cannot_be_answered_ends_no_mount(tmp_path: Path, mo
 def test_what_is_too_long_to_be_told_is_not_swallowed() -> None:
     ours, theirs = channel.pair()
     with ours, theirs, pytest.raises(ValueError, match="bytes"):
-        RealReporter(theirs).tell({"mounted": "x" * CONTROL_WHOLE})
+        RealReporter(theirs).tell(Progress("x" * CONTROL_WHOLE))

@@ -1,9 +1,10 @@
 """What the policy says of what a virtual machine has found inside."""
 
+from dataclasses import replace
 from typing import Any
 
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.inside import judge
+from mountsafe.policy.inside import Seen, judge
 from mountsafe.policy.rules import Policy, Verdict
 
 KNOWN = Facts(device="sdb", bus="usb", vendor="Example")
@@ -19,10 +20,8 @@ def policy(rules: str) -> Any:
     return made.decide
 
 
-def volume(name: str, fstype: str = "ext4", chosen: bool = True, **more: Any) -> dict[str, Any]:
-    return {"name": name, "fstype": fstype, "label": "", "uuid": "", "size": 1 << 20, "layers": (), **more} | {
-        "chosen": chosen
-    }
+def volume(name: str, fstype: str = "ext4", chosen: bool = True, **more: Any) -> Seen:
+    return replace(Seen(name, fstype, "", "", 1 << 20, (), chosen), **more)
 
 
 def test_each_condition_is_asked_of_what_is_inside() -> None:

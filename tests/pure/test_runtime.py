@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 from mountsafe.errors import UserError
+from mountsafe.limits import CONTROL_WHOLE
 from mountsafe.session import runtime
-from mountsafe.session.runtime import RECORD, Runtime, base, runtimes
+from mountsafe.session.messages import Record
+from mountsafe.session.running import running
+from mountsafe.session.runtime import RECORD, RecordFault, Runtime, base, runtimes
 
 
 @pytest.fixture
@@ -28,14 +31,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def record(source: str) -> Record:
+    return Record(source, "/m", 1)
+
+
 # --- the record ----------------------------------------------------------------------------------------------------
 def test_a_supervisor_that_lives_holds_its_record(place: Path) -> None:
     made = Runtime.create()
-    made.write({"source": "a"})
+    made.write(record("a"))
     (found,) = runtimes()
     assert found.path == made.path
     assert found.alive()
-    assert found.read() == {"source": "a"}
+    assert found.read() == record("a")
     assert made.path.stat().st_mode & 0o077 == 0
     made.remove()
     assert not list(place.iterdir())
@@ -83,9 +90,9 @@ def test_who_looks_while_one_is_made_removes_nothing(place: Path) -> None:
     for _ in range(200):
         made = Runtime.create()
         assert made.path.exists()
-        made.write({"source": "a"})
+        made.write(record("a"))
         assert made.alive()
-        assert made.read() == {"source": "a"}
+        assert made.read() == record("a")
         made.remove()
     stop.set()
     looking.join()
@@ -93,7 +100,7 @@ def test_who_looks_while_one_is_made_removes_nothing(place: Path) -> None:
 
 def test_a_reader_sees_the_old_record_or_the_new_one(place: Path) -> None:
     made = Runtime.create()
-    records: list[dict[str, Any]] = [{"mounts": ["x" * 30000]}, {"mounts": ["y"]}]
+    records = [record("x" * 30000), record("y")]
     made.write(records[0])
     stop, seen = threading.Event(), []
 
@@ -107,19 +114,19 @@ def test_a_reader_sees_the_old_record_or_the_new_one(place: Path) -> None:
         made.write(records[number % 2])
     stop.set()
     looking.join()
-    assert [record for record in seen if record not in records] == []
+    assert [found for found in seen if found not in records] == []
     made.remove()
 
 
 def test_a_full_disk_leaves_the_old_record(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Runtime.create()
-    made.write({"source": "a"})
+    made.write(record("a"))
     (made.path / f"{RECORD}.new").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"cannot keep a record .* No space left"):
-        made.write({"source": "b"})
-    assert made.read() == {"source": "a"}
-    made.write({"source": "c"})
-    assert made.read() == {"source": "c"}
+        made.write(record("b"))
+    assert made.read() == record("a")
+    made.write(record("c"))
+    assert made.read() == record("c")
     made.remove()
 
 
@@ -140,13 +147,13 @@ def test_a_supervisor_of_an_older_version_is_known(place: Path) -> None:
     """It outlived an upgrade, and locks the record itself."""
     folder = place / ("0" * 12)
     folder.mkdir()
-    record = os.open(folder / "mount.json", os.O_RDWR | os.O_CREAT)
-    os.write(record, json.dumps({"source": "a"}).encode())
-    fcntl.flock(record, fcntl.LOCK_EX)
+    fd = os.open(folder / "mount.json", os.O_RDWR | os.O_CREAT)
+    os.write(fd, json.dumps({"source": "a", "target": "/m", "mounts": [], "created": [], "supervisor": 1}).encode())
+    fcntl.flock(fd, fcntl.LOCK_EX)
     (found,) = runtimes()
     assert found.alive()
-    assert found.read() == {"source": "a"}
-    os.close(record)
+    assert found.read() == record("a")
+    os.close(fd)
     assert not found.alive()
     (again,) = runtimes()
     again.remove()
@@ -156,7 +163,7 @@ def test_a_supervisor_of_an_older_version_is_known(place: Path) -> None:
 def test_an_older_version_that_still_runs_takes_no_record_for_a_leftover(place: Path) -> None:
     """It removes what is called mount.json and is not locked."""
     made = Runtime.create()
-    made.write({"source": "a"})
+    made.write(record("a"))
     assert not (made.path / "mount.json").exists()
 
 
@@ -177,17 +184,63 @@ def test_a_long_path_has_a_control_socket_too(tmp_path: Path, monkeypatch: pytes
 
 def test_a_shorter_record_replaces_a_longer_one(place: Path) -> None:
     made = Runtime.create()
-    made.write({"source": "a" * 1000})
-    made.write({"source": "b"})
-    assert made.read() == {"source": "b"}
+    made.write(record("a" * 1000))
+    made.write(record("b"))
+    assert made.read() == record("b")
     made.remove()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "1", "\udcff"])
-def test_a_damaged_record_is_empty(place: Path, content: str) -> None:
+TORN = json.dumps(Record("a", "/m", 1).saved())[:-9]
+FOREIGN = [
+    TORN,
+    "[]",
+    "{",
+    "1",
+    "\udcff",
+    "{}",
+    '{"source": 1}',
+    '{"version": "2"}',
+    "[" * 100_000,
+    " " * (CONTROL_WHOLE + 1),
+]
+OTHER = '{"version": 99, "source": "a"}'
+
+
+@pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
+def test_a_damaged_record_is_told_of(place: Path, content: str) -> None:
     made = Runtime.create()
     (made.path / RECORD).write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert made.read() == {}
+    with pytest.raises(RecordFault, match="cannot be read") as fault:
+        made.read()
+    assert str(made.path) in fault.value.message
+    assert not fault.value.of_another_version
+    heard: list[str] = []
+    assert running(heard.append) == []
+    assert "cannot be read" in heard[0]
+    assert made.path.exists()  # its supervisor lives
+    os.close(made._lock or -1)
+    running(heard.append)
+    assert not list(place.iterdir())
+
+
+def test_a_record_of_another_version_is_told_of_and_kept(place: Path) -> None:
+    """What is mounted is in it, for who can read it."""
+    made = Runtime.create()
+    (made.path / RECORD).write_text(OTHER)
+    os.close(made._lock or -1)
+    for _ in range(2):
+        heard: list[str] = []
+        assert running(heard.append) == []
+        (words,) = heard
+        assert "another version of mountsafe" in words
+        assert "99" in words
+    assert (made.path / RECORD).read_text() == OTHER
+
+
+def test_a_record_that_is_not_written_yet_is_none(place: Path) -> None:
+    made = Runtime.create()
+    assert made.read() is None
+    assert running() == []
     made.remove()
 
 
@@ -206,7 +259,7 @@ def test_a_removed_runtime_is_not_alive(place: Path) -> None:
     other = Runtime(made.path)
     made.remove()
     assert not other.alive()
-    assert other.read() == {}
+    assert other.read() is None
 
 
 # --- the place of all records --------------------------------------------------------------------------------------

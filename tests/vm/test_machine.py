@@ -12,8 +12,8 @@ from mountsafe.appliance.machine import Machine
 from mountsafe.errors import MountsafeError
 from mountsafe.limits import MAX_MOUNTS
 from mountsafe.medium.source import open_medium
+from mountsafe.session.finding import machine_settings
 from mountsafe.session.machines import Listener, started
-from mountsafe.session.supervisor import machine_settings
 from tests.vm.sight import Looking
 
 STREAMS = 70  # more than twice what it has ports for

@@ -1,0 +1,44 @@
+"""Find out what is on a medium."""
+
+from dataclasses import dataclass
+
+import trio
+
+from mountsafe.appliance.acceleration import Acceleration
+from mountsafe.appliance.machine import MachineSettings
+from mountsafe.medium.source import Medium
+from mountsafe.medium.volumes import Volume
+from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
+from mountsafe.session.machines import Machines
+from mountsafe.session.storage import Storage
+from mountsafe.trios import run
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is on a medium; `size` is that of the disk in it, in bytes."""
+
+    size: int
+    volumes: list[Volume]
+
+
+def inspected(medium: Medium, verbose: bool = False) -> Found:
+    """Return what a virtual machine finds on a medium, which is closed then. Blocks. Raises UserError."""
+    return run(_find, medium, verbose)
+
+
+async def _find(medium: Medium, verbose: bool) -> Found:
+    with machine_settings(verbose) as (settings, acceleration):
+        return await _find_with(medium, settings, acceleration)
+
+
+async def _find_with(medium: Medium, settings: MachineSettings, acceleration: Acceleration) -> Found:
+    async with trio.open_nursery() as nursery:
+        storage = Storage(medium, nursery)
+        machines = Machines(settings, acceleration, storage, nursery)
+        try:
+            await open_storage(storage)
+            return Found(storage.size, await inspect_medium(machines, nursery))
+        finally:
+            await machines.close()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,58 @@
+"""Talk to a supervisor that runs, on its control socket."""
+
+import os
+import select
+import shlex
+import socket
+import struct
+from contextlib import ExitStack
+
+from mountsafe import channel, codec, pieces
+from mountsafe.errors import ProtocolFault, UserError
+from mountsafe.session.messages import ANSWERS, Answer, Failed, Request
+from mountsafe.session.runtime import RecordFault, Runtime
+from mountsafe.text import printable
+
+
+class NoAnswer(UserError):
+    """A supervisor that lives, and does nothing."""
+
+
+def ask(runtime: Runtime, request: Request, until_gone: bool = False, deadline: float | None = None) -> Answer | None:
+    """Ask a supervisor; `until_gone` waits for its end after the answer. None: it has ended. Raises UserError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock, ExitStack() as stack:
+        try:
+            sock.settimeout(deadline)
+            with runtime.control() as address:
+                sock.connect(address)
+            supervisor = _pidfd(sock)
+            stack.callback(os.close, supervisor)
+            channel.send(sock, codec.plain(request))
+            told = pieces.receive(sock)
+            answer = None if told is None else ANSWERS.read(told)
+            if isinstance(answer, Failed):
+                raise answer.error()
+            if until_gone and not select.select([supervisor], [], [], deadline)[0]:
+                raise TimeoutError("it does not end")
+        except (OSError, ProtocolFault) as error:
+            if not runtime.alive():
+                return None
+            raise NoAnswer(f"no answer from the mount's supervisor: {error}", _how_to_end(runtime)) from error
+    return answer
+
+
+def _how_to_end(runtime: Runtime) -> str:
+    try:
+        record = runtime.read()
+    except RecordFault as fault:
+        return fault.hint
+    if record is None:
+        return ""
+    force = f"mountsafe unmount --force {shlex.quote(printable(os.fsencode(record.target), 500))}"
+    return f"It may be stopped: ps -fp {record.supervisor} shows it; {force} ends it."
+
+
+def _pidfd(sock: socket.socket) -> int:
+    """Return a descriptor of the process that listens at the other end; it is readable when that has ended."""
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return os.pidfd_open(pid)

@@ -1,0 +1,255 @@
+"""What a supervisor is ordered and asked, what it tells, and the record that it keeps of its mounts.
+
+A supervisor may outlive an upgrade, so whoever reads looks at the version. Add to what is told only with a default, and
+count the version up when a field is taken away, means something else, or must be understood.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from mountsafe import codec
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.limits import IDLE, INDEX_ENTRIES
+from mountsafe.medium.formats import Format
+from mountsafe.policy.inside import Seen
+
+VERSION = 2
+KNOWN = (1, 2)  # 1 wrote no version, had other orders, and tells the same of what is mounted
+
+
+# --- the order ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """How a supervisor is started. `spare`: it starts a virtual machine before it has an order."""
+
+    verbose: bool = False
+    spare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """What the user asked for. `links` as in `mountsafe.session.served.Presentation`.
+
+    `by_label`: each file system gets a folder of its own in the target, named after its label. `judged`:
+    `Starting.follow` is given a judge of what is found.
+    """
+
+    partition: int | str | None = None
+    fstype: str | None = None
+    owner: str = "user"
+    links: str = "nofollow"
+    verbose: bool = False
+    foreground: bool = False
+    idle: float = IDLE
+    entries: int = INDEX_ENTRIES
+    by_label: bool = False
+    judged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to mount where, and for whom. Three descriptors come with it: the medium, the target's parent, the target.
+
+    `source` to `sector_size` as in `mountsafe.medium.source.Medium`; `uid` and `gid` of whom it is for.
+    """
+
+    source: str
+    size: int
+    block_device: bool
+    format: Format
+    sector_size: int | None
+    target: str
+    created_target: bool
+    uid: int
+    gid: int
+    options: MountOptions
+
+
+# --- the record -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file system that is mounted. `session` is the process id of its box; `note` is to be known by its user."""
+
+    target: str
+    device: str
+    partition: int
+    name: str
+    fstype: str
+    label: str
+    note: str
+    resorts: tuple[str, ...]
+    direct_reads: bool
+    landlock: int
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A file system that was asked for and is not there. `message` says why, and `code` as the exit code would."""
+
+    device: str
+    partition: int
+    fstype: str
+    label: str
+    message: str
+    code: ExitCode
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is needed to clean up after a supervisor: what is or will be mounted, and which folders are its own.
+
+    `mounts` and `created` as `MountId.told` and `Place.told` have them; `name`: what its mounts show as their source.
+    """
+
+    mounts: tuple[tuple[int, int, tuple[int, int], str], ...] = ()
+    planned: tuple[str, ...] = ()
+    created: tuple[tuple[str, int, int], ...] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A medium and its mounts. `virtual_machine` and `container`: process ids of boxes that run. No mount: not yet."""
+
+    source: str
+    target: str
+    supervisor: int
+    created: tuple[str, ...] = ()
+    format: Format = Format.RAW
+    sector_size: int | None = None
+    accelerator: str = ""
+    virtual_machine: int | None = None
+    container: int | None = None
+    mounts: tuple[Mount, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    held: Held = field(default_factory=Held)
+
+    def saved(self) -> dict[str, Any]:
+        """What is written down."""
+        return {**codec.plain(self), "version": VERSION}
+
+    @classmethod
+    def restored(cls, untrusted: Mapping[str, object]) -> "Record":
+        """Return what was written down. Raises ProtocolFault, OtherVersion."""
+        codec.check_version(untrusted, VERSION, KNOWN)
+        return codec.read(cls, untrusted, strict=False)
+
+    def facts(self) -> dict[str, Any]:
+        """What `--json` shows."""
+        facts: dict[str, Any] = codec.plain(self)
+        del facts["held"]
+        return facts
+
+
+# --- what is told, asked and answered ---------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is being done now."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """What is worse than it might be."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is on the medium, before any of it is shown; where it was ordered to be judged, a `Judged` is waited for."""
+
+    volumes: tuple[Seen, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Which of the volumes that were found are not to be shown, by their positions, and why."""
+
+    refused: tuple[int, ...]
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """It is there."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It came to nothing."""
+
+    message: str
+    hint: str
+    code: ExitCode
+
+    @classmethod
+    def of(cls, error: UserError) -> "Failed":
+        """Return the message of an error."""
+        return cls(error.message, error.hint, error.code)
+
+    def error(self) -> UserError:
+        """Return the error of the message."""
+        return UserError(self.message, self.hint, self.code)
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A virtual machine was lost."""
+
+    words: str
+
+
+class Verb(StrEnum):
+    """What a client may ask for."""
+
+    STATUS = "status"
+    UNMOUNT = "unmount"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A client's. `force`: unmount it, whatever uses it."""
+
+    do: Verb
+    force: bool = False
+    version: int = 1  # as long as a supervisor of version 1 understands it
+
+    @classmethod
+    def read(cls, untrusted: Mapping[str, object]) -> "Request":
+        """Return the request of an object. Raises ProtocolFault, OtherVersion."""
+        codec.check_version(untrusted, VERSION, KNOWN)
+        return codec.read(cls, untrusted)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What was asked for is done; after `Verb.UNMOUNT` the supervisor ends."""
+
+    what: Verb
+
+
+Report = Progress | Warned | Found | Mounted | Failed | Incident
+Answer = Mounted | Failed | Done
+
+ORDERS = codec.Messages[Order | Judged]({"order": Order, "judged": Judged}, VERSION, (VERSION,))
+REPORTS = codec.Messages[Report](
+    {
+        "progress": Progress,
+        "warning": Warned,
+        "found": Found,
+        "mounted": Mounted,
+        "failed": Failed,
+        "incident": Incident,
+    },
+    VERSION,
+    KNOWN,
+    strict=False,
+)
+ANSWERS = codec.Messages[Answer]({"mounted": Mounted, "failed": Failed, "done": Done}, VERSION, KNOWN, strict=False)
