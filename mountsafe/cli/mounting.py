@@ -21,6 +21,7 @@ from mountsafe.medium import formats
 from mountsafe.medium.source import Medium, explained, open_medium
 from mountsafe.session import start
 from mountsafe.session.mounter import require_fuse
+from mountsafe.session.targets import prepare_target
 from mountsafe.text import printable
 from mountsafe.wire import SECTOR_SIZES
 
@@ -157,7 +158,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     quiet = json or verbose
     with screen.progress(quiet) as progress:
         build.ensure(progress)
-        target = start.prepare_target(directory or default_target(medium))
+        target = prepare_target(directory or default_target(medium))
         starting = start.Starting(verbose)
         starting.order(medium, target, options)
         try:

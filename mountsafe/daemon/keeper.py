@@ -26,7 +26,8 @@ from mountsafe.policy.inside import judge
 from mountsafe.policy.rules import Decision, Verdict
 from mountsafe.session.mounter import unmount_at
 from mountsafe.session.places import Place
-from mountsafe.session.start import MountOptions, Starting, held
+from mountsafe.session.start import MountOptions, Starting
+from mountsafe.session.targets import held
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)

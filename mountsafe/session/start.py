@@ -2,7 +2,6 @@
 
 import json
 import os
-import pwd
 import select
 import shlex
 import signal
@@ -16,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from mountsafe import channel, pieces
-from mountsafe.errors import ExitCode, NoRight, ProtocolFault, UserError
+from mountsafe.environment import caller
+from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES, STATUS_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.sandbox import PACKAGE, PYTHON
 from mountsafe.session.attached import MountId, at, find
-from mountsafe.session.mounter import mounts, unmount
+from mountsafe.session.chase import chase, spelled
+from mountsafe.session.mounter import unmount
 from mountsafe.session.places import Place, removed
 from mountsafe.session.runtime import Runtime, runtimes
 from mountsafe.system.units import Unit
 from mountsafe.text import printable
-
-CHOOSE = "Choose an empty folder, or one that does not exist yet."
 
 REFUSAL = 500  # characters of the policy's words
 # What was found (see `mountsafe.medium.volumes.seen`) in; names of what is not to be shown, and why, out. One that
@@ -186,17 +185,6 @@ class Starting:
             self._report.close()
 
 
-def caller() -> tuple[int, int]:
-    """Return the uid and gid of the person: the one behind sudo, if there is one."""
-    if os.geteuid() == 0:
-        try:
-            uid = int(os.environ["SUDO_UID"])
-            return uid, pwd.getpwuid(uid).pw_gid
-        except (KeyError, ValueError):
-            pass
-    return os.geteuid(), os.getegid()
-
-
 def _as_error(told: dict[str, Any]) -> UserError:
     return UserError(str(told.get("message")), str(told.get("hint", "")), ExitCode(told.get("code", 1)))
 
@@ -306,12 +294,16 @@ def unmount_all(force: bool = False) -> list[str]:
 def _spellings(name: Path) -> Iterator[str]:
     """Yield the absolute paths that a name may stand for, at last the one that takes a look at the place itself.
 
-    Whoever looks at a mount waits for its session process, and that may be stopped.
+    Whoever looks at a mount waits for its session process, and that may be stopped. Raises LedAside.
     """
     path = name.absolute()
     yield os.fspath(path)
-    yield os.path.join(os.path.realpath(path.parent), path.name)
-    yield os.path.realpath(path)
+    with suppress(OSError):
+        if (folder := spelled(path.parent)) is not None:
+            yield os.path.join(folder, path.name)
+        found, parent = chase(path)
+        os.close(parent)
+        yield os.fspath(found)
 
 
 def unmount_one(name: Path, force: bool = False) -> str:
@@ -320,7 +312,7 @@ def unmount_one(name: Path, force: bool = False) -> str:
     for wanted in _spellings(name):
         for runtime, record in media:
             targets = {record["target"], *(mount["target"] for mount in record["mounts"]), *_places(record)}
-            if wanted in targets or wanted in (record["source"], os.path.realpath(record["source"])):
+            if wanted in targets or wanted in (record["source"], spelled(Path(record["source"]))):
                 end(runtime, record, force)
                 return str(record["source"])
         if (which := at(Path(wanted))) is not None:
@@ -335,57 +327,3 @@ def _places(record: dict[str, Any]) -> Iterator[str]:
     for told in record.get("held", {}).get("mounts", []):
         if (which := MountId.read(told)) is not None and (found := find(which)) is not None:
             yield found.point
-
-
-def held(target: Path) -> Place:
-    """Hold a folder that is there. Raises UserError (TARGET)."""
-    path = Path(os.path.realpath(target))
-    try:
-        return Place.hold(path)
-    except OSError as error:
-        raise UserError(f"{_shown(path)} is not a folder: {error.strerror}", CHOOSE, ExitCode.TARGET) from error
-
-
-def prepare_target(target: Path) -> Place:
-    """Return the mount point, made if need be, and held. Raises UserError (TARGET)."""
-    path = Path(os.path.realpath(target))
-    try:
-        return Place.hold(path, made=True)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        hint = "Its parent folder must exist and be yours."
-        raise _target_error(f"cannot make {_shown(path)}: {error.strerror}", hint, error) from error
-    if os.fspath(path) in mounts():  # asked first: who looks at a mount waits for its process
-        hint = f"mountsafe unmount {shlex.quote(_shown(path))}"
-        raise UserError(f"something is already mounted on {_shown(path)}", hint, ExitCode.TARGET)
-    place = held(path)
-    try:
-        _check_target(place.fd, _shown(path))
-    except UserError:
-        place.close()
-        raise
-    return place
-
-
-def _check_target(fd: int, shown: str) -> None:
-    here = f"/proc/self/fd/{fd}"
-    try:
-        empty = not os.listdir(here)
-    except OSError as error:
-        hint = "Choose a folder of yours."
-        raise _target_error(f"cannot look into {shown}: {error.strerror}", hint, error) from error
-    if not empty:
-        raise UserError(f"{shown} is not empty", CHOOSE, ExitCode.TARGET)
-    if not os.access(here, os.W_OK):
-        raise NoRight(f"{shown} is not yours to write to", "fusermount3 demands that: choose a folder of yours.")
-
-
-def _target_error(message: str, hint: str, error: OSError) -> UserError:
-    if isinstance(error, PermissionError):
-        return NoRight(message, hint)
-    return UserError(message, hint, ExitCode.TARGET)
-
-
-def _shown(path: Path) -> str:
-    return printable(os.fsencode(path), 500)

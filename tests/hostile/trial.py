@@ -45,8 +45,8 @@ from mountsafe.medium.volumes import Volume, choose
 from mountsafe.process import Guard
 from mountsafe.session.machines import Listener, started
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
-from mountsafe.session.start import held
 from mountsafe.session.supervisor import machine_settings
+from mountsafe.session.targets import held
 from tests.hostile.cases import Case, Workshop, all_bases
 from tests.hostile.walk import walk
 from tests.vm.command.stage import Person, Stage, build_stage

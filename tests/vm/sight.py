@@ -32,9 +32,9 @@ from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume, choose
 from mountsafe.session.machines import Machines
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
-from mountsafe.session.start import held
 from mountsafe.session.storage import Storage
 from mountsafe.session.supervisor import inspect_medium, machine_settings, open_storage
+from mountsafe.session.targets import held
 
 T = TypeVar("T")
 M = TypeVar("M", bound="TappedMachines")
