@@ -8,8 +8,11 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping
 from pathlib import Path
+
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.text import printable
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -59,11 +62,20 @@ def _safe(name: str, value: str) -> str:
     return ""
 
 
-def is_roots_alone(path: str) -> bool:
-    """Whether nobody but root can change what is at an absolute path, or comes to be there."""
+def is_roots_alone(path: str, owners: Collection[int] = (0,)) -> bool:
+    """Whether nobody but root, or the `owners`, can change what is at an absolute path, or comes to be there."""
     if not os.path.isabs(path):
         return False
-    return all(map(_is_roots, {*_steps(path), *_steps(os.path.realpath(path))}))
+    return all(_is_theirs(step, owners) for step in {*_steps(path), *_steps(os.path.realpath(path))})
+
+
+def require_folder(path: Path, owners: Collection[int]) -> None:
+    """Raise UserError (TARGET) if others than the `owners` could put a link in a folder, for root to write through."""
+    place = os.path.abspath(path)
+    if os.geteuid() == 0 and not (is_roots_alone(place, owners) and not _is_open(Path(place))):
+        shown = printable(os.fsencode(place), 500)
+        hint = "Choose a folder that nobody but you can change, and that is in such folders."
+        raise UserError(f"others may change what is in {shown}, or where it leads", hint, ExitCode.TARGET)
 
 
 def _steps(path: str) -> Iterator[Path]:
@@ -73,15 +85,15 @@ def _steps(path: str) -> Iterator[Path]:
     yield from normal.parents
 
 
-def _is_roots(path: Path) -> bool:
-    """Whether what is there is root's, or nothing is: its folder then says who could change that."""
+def _is_theirs(path: Path, owners: Collection[int]) -> bool:
+    """Whether what is there is the owners', or nothing is: its folder then says who could change that."""
     try:
         status = path.lstat()
     except FileNotFoundError:
         return not _is_open(path.parent)
     except OSError:
         return False
-    if status.st_uid != 0:
+    if status.st_uid not in owners:
         return False
     return stat.S_ISLNK(status.st_mode) or not status.st_mode & 0o022 or bool(status.st_mode & stat.S_ISVTX)
 
@@ -92,3 +104,14 @@ def _is_open(folder: Path) -> bool:
         return bool(folder.stat().st_mode & 0o022)
     except OSError:
         return False
+
+
+def caller() -> tuple[int, int]:
+    """Return the uid and gid of the person: the one behind sudo, if there is one."""
+    if os.geteuid() == 0:
+        try:
+            uid = int(os.environ["SUDO_UID"])
+            return uid, pwd.getpwuid(uid).pw_gid
+        except (KeyError, ValueError):
+            pass
+    return os.geteuid(), os.getegid()

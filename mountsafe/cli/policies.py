@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mountsafe import environment
 from mountsafe.cli import inspecting, screen
 from mountsafe.cli.mounting import Json, Source
 from mountsafe.cli.typers import App, option
@@ -116,6 +117,7 @@ def render(
     """Print the udev, polkit and modprobe files that `install` puts in place. It needs no right."""
     wanted = inforce.wanted(rules, HOST, strict or [], harmless=False)
     if output is not None:
+        environment.require_folder(output, {0, environment.caller()[0]})
         for path, text in wanted.items():
             place = output / path.lstrip("/")
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +163,7 @@ def uninstall(root: Root = HOST, dry_run: DryRun = False, force: Force = False, 
 
 def _carry_out(made: Files, plan: Plan, dry_run: bool, json: bool) -> None:
     if not dry_run:
+        environment.require_folder(made.root, {0, environment.caller()[0]})
         made.carry_out(plan)
     changed = [change for change in plan.changes if change.old != change.new]
     reloaded = bool(changed) and not dry_run and made.root == HOST and inforce.reload_udev()

@@ -323,7 +323,8 @@ class Keeper:
     async def _hear(self, starting: Starting) -> None:
         """Take note of what goes wrong, until the supervisor ends."""
         await trio.lowlevel.wait_readable(starting.report)
-        while (words := starting.incident()) is not None:
+        # In a thread: of a longer message there may be a piece, and its sender be stopped.
+        while (words := await aside(starting.incident)) is not None:
             if words:  # or it was told of something else, KVM that does not work for example
                 self._suffer(Trouble.GUEST, f"its virtual machine was lost: {words}")
                 self._public.changed(self.told())

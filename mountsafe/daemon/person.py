@@ -5,10 +5,12 @@ import pwd
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jeepney import DBusAddress, DBusErrorResponse, Properties, new_method_call
 
+from mountsafe import environment
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.system.answers import Connection, connected
 from mountsafe.system.messages import Malformed
@@ -62,6 +64,7 @@ def folder_of(person: Person, base: str) -> str:
     Nobody but root can write to it or to what it is in, so no name in it can be changed under us. His group may be
     everybody's, so it is an access control list that lets him in, as udisks has it.
     """
+    environment.require_folder(Path(base), (0,))
     os.makedirs(base, mode=0o755, exist_ok=True)
     folder = os.path.join(os.path.realpath(base), person.name)
     with suppress(FileExistsError):  # udisks makes the same one

@@ -46,6 +46,11 @@ class Place:
         """Hold a folder; `made` makes it, and an existing one raises FileExistsError. Raises OSError."""
         return cls._held(path, walk(path.parent), made)
 
+    @classmethod
+    def of(cls, path: Path, parent: int, made: bool = False) -> "Place":
+        """Hold a folder in one that is held, which is the place's from then on; otherwise as `hold`."""
+        return cls._held(path, parent, made)
+
     def below(self, name: str, most: int = 1) -> "Place":
         """Make a folder in this one, with a number up to `most` if its name is taken. Raises OSError."""
         for number in range(1, most):

@@ -12,6 +12,7 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import STATUS_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.session.asking import NoAnswer, ask
 from mountsafe.session.attached import MountId, at, find
+from mountsafe.session.chase import chase, spelled
 from mountsafe.session.messages import Held, Mounted, Record, Request, Verb
 from mountsafe.session.mounter import unmount
 from mountsafe.session.places import removed
@@ -97,12 +98,16 @@ def unmount_all(force: bool = False) -> list[str]:
 def _spellings(name: Path) -> Iterator[str]:
     """Yield the absolute paths that a name may stand for, at last the one that takes a look at the place itself.
 
-    Whoever looks at a mount waits for its session process, and that may be stopped.
+    Whoever looks at a mount waits for its session process, and that may be stopped. Raises LedAside.
     """
     path = name.absolute()
     yield os.fspath(path)
-    yield os.path.join(os.path.realpath(path.parent), path.name)
-    yield os.path.realpath(path)
+    with suppress(OSError):
+        if (folder := spelled(path.parent)) is not None:
+            yield os.path.join(folder, path.name)
+        found, parent = chase(path)
+        os.close(parent)
+        yield os.fspath(found)
 
 
 def unmount_one(name: Path, force: bool = False) -> str:
@@ -111,7 +116,7 @@ def unmount_one(name: Path, force: bool = False) -> str:
     for wanted in _spellings(name):
         for runtime, record in media:
             targets = {record.target, *(mount.target for mount in record.mounts), *_places(record)}
-            if wanted in targets or wanted in (record.source, os.path.realpath(record.source)):
+            if wanted in targets or wanted in (record.source, spelled(Path(record.source))):
                 end(runtime, record, force)
                 return record.source
         if (which := at(Path(wanted))) is not None:

@@ -2,13 +2,13 @@
 
 import json
 import os
-import pwd
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from mountsafe import channel, codec, pieces
+from mountsafe.environment import caller
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
@@ -177,14 +177,3 @@ class Starting:
             running()  # cleans up
         finally:
             self._report.close()
-
-
-def caller() -> tuple[int, int]:
-    """Return the uid and gid of the person: the one behind sudo, if there is one."""
-    if os.geteuid() == 0:
-        try:
-            uid = int(os.environ["SUDO_UID"])
-            return uid, pwd.getpwuid(uid).pw_gid
-        except (KeyError, ValueError):
-            pass
-    return os.geteuid(), os.getegid()

@@ -1,10 +1,12 @@
-"""The folder that a medium is to be mounted on: made if need be, looked at, and held from then on."""
+"""Folders to mount on, as somebody names them: found, made if need be, checked, and held."""
 
 import os
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, NoRight, UserError
+from mountsafe.session.chase import chase
 from mountsafe.session.mounter import mounts
 from mountsafe.session.places import Place
 from mountsafe.text import printable
@@ -14,27 +16,41 @@ CHOOSE = "Choose an empty folder, or one that does not exist yet."
 
 def held(target: Path) -> Place:
     """Hold a folder that is there. Raises UserError (TARGET)."""
-    path = Path(os.path.realpath(target))
+    path, parent = _chased(target)
+    return _held(path, parent)
+
+
+def _chased(target: Path) -> tuple[Path, int]:
     try:
-        return Place.hold(path)
+        return chase(target)
+    except OSError as error:
+        hint = "Its parent folder must exist and be yours."
+        raise _target_error(f"cannot reach {_shown(target)}: {error.strerror}", hint, error) from error
+
+
+def _held(path: Path, parent: int) -> Place:
+    try:
+        return Place.of(path, parent)
     except OSError as error:
         raise UserError(f"{_shown(path)} is not a folder: {error.strerror}", CHOOSE, ExitCode.TARGET) from error
 
 
 def prepare_target(target: Path) -> Place:
     """Return the mount point, made if need be, and held. Raises UserError (TARGET)."""
-    path = Path(os.path.realpath(target))
-    try:
-        return Place.hold(path, made=True)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        hint = "Its parent folder must exist and be yours."
-        raise _target_error(f"cannot make {_shown(path)}: {error.strerror}", hint, error) from error
-    if os.fspath(path) in mounts():  # asked first: who looks at a mount waits for its process
-        hint = f"mountsafe unmount {shlex.quote(_shown(path))}"
-        raise UserError(f"something is already mounted on {_shown(path)}", hint, ExitCode.TARGET)
-    place = held(path)
+    path, parent = _chased(target)
+    with ExitStack() as stack:
+        stack.callback(os.close, parent)
+        try:
+            return Place.of(path, os.dup(parent), made=True)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            hint = "Its parent folder must exist and be yours."
+            raise _target_error(f"cannot make {_shown(path)}: {error.strerror}", hint, error) from error
+        if os.fspath(path) in mounts():  # asked first: who looks at a mount waits for its process
+            hint = f"mountsafe unmount {shlex.quote(_shown(path))}"
+            raise UserError(f"something is already mounted on {_shown(path)}", hint, ExitCode.TARGET)
+        place = _held(path, os.dup(parent))
     try:
         _check_target(place.fd, _shown(path))
     except UserError:

@@ -1,5 +1,7 @@
 """A keeper when what it needs fails: its claim stays, it says why, and it can be asked again."""
 
+import json
+import socket
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ import pytest
 import trio
 
 from mountsafe import channel, pieces, trios
+from mountsafe.daemon import aside as asides
 from mountsafe.daemon import keeper as keepers
 from mountsafe.daemon.keeper import Keeper, Wishes
 from mountsafe.daemon.person import Person
@@ -144,6 +147,30 @@ def test_a_warning_is_no_incident(keeper: Keeper) -> None:
 
 def mount(name: str, note: str) -> Mount:
     return Mount(f"/run/media/u/{name}", "sda", 0, "0", "ext4", name, note, (), True, 0, 1)
+
+
+def test_a_message_that_stops_in_the_middle_stops_nothing_else(keeper: Keeper) -> None:
+    ours, theirs = channel.pair()
+    starting = Starting.__new__(Starting)
+    starting._report = ours
+    message = json.dumps({"incident": "its kernel crashed"}).encode()
+    instead = threading.Timer(20, theirs.shutdown, [socket.SHUT_RDWR])  # if the loop waits, it waits for ever
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            theirs.send(b"+" + message[:5])
+            nursery.start_soon(keeper._hear, starting)
+            with trio.fail_after(20):
+                while not asides._running:  # noqa: ASYNC110  # nothing tells of it
+                    await trio.sleep(0.01)
+            theirs.send(b"." + message[5:])
+            theirs.close()
+
+    instead.start()
+    with ours, theirs:
+        trios.run(run)
+    instead.cancel()
+    keeper._public.incident.assert_called_once()  # type: ignore[attr-defined]
 
 
 def test_what_is_to_be_known_of_its_files_is_told(keeper: Keeper) -> None:

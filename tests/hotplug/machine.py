@@ -40,6 +40,9 @@ polkit.addRule(function(action, subject) {
 });
 """
 
+# A free loop device is still read-only where a daemon was killed that had made the last medium on it so.
+ATTACH = 'device=$(losetup --find) && blockdev --setrw "$device" && losetup "$device" "$0" && echo "$device"'
+
 
 def wait_for(condition: Callable[[], bool], what: str, instead: Callable[[], str] = str) -> None:
     end = time.monotonic() + DEADLINE
@@ -131,7 +134,7 @@ class Machine:
     @contextmanager
     def loop_now(self, image: Path) -> Iterator[str]:
         """Attach an image, and do not wait for what comes of it."""
-        device = self.run("losetup", "--find", "--show", image).ok().out.strip()
+        device = self.run("sh", "-c", ATTACH, image).ok().out.strip()
         try:
             yield device
         finally:

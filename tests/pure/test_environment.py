@@ -7,6 +7,7 @@ import pytest
 
 from mountsafe import environment
 from mountsafe.environment import SYSTEM_PATH, harden, is_roots_alone
+from mountsafe.errors import ExitCode, UserError
 from tests.conftest import missing
 
 NOBODY = 61000
@@ -93,3 +94,16 @@ def test_nobody_else_may_write_to_what_is_made(inherited: int, then: int) -> Non
     finally:
         os.umask(before)
     assert found == then
+
+
+def test_root_writes_into_no_folder_that_others_may_change(roots: Path, anothers: Path) -> None:
+    """`policy install --root`, `policy render --output` and the daemon's `--media`."""
+    (roots / "link").symlink_to(anothers)
+    (roots / "open").mkdir()
+    (roots / "open").chmod(0o1777)  # not even a sticky one: a link of theirs may be in it
+    for place in (anothers, anothers / "new", roots / "link", roots / "open", roots / "open/new"):
+        with pytest.raises(UserError) as caught:
+            environment.require_folder(place, {0})
+        assert caught.value.code == ExitCode.TARGET
+    environment.require_folder(roots / "new", {0})
+    environment.require_folder(anothers, {0, NOBODY})
