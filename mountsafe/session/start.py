@@ -11,7 +11,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ class Starting:
             "block_device": medium.block_device,
             "format": medium.format,
             "sector_size": medium.sector_size,
+            "part": astuple(medium.part),
             "uid": uid,
             "gid": gid,
             **asdict(options),

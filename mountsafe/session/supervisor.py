@@ -27,6 +27,7 @@ from mountsafe.errors import DeadlinePassed, ExitCode, MountsafeError, ProtocolF
 from mountsafe.incidents import Incidents
 from mountsafe.limits import CONTROL_MESSAGE
 from mountsafe.medium.formats import Format
+from mountsafe.medium.part import Part
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name, left_out, seen
 from mountsafe.session import logs
@@ -235,6 +236,8 @@ class Supervisor:
             "target": os.fspath(self._place.path),
             "format": self._medium.format,
             "sector_size": self._medium.sector_size,
+            "offset": self._medium.part.offset,
+            "sizelimit": self._medium.part.size,
             "created": self._created(),
             "supervisor": os.getpid(),
             "accelerator": self._machines.accelerator,
@@ -348,7 +351,8 @@ async def _supervise(begin: dict[str, Any], runtime: Runtime, reporter: Reporter
                     settings, (fd, parent, folder) = order
                     format_ = Format(settings["format"])
                     told = (settings["size"], settings["block_device"], format_, settings["sector_size"])
-                    medium = Medium(Path(settings["source"]), fd, *told)
+                    part = Part(*settings["part"])
+                    medium = Medium(Path(settings["source"]), fd, *told, part)
                     place = Place(Path(settings["target"]), parent, folder, settings["created_target"])
                     await Supervisor(settings, medium, place, runtime, reporter).run(machine, acceleration, spare)
             finally:
