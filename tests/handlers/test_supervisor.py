@@ -13,6 +13,7 @@ from mountsafe import channel, pieces
 from mountsafe.errors import UserError
 from mountsafe.limits import CONTROL_MESSAGE, CONTROL_WHOLE, MAX_MOUNTS
 from mountsafe.medium.formats import Format
+from mountsafe.medium.part import WHOLE
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import supervisor as module
 from mountsafe.session.messages import (
@@ -81,7 +82,7 @@ def supervisor(folder: Path, reporter: Reporter, volumes: list[Volume]) -> Any:
     target.mkdir()
     options = MountOptions(idle=0, entries=1000)
     order = Order(str(folder / "x.img"), 512, False, Format.RAW, None, str(target), False, 1, 1, options)
-    medium = types.SimpleNamespace(format=Format.RAW, name="x", sector_size=None)
+    medium = types.SimpleNamespace(format=Format.RAW, name="x", sector_size=None, part=WHOLE)
     runtime = types.SimpleNamespace(write=lambda record: None)
     made: Any = Supervisor(order, medium, Place.hold(target), runtime, reporter)  # type: ignore[arg-type]
     storage = types.SimpleNamespace(raw=True, pid=None)
