@@ -16,18 +16,17 @@ from typing import Any, NoReturn
 
 import trio
 
-from mountsafe import channel, codec, environment, pieces
+from mountsafe import codec, environment
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
-from mountsafe.errors import ExitCode, MountsafeError, ProtocolFault, UserError
-from mountsafe.limits import CONTROL_MESSAGE
+from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, choose, folder_names, label_name, left_out, seen
 from mountsafe.session import logs
+from mountsafe.session.answering import answer_all, listen
 from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
 from mountsafe.session.machines import Machines, started
 from mountsafe.session.messages import (
-    ANSWERS,
     Answer,
     Begin,
     Done,
@@ -95,7 +94,8 @@ class Supervisor:
             mounting.start_soon(self._cancel_when_gone, self._nursery)
             await self._mount_all()
             mounting.cancel_scope.cancel()
-        self._nursery.start_soon(self._answer_clients, await self._listen())
+        listening = await listen(self._runtime)  # before anybody hears that it is mounted, and may ask
+        self._nursery.start_soon(answer_all, listening, self._do, self._nursery)
         self._reporter.tell(Mounted(self._record()))
         if self._options.foreground:
             self._nursery.start_soon(self._end_when_gone)
@@ -247,36 +247,7 @@ class Supervisor:
             place.remove()
 
     # --- clients ---------------------------------------------------------------------------------------------------
-    async def _listen(self) -> trio.socket.SocketType:
-        """Open the control socket, before anybody hears that it is mounted, and may ask."""
-        listening = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with self._runtime.control() as address:
-            await listening.bind(address)
-        listening.listen(8)
-        return listening
-
-    async def _answer_clients(self, listening: trio.socket.SocketType) -> None:
-        while True:
-            client, _ = await listening.accept()
-            self._nursery.start_soon(self._answer, client)
-
-    async def _answer(self, client: trio.socket.SocketType) -> None:
-        """Answer a client. Whatever goes wrong with that is its loss, and not that of the mounts."""
-        with client:
-            try:
-                while packet := await client.recv(CONTROL_MESSAGE):
-                    for piece in pieces.split(ANSWERS.told(await self._do(channel.decode(packet)))):
-                        await client.send(piece)
-            except (OSError, ProtocolFault):
-                return
-            except Exception:
-                log.exception("a client could not be answered")
-
-    async def _do(self, untrusted_request: channel.Message) -> Answer:
-        try:
-            request = Request.read(untrusted_request)
-        except ProtocolFault as fault:
-            return Failed(f"the mount's supervisor does not understand this: {fault}", "", ExitCode.USAGE)
+    async def _do(self, request: Request) -> Answer:
         if request.do is Verb.STATUS:
             return Mounted(self._record())
         for served in list(self._served):

@@ -16,9 +16,11 @@ from mountsafe.medium.formats import Format
 from mountsafe.medium.part import WHOLE
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import supervisor as module
+from mountsafe.session.answering import answer
 from mountsafe.session.messages import (
     ANSWERS,
     REPORTS,
+    Failed,
     Mount,
     Mounted,
     MountOptions,
@@ -143,7 +145,7 @@ async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: 
         made = await many(tmp_path, monkeypatch, RealReporter(theirs))
         async with trio.open_nursery() as nursery:
             made._nursery = nursery
-            nursery.start_soon(made._answer, trio.socket.from_stdlib_socket(server))
+            nursery.start_soon(answer, trio.socket.from_stdlib_socket(server), made._do)
             await made._mount_all()
             with trio.fail_after(PATIENCE):
                 record = made._record()
@@ -154,8 +156,8 @@ async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: 
                     told.append(REPORTS.read(await trio.to_thread.run_sync(pieces.receive, ours) or {}))
                 assert told[-1] == Mounted(record)
                 client.send(channel.encode({"do": "status"}))
-                answer = await trio.to_thread.run_sync(pieces.receive, client) or {}
-                assert ANSWERS.read(answer) == Mounted(record)
+                answered = await trio.to_thread.run_sync(pieces.receive, client) or {}
+                assert ANSWERS.read(answered) == Mounted(record)
             nursery.cancel_scope.cancel()
 
 
@@ -168,7 +170,7 @@ async def test_a_client_that_cannot_be_answered_ends_no_mount(tmp_path: Path, mo
     client, server = channel.pair()
     with client:
         client.send(channel.encode({"do": "status"}))
-        await made._answer(trio.socket.from_stdlib_socket(server))  # and nothing is raised
+        await answer(trio.socket.from_stdlib_socket(server), made._do)  # and nothing is raised
         assert pieces.receive(client) is None
 
 
@@ -177,3 +179,31 @@ def test_what_is_too_long_to_be_told_is_not_swallowed() -> None:
     ours, theirs = channel.pair()
     with ours, theirs, pytest.raises(ValueError, match="bytes"):
         RealReporter(theirs).tell(Progress("x" * CONTROL_WHOLE))
+
+
+@pytest.mark.usefixtures("patched")
+@pytest.mark.real_clock
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"do": "run"}, "Verb"),
+        ({}, "no do"),
+        ({"do": "unmount", "force": 1}, "force"),
+        ({"do": "unmount", "gently": True}, "gently"),
+        ({"do": "status", "version": 9}, "another version"),
+    ],
+)
+async def test_what_is_no_request_is_answered_and_does_nothing(
+    tmp_path: Path, request_: dict[str, Any], words: str
+) -> None:
+    made = supervisor(tmp_path, Reporter(), [volume()])
+    client, server = channel.pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer, trio.socket.from_stdlib_socket(server), made._do)
+        with client, trio.fail_after(PATIENCE):
+            for _ in range(2):
+                client.send(channel.encode(request_))
+                told = ANSWERS.read(await trio.to_thread.run_sync(pieces.receive, client) or {})
+                assert isinstance(told, Failed)
+                assert words in told.message
+    assert not made._done.is_set()
