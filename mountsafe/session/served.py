@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from mountsafe import channel, sandbox, syscalls, wire
+from mountsafe import channel, codec, sandbox, syscalls, wire
 from mountsafe.errors import ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.limits import (
     CONTROL_MESSAGE,
@@ -28,6 +28,26 @@ from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.process import Child, said_by
 from mountsafe.session.attached import MountId
+from mountsafe.session.conversation import (
+    GIVEN,
+    SAID,
+    Assignment,
+    Connection,
+    Disk,
+    Failed,
+    Given,
+    Misbehaved,
+    Nothing,
+    Ready,
+    Refused,
+    Resting,
+    Said,
+    Serving,
+    SessionSettings,
+    Stream,
+    WantDisk,
+    WantStream,
+)
 from mountsafe.session.machines import Machines
 from mountsafe.session.messages import Missing, Mount
 from mountsafe.session.mounter import FuseMount, MountRequest, mount
@@ -82,8 +102,8 @@ class SessionBox:
         with channel.handed_down() as (self.control, theirs), syscalls.descriptor(syscalls.SESSION) as seccomp:
             box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
             raw = medium.format is Format.RAW
-            settings = {"control": theirs.fileno(), "medium": medium.fd if raw else None}
-            argv = sandbox.python("mountsafe.session.server", json.dumps(settings))
+            settings = SessionSettings(theirs.fileno(), medium.fd if raw else None)
+            argv = sandbox.python("mountsafe.session.server", json.dumps(codec.plain(settings)))
             command = box.command(argv, sandbox.outer_uid(), seccomp)
             log.debug("%s", sandbox.shown(command))
             fds = [theirs.fileno(), seccomp, *([medium.fd] if raw else [])]
@@ -133,23 +153,23 @@ class ServedVolume:
         self._child = box.child
         self._control = trio.socket.from_stdlib_socket(box.control)
 
-    def _settings(self) -> channel.Message:
+    def _assignment(self) -> Assignment:
         window = self.volume.window()
         uid, gid = self._shown.owner or (None, None)
-        return {
-            "device": self.volume.device,
-            "fstype": self.volume.fstype,
-            "start": window.start,
-            "size": window.size,
-            "places": window.places,
-            "reach": self._machines.storage.reach,
-            "offset": self._machines.storage.part.offset,
-            "disk_size": self._machines.storage.size,
-            "uid": uid,
-            "gid": gid,
-            "idle": self._shown.idle,
-            "entries": self._shown.entries,
-        }
+        return Assignment(
+            device=self.volume.device,
+            fstype=self.volume.fstype,
+            start=window.start,
+            size=window.size,
+            places=tuple((place.offset, place.physical, place.length) for place in window.places),
+            reach=self._machines.storage.reach,
+            offset=self._machines.storage.part.offset,
+            disk_size=self._machines.storage.size,
+            uid=uid,
+            gid=gid,
+            idle=self._shown.idle,
+            entries=self._shown.entries,
+        )
 
     @property
     def pid(self) -> int:
@@ -162,7 +182,7 @@ class ServedVolume:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._child.log_words)
                 with suppress(OSError):  # it has ended already
-                    await self._send(self._settings(), [])
+                    await self._send(self._assignment())
                 nursery.start_soon(self._give_up_late)
                 nursery.start_soon(self._declare_serving)
                 await self._converse()
@@ -207,32 +227,33 @@ class ServedVolume:
                 packet = await self._control.recv(CONTROL_MESSAGE)
                 if not packet:
                     return
-                await self._handle(channel.decode(packet))
+                await self._handle(SAID.read(channel.decode(packet)))
             except OSError:
                 return
             except ProtocolFault as fault:
                 log.warning("the session process broke the protocol: %s", fault)
                 return
 
-    async def _handle(self, untrusted: channel.Message) -> None:
-        event = untrusted.get("event")
-        why = printable(str(untrusted.get("why", "")), wire.MAX_MESSAGE)
-        if untrusted.get("want") == "stream":
-            await self._give_stream()
-        elif untrusted.get("want") == "disk":
-            await self._give_disk(untrusted.get("instead"))
-        elif event == "ready" and self._mount is None:
-            await self._give_mount(untrusted)
-        elif event == "serving" and self._mount is not None:
-            self._answers.set()
-        elif event == "resting":
-            await self._machines.release(self)
-        elif event == "misbehaved":
-            await self._end_machine(untrusted.get("number"), why)
-        elif event in ("refused", "failed"):
-            self._fail(self._not_mounted(event == "refused", why))
-        else:
-            raise ProtocolFault("an unknown message")
+    async def _handle(self, said: Said) -> None:
+        """Do what the session process asks: it is of the right shape, and nothing in it is to be believed."""
+        match said:
+            case WantStream():
+                await self._give_stream()
+            case WantDisk(instead):
+                await self._give_disk(instead)
+            case Ready() if self._mount is None:
+                await self._give_mount(said)
+            case Serving() if self._mount is not None:
+                self._answers.set()
+            case Resting():
+                await self._machines.release(self)
+            case Misbehaved(number, untrusted_why):
+                await self._machines.end_misbehaving(number, printable(untrusted_why, wire.MAX_MESSAGE))
+            case Refused(untrusted_why) | Failed(untrusted_why):
+                why = printable(untrusted_why, wire.MAX_MESSAGE)
+                self._fail(self._not_mounted(isinstance(said, Refused), why))
+            case _:
+                raise ProtocolFault("a message out of turn")
 
     def _not_mounted(self, refused: bool, why: str) -> UserError:
         what = f"cannot mount {self.volume.describe()}: {why}"
@@ -245,65 +266,55 @@ class ServedVolume:
             return UserError(f"{what}: {crash}", hint, ExitCode.APPLIANCE)
         return UserError(what, "--verbose shows more.", ExitCode.APPLIANCE)
 
-    async def _send(self, message: channel.Message, fds: list[int]) -> None:
-        await self._control.sendmsg([channel.encode(message)], channel.descriptors(fds))
+    async def _send(self, message: Given, *fds: int) -> None:
+        await self._control.sendmsg([channel.encode(GIVEN.told(message))], channel.descriptors(list(fds)))
 
     async def _give_stream(self) -> None:
         try:
             sock = await self._machines.stream(self)
         except MountsafeError as error:
-            await self._send({"event": "none", "why": str(error)[: wire.MAX_MESSAGE]}, [])
+            await self._send(Nothing(str(error)[: wire.MAX_MESSAGE]))
             return
         number = self._machines.number  # nothing was awaited since: it is the stream's
         with sock:
-            await self._send({"event": "stream", "number": number}, [sock.fileno()])
+            await self._send(Stream(number), sock.fileno())
 
-    async def _end_machine(self, untrusted_number: object, why: str) -> None:
-        """End the virtual machine that it complains of. A number that is none is a wrong word, an old one is late."""
-        if type(untrusted_number) is not int:
-            raise ProtocolFault("a complaint of no virtual machine")
-        await self._machines.end_misbehaving(untrusted_number, why)
-
-    async def _give_disk(self, untrusted_instead: object) -> None:
-        """Connect it to the disk in the container. `untrusted_instead`: the process of that number does not answer."""
+    async def _give_disk(self, instead: int | None) -> None:
+        """Connect it to the disk in the container. `instead`: the process of that number does not answer."""
         storage = self._machines.storage
-        if type(untrusted_instead) is int:
-            await storage.replace(untrusted_instead)
+        if instead is not None:
+            await storage.replace(instead)
         try:
             async with storage.lent(to_qemu=False) as fd:
-                await self._send({"event": "disk", "number": storage.number}, [fd])
+                await self._send(Disk(storage.number), fd)
         except MountsafeError as error:
-            await self._send({"event": "none", "why": str(error)[: wire.MAX_MESSAGE]}, [])
+            await self._send(Nothing(str(error)[: wire.MAX_MESSAGE]))
 
-    async def _give_mount(self, untrusted: channel.Message) -> None:
-        mode = untrusted.get("mode")
-        state = untrusted.get("state")
-        found = untrusted.get("resorts")
-        if not isinstance(mode, int) or not isinstance(state, int) or state not in STATE_WORDS:
-            raise ProtocolFault("a root without mode or state")
-        if type(found) is not int or found & ~wire.Resort.ALL:
+    async def _give_mount(self, ready: Ready) -> None:
+        if ready.state not in STATE_WORDS:
+            raise ProtocolFault("a root in an unknown state")
+        if ready.resorts & ~wire.Resort.ALL:
             raise ProtocolFault("a root that was mounted in an unknown way")
-        self.fstype = printable(str(untrusted.get("fstype", "")), 64)
-        self.direct = untrusted.get("direct") is True
-        landlock = untrusted.get("landlock")
-        self.landlock = landlock if isinstance(landlock, int) else 0
-        self._resorts = found | self.volume.resorts
-        told = resorts.words(found & ~self.volume.resorts)
-        self.note = "; ".join(filter(None, (STATE_WORDS[state], *told, self.volume.condition)))
+        self.fstype = printable(ready.fstype, 64)
+        self.direct = ready.direct
+        self.landlock = ready.landlock
+        self._resorts = ready.resorts | self.volume.resorts
+        told = resorts.words(ready.resorts & ~self.volume.resorts)
+        self.note = "; ".join(filter(None, (STATE_WORDS[ready.state], *told, self.volume.condition)))
         shown = self._shown
         source = mount_source(self._source)
         request = MountRequest(
-            source, self.place, shown.mount_uid, shown.mount_gid, mode & 0o777, shown.links != "nofollow"
+            source, self.place, shown.mount_uid, shown.mount_gid, ready.mode & 0o777, shown.links != "nofollow"
         )
         try:
             self._mount = await trio.to_thread.run_sync(mount, request)
         except UserError as error:
             self._fail(error)
-            await self._send({"event": "none"}, [])
+            await self._send(Nothing(error.message[: wire.MAX_MESSAGE]))
             return
         guard = self._mount.links_followed and shown.links != "follow"
         try:
-            await self._send({"do": "serve", "guard_links": guard}, [self._mount.fd])
+            await self._send(Connection(guard), self._mount.fd)
         finally:  # as long as we had a copy, the mount's callers would wait for a session process that is gone
             self._mount.close_descriptor()
 

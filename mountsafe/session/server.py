@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import trio
 
-from mountsafe import channel, landlock, wire
+from mountsafe import channel, codec, landlock, wire
 from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import GuestGone, MountsafeError
 from mountsafe.filesystem.agents import Agents
@@ -30,6 +30,26 @@ from mountsafe.limits import PREFETCH_ENTRIES
 from mountsafe.medium.block import BlockReader, Disk
 from mountsafe.medium.extents import Window
 from mountsafe.medium.part import DiskPart
+from mountsafe.session.conversation import (
+    GIVEN,
+    SAID,
+    Assignment,
+    Connection,
+    Failed,
+    Given,
+    Misbehaved,
+    Nothing,
+    Ready,
+    Refused,
+    Resting,
+    Said,
+    Serving,
+    SessionSettings,
+    Stream,
+    WantDisk,
+    WantStream,
+)
+from mountsafe.session.conversation import Disk as GivenDisk
 from mountsafe.trios import run
 
 log = logging.getLogger(__name__)
@@ -47,11 +67,11 @@ class Parent:
         self._lock = trio.Lock()
         self._unwanted = 0  # answers that nobody waits for any more
 
-    async def tell(self, message: channel.Message) -> None:
+    async def tell(self, message: Said) -> None:
         """Send a message."""
-        await trio.to_thread.run_sync(channel.send, self._control, message)
+        await trio.to_thread.run_sync(channel.send, self._control, SAID.told(message))
 
-    async def ask(self, message: channel.Message) -> tuple[channel.Message, list[int]]:
+    async def ask(self, message: Said) -> tuple[Given, list[int]]:
         """Send a message and return the answer to it."""
         async with self._lock:
             await self._drop_unwanted()
@@ -63,13 +83,13 @@ class Parent:
                 trio.lowlevel.spawn_system_task(self._drop_soon)
                 raise
 
-    async def _answer(self) -> tuple[channel.Message, list[int]]:
+    async def _answer(self) -> tuple[Given, list[int]]:
         # A thread that waited in recvmsg could not be cancelled, and would take the answer to the next question.
         await trio.lowlevel.wait_readable(self._control.fileno())
         answer = channel.receive(self._control)
         if answer is None:
             raise GuestGone("the parent is gone")
-        return answer
+        return GIVEN.read(answer[0]), answer[1]
 
     async def _drop_unwanted(self) -> None:
         while self._unwanted:
@@ -94,10 +114,10 @@ def disk_opener(medium: int | None) -> OpenDisk:
 
     def open_disk(size: int, parent: Parent, nursery: trio.Nursery) -> Disk:
         async def connect(instead: int | None) -> tuple[socket.socket, int]:
-            answer, fds = await parent.ask({"want": "disk", "instead": instead})
-            if (fd := channel.only(fds)) is None:
-                raise GuestGone(str(answer.get("why", "no disk")))
-            return socket.socket(fileno=fd), answer["number"]
+            answer, fds = await parent.ask(WantDisk(instead))
+            if (fd := channel.only(fds)) is None or not isinstance(answer, GivenDisk):
+                raise GuestGone(answer.why if isinstance(answer, Nothing) else "no disk")
+            return socket.socket(fileno=fd), answer.container
 
         return NbdReader(connect, size, nursery)
 
@@ -108,95 +128,94 @@ class SessionProcess:
     """One file system, from the first stream to the last request."""
 
     def __init__(
-        self, settings: channel.Message, control: socket.socket, open_disk: OpenDisk, nursery: trio.Nursery
+        self, assigned: Assignment, control: socket.socket, open_disk: OpenDisk, landlock: int, nursery: trio.Nursery
     ) -> None:
-        self._settings = settings
+        self._assigned = assigned
+        self._landlock = landlock
         self._open_disk = open_disk
         self._nursery = nursery
         self._parent = Parent(control)
 
     async def _client(self) -> AgentClient:
-        answer, fds = await self._parent.ask({"want": "stream"})
-        if (fd := channel.only(fds)) is None:
-            raise GuestGone(str(answer.get("why", "no virtual machine")))
-        client = AgentClient(socket.socket(fileno=fd), answer["number"])
+        answer, fds = await self._parent.ask(WantStream())
+        if (fd := channel.only(fds)) is None or not isinstance(answer, Stream):
+            raise GuestGone(answer.why if isinstance(answer, Nothing) else "no virtual machine")
+        client = AgentClient(socket.socket(fileno=fd), answer.machine)
         self._nursery.start_soon(client.run)
         return client
 
     async def _misbehaved(self, machine: int, error: MountsafeError) -> None:
-        await self._parent.tell({"event": "misbehaved", "number": machine, "why": str(error)})
+        await self._parent.tell(Misbehaved(machine, str(error)))
 
     async def _resting(self, reader: Reader) -> None:
         reader.rest()
-        await self._parent.tell({"event": "resting"})
+        await self._parent.tell(Resting())
 
     async def run(self) -> None:
         """Mount in the guest, take /dev/fuse, serve until unmounted."""
-        settings = self._settings
-        places = tuple(wire.Place._make(place) for place in settings["places"])
-        window = Window(settings["start"], settings["size"], places)
+        assigned = self._assigned
+        window = Window(assigned.start, assigned.size, tuple(wire.Place(*place) for place in assigned.places))
         agents = Agents(
-            self._client, self._misbehaved, os.fsencode(settings["device"]), os.fsencode(settings["fstype"]), window
+            self._client, self._misbehaved, os.fsencode(assigned.device), os.fsencode(assigned.fstype), window
         )
         incidents = Incidents()
         try:
             await agents.start()
-            index = Index(agents, incidents, self._nursery, settings["entries"], release)
+            index = Index(agents, incidents, self._nursery, assigned.entries, release)
             statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
             await index.listing(index.root).begun()
         except OSError as error:  # the guest mounted it, and says no to what every mount needs
             why = f"its root cannot be read: {error.strerror or error}"
-            await self._parent.tell({"event": "refused", "why": why})
+            await self._parent.tell(Refused(why))
             raise SystemExit(1) from error
         except MountsafeError as error:
-            kind = "refused" if isinstance(error, GuestRefused) else "failed"
-            await self._parent.tell({"event": kind, "why": str(error) or type(error).__name__})
+            kind = Refused if isinstance(error, GuestRefused) else Failed
+            await self._parent.tell(kind(str(error) or type(error).__name__))
             raise SystemExit(1) from error
         answer, fds = await self._parent.ask(
-            {
-                "event": "ready",
-                "fstype": os.fsdecode(agents.mounted.fstype),
-                "state": agents.mounted.state,
-                "resorts": agents.mounted.resorts,
-                "direct": agents.mounted.direct,
-                "mode": index.root.mode & 0o777,
-                "landlock": settings["landlock"],
-            }
+            Ready(
+                fstype=os.fsdecode(agents.mounted.fstype),
+                state=agents.mounted.state,
+                resorts=agents.mounted.resorts,
+                direct=agents.mounted.direct,
+                mode=index.root.mode & 0o777,
+                landlock=self._landlock,
+            )
         )
-        if (fuse := channel.only(fds)) is None:
+        if (fuse := channel.only(fds)) is None or not isinstance(answer, Connection):
             raise SystemExit(1)
-        disk = self._open_disk(settings["reach"], self._parent, self._nursery)
-        if settings["reach"] != settings["disk_size"]:  # who reads all of it is spared one call for each read
-            disk = DiskPart(disk, settings["offset"], settings["disk_size"])
+        disk = self._open_disk(assigned.reach, self._parent, self._nursery)
+        if assigned.reach != assigned.disk_size:  # who reads all of it is spared one call for each read
+            disk = DiskPart(disk, assigned.offset, assigned.disk_size)
         reader = Reader(agents, disk, incidents, self._nursery)
-        view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))
+        view = View(assigned.uid, assigned.gid, answer.guard_links)
         operations = Operations(index, reader, agents, statfs, view)
-        self._nursery.start_soon(prefetch, agents, index, reader, min(PREFETCH_ENTRIES, settings["entries"] // 2))
-        if settings["idle"]:
-            self._nursery.start_soon(agents.rest_when_idle, settings["idle"], partial(self._resting, reader))
-        await serve(operations, fuse, partial(self._parent.tell, {"event": "serving"}))
+        self._nursery.start_soon(prefetch, agents, index, reader, min(PREFETCH_ENTRIES, assigned.entries // 2))
+        if assigned.idle:
+            self._nursery.start_soon(agents.rest_when_idle, assigned.idle, partial(self._resting, reader))
+        await serve(operations, fuse, partial(self._parent.tell, Serving()))
         agents.close()
 
 
-async def _run(settings: channel.Message, control: socket.socket, open_disk: OpenDisk) -> None:
+async def _run(assigned: Assignment, control: socket.socket, open_disk: OpenDisk, held_in: int) -> None:
     async with trio.open_nursery() as nursery:
-        await SessionProcess(settings, control, open_disk, nursery).run()
+        await SessionProcess(assigned, control, open_disk, held_in, nursery).run()
         nursery.cancel_scope.cancel()
 
 
 def main() -> NoReturn:
-    """Run with one argument, {control, medium} as JSON. The first message says which file system."""
+    """Run with one argument, a `SessionSettings` as JSON. The first message says which file system."""
     # Whose words they are is said by the parent.
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s: %(message)s")
-    settings = json.loads(sys.argv[1])
-    control = socket.socket(fileno=settings["control"])
-    open_disk = disk_opener(settings["medium"])
-    settings["landlock"] = landlock.enclose()  # all that is imported is imported; nothing is opened from here on
+    settings = codec.read(SessionSettings, json.loads(sys.argv[1]))
+    control = socket.socket(fileno=settings.control)
+    open_disk = disk_opener(settings.medium)
+    held_in = landlock.enclose()  # all that is imported is imported; nothing is opened from here on
     code = 0
     try:
         told = channel.receive(control)
-        if told is not None:
-            run(_run, {**settings, **told[0]}, control, open_disk)
+        if told is not None and isinstance(assigned := GIVEN.read(told[0]), Assignment):
+            run(_run, assigned, control, open_disk, held_in)
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:

@@ -27,6 +27,7 @@ from mountsafe.policy.facts import Facts, facts_of_device
 from mountsafe.policy.inside import Seen
 from mountsafe.policy.risk import RiskClass
 from mountsafe.policy.rules import Policy, Verdict
+from mountsafe.session.conversation import GIVEN, SAID, Ready
 from mountsafe.session.messages import (
     ANSWERS,
     ORDERS,
@@ -304,7 +305,7 @@ def control(data: bytes) -> None:
     except ProtocolFault:
         return
     assert isinstance(message, dict)
-    for messages in (ORDERS, REPORTS, ANSWERS):
+    for messages in (ORDERS, REPORTS, ANSWERS, GIVEN, SAID):
         with suppress(ProtocolFault):
             told: Any = messages.read(message)
             again: Any = json.loads(json.dumps(messages.told(told)))
@@ -422,7 +423,7 @@ SEEDS: dict[str, list[bytes]] = {
         containers.vhdx(parent=True),
     ],
     "control": [
-        *(b'{"event": "ready", "mode": 493}', b"[1, 2]", b"{", b"\xff\xfe{\x00}\x00"),
+        *(json.dumps(SAID.told(Ready("ext4", 0, 0, True, 0o755))).encode(), b"[1, 2]", b"{", b"\xff\xfe{\x00}\x00"),
         *(json.dumps(ORDERS.told(each)).encode() for each in (_ORDER, Judged((0, 1), "no"))),
         *(json.dumps(REPORTS.told(each)).encode() for each in (Found((_SEEN,)), Progress("x"), _FAILED)),
         json.dumps(ANSWERS.told(Mounted(_RECORD))).encode(),

@@ -106,32 +106,34 @@ async def session(mounts: list[MountRequest], tmp_path: Path) -> AsyncIterator[S
             seen.ended.set()
 
         nursery.start_soon(run)
-        assert json.loads(await seen.receive(10_000))["device"] == "sdx"
+        assert json.loads(await seen.receive(10_000))["assignment"]["device"] == "sdx"
         yield seen
         nursery.cancel_scope.cancel()
     place.close()
     os.close(medium.fd)
 
 
-READY = {"event": "ready", "mode": 0o755, "state": 0, "resorts": 0, "fstype": "ext4", "direct": True}
+READY = {"mode": 0o755, "state": 0, "resorts": 0, "fstype": "ext4", "direct": True}
 WRONG = {
     "not JSON": b"{",
     "deeply nested": b"[" * 60000,
     "a list": [],
     "nothing": {},
-    "an unknown event": {"event": "root, please"},
-    "an event that is a list": {"event": []},
-    "a complaint of no virtual machine": {"event": "misbehaved", "why": "x"},
-    "a complaint of a name": {"event": "misbehaved", "number": "1", "why": "x"},
-    "serving before it is mounted": {"event": "serving"},
-    "no mode": READY | {"mode": None},
-    "a mode that is text": READY | {"mode": "755"},
-    "no state": READY | {"state": None},
-    "an unknown state": READY | {"state": 99},
-    "no way that it was mounted": READY | {"resorts": None},
-    "an unknown way": READY | {"resorts": 1 << 15},
-    "a state that is a list": READY | {"state": []},
-    "a state that is an object": READY | {"state": {}},
+    "an unknown word": {"root": "please"},
+    "two words": {"resting": {}, "ready": READY},
+    "a complaint of no virtual machine": {"misbehaved": {"why": "x"}},
+    "a complaint of a name": {"misbehaved": {"number": "1", "why": "x"}},
+    "a want that is a list": {"want-disk": []},
+    "an unknown key": {"ready": READY | {"target": "/etc"}},
+    "serving before it is mounted": {"serving": {}},
+    "no mode": {"ready": READY | {"mode": None}},
+    "a mode that is text": {"ready": READY | {"mode": "755"}},
+    "no state": {"ready": READY | {"state": None}},
+    "an unknown state": {"ready": READY | {"state": 99}},
+    "no way that it was mounted": {"ready": READY | {"resorts": None}},
+    "an unknown way": {"ready": READY | {"resorts": 1 << 15}},
+    "a state that is a list": {"ready": READY | {"state": []}},
+    "a state that is an object": {"ready": READY | {"state": {}}},
 }
 
 
@@ -148,9 +150,8 @@ async def test_a_wrong_word_ends_it(patched: list[MountRequest], tmp_path: Path,
 @pytest.mark.real_clock
 async def test_it_cannot_choose_how_it_is_mounted(patched: list[MountRequest], tmp_path: Path) -> None:
     async with session(patched, tmp_path) as seen:
-        lies = {"mode": 0o107777, "fstype": "\x1b[2J" + "x" * 9999, "target": "/etc", "source": "x", "uid": 0}
-        await seen.say(READY | lies)
-        assert json.loads(await seen.receive(1000)) == {"event": "none"}
+        await seen.say({"ready": READY | {"mode": 0o107777, "fstype": "\x1b[2J" + "x" * 9999}})
+        assert json.loads(await seen.receive(1000)) == {"nothing": "not in this test"}
         (request,) = patched
         assert (request.place.path, request.uid, request.gid, request.mode) == (tmp_path, 1, 1, 0o777)
         assert "," not in request.source
@@ -159,11 +160,11 @@ async def test_it_cannot_choose_how_it_is_mounted(patched: list[MountRequest], t
         assert len(seen.served.fstype) <= 64
 
 
-@pytest.mark.parametrize("event", ["refused", "failed"])
+@pytest.mark.parametrize("word", ["refused", "failed"])
 @pytest.mark.real_clock
-async def test_its_words_are_made_printable(patched: list[MountRequest], tmp_path: Path, event: str) -> None:
+async def test_its_words_are_made_printable(patched: list[MountRequest], tmp_path: Path, word: str) -> None:
     async with session(patched, tmp_path) as seen:
-        await seen.say({"event": event, "why": "\x1b]0;title\x07" + "x" * 30000})
+        await seen.say({word: "\x1b]0;title\x07" + "x" * 30000})
         await seen.served.serving.wait()
         assert seen.served.failure is not None
         assert seen.served.failure.message.isprintable()
@@ -173,10 +174,10 @@ async def test_its_words_are_made_printable(patched: list[MountRequest], tmp_pat
 @pytest.mark.real_clock
 async def test_a_machine_that_cannot_be_had_is_an_answer(patched: list[MountRequest], tmp_path: Path) -> None:
     async with session(patched, tmp_path) as seen:
-        await seen.say({"want": "stream"})
-        assert json.loads(await seen.receive(1000)) == {"event": "none", "why": "there is none"}
-        await seen.say({"event": "misbehaved", "number": 2, "why": "x"})
-        await seen.say({"want": "stream"})
+        await seen.say({"want-stream": {}})
+        assert json.loads(await seen.receive(1000)) == {"nothing": "there is none"}
+        await seen.say({"misbehaved": {"number": 2, "why": "x"}})
+        await seen.say({"want-stream": {}})
         await seen.receive(1000)
         assert seen.machines.ended == [2]
 
@@ -194,7 +195,7 @@ async def test_a_descriptor_that_cannot_be_sent_is_closed(
             return FuseMount(MountId(0, 0, (0, 0), "x"), writing, True)
 
         monkeypatch.setattr(served_module, "mount", mount)
-        await seen.say(READY)
+        await seen.say({"ready": READY})
         await seen.ended.wait()
         assert os.read(reading, 1) == b""
     os.close(reading)

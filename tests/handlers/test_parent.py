@@ -11,6 +11,7 @@ import trio.testing
 
 from mountsafe import channel, trios
 from mountsafe.errors import GuestGone
+from mountsafe.session.conversation import GIVEN, Disk, Given, Stream, WantDisk, WantStream
 from mountsafe.session.messages import REPORTS, Progress
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.server import Parent
@@ -26,11 +27,11 @@ def ends() -> Iterator[Ends]:
         yield ours, theirs
 
 
-def answer(sock: socket.socket, name: str) -> socket.socket:
+def answer(sock: socket.socket, what: Given) -> socket.socket:
     """Answer with one end of a stream; return the other."""
     given, kept = socket.socketpair()
     with given:
-        channel.send(sock, {"event": name}, [given.fileno()])
+        channel.send(sock, GIVEN.told(what), [given.fileno()])
     return kept
 
 
@@ -42,20 +43,20 @@ def closed(kept: socket.socket) -> bool:
 
 
 # --- questions ------------------------------------------------------------------------------------------------------
-async def give_up(parent: Parent, theirs: socket.socket, name: str) -> None:
+async def give_up(parent: Parent, theirs: socket.socket) -> None:
     """Ask, and give up when the question has arrived."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(parent.ask, {"want": name})
+        nursery.start_soon(parent.ask, WantStream())
         await trio.lowlevel.wait_readable(theirs)
         await trio.testing.wait_all_tasks_blocked()
-        assert channel.receive(theirs) == ({"want": name}, [])
+        assert channel.receive(theirs) == ({"want-stream": {}}, [])
         nursery.cancel_scope.cancel()
 
 
 def test_the_answer_to_a_question_that_was_given_up_is_closed(ends: Ends) -> None:
     async def scene() -> None:
-        await give_up(Parent(ends[0]), ends[1], "stream")
-        kept = answer(ends[1], "late")
+        await give_up(Parent(ends[0]), ends[1])
+        kept = answer(ends[1], Stream(1))
         with trio.fail_after(BOUND), kept:
             await trio.lowlevel.wait_readable(kept)  # the end of it
             assert closed(kept)
@@ -71,21 +72,21 @@ def test_the_next_question_gets_its_own_answer(ends: Ends, given_up: int) -> Non
         parent = Parent(ours)
         late = []
         for number in range(given_up):
-            await give_up(parent, theirs, "stream")
-            late.append(answer(theirs, f"late {number}"))
+            await give_up(parent, theirs)
+            late.append(answer(theirs, Stream(number)))
         async with trio.open_nursery() as nursery:
             got = []
 
             async def ask() -> None:
-                got.append(await parent.ask({"want": "disk"}))
+                got.append(await parent.ask(WantDisk(None)))
 
             nursery.start_soon(ask)
             with trio.fail_after(BOUND):
                 await trio.lowlevel.wait_readable(theirs)
-            assert channel.receive(theirs) == ({"want": "disk"}, [])
-            kept = answer(theirs, "disk")
+            assert channel.receive(theirs) == ({"want-disk": None}, [])
+            kept = answer(theirs, Disk(7))
         [(message, [fd])] = got
-        assert message == {"event": "disk"}
+        assert message == Disk(7)
         with socket.socket(fileno=fd) as stream, kept:
             stream.send(b"x")
             assert kept.recv(1) == b"x"
@@ -99,10 +100,10 @@ def test_the_next_question_gets_its_own_answer(ends: Ends, given_up: int) -> Non
 def test_a_parent_that_is_gone_after_a_question_was_given_up(ends: Ends) -> None:
     async def scene() -> None:
         parent = Parent(ends[0])
-        await give_up(parent, ends[1], "stream")
+        await give_up(parent, ends[1])
         ends[1].close()
         with pytest.raises((GuestGone, OSError)):
-            await parent.ask({"want": "stream"})
+            await parent.ask(WantStream())
 
     trios.run(scene)
 

@@ -12,6 +12,7 @@ from mountsafe import channel, codec
 from mountsafe.codec import OtherVersion
 from mountsafe.errors import ExitCode, ProtocolFault
 from mountsafe.medium.formats import Format
+from mountsafe.session.conversation import GIVEN, SAID, Ready, Stream
 from mountsafe.session.messages import (
     ANSWERS,
     KNOWN,
@@ -62,6 +63,16 @@ def test_an_order_comes_back(told: Any) -> None:
 @given(st.one_of(*map(st.from_type, [Mounted, Failed, Done])))
 def test_an_answer_comes_back(told: Any) -> None:
     assert ANSWERS.read(through(ANSWERS.told(told))) == told
+
+
+@given(st.one_of(*map(st.from_type, GIVEN.kinds.values())))
+def test_what_a_session_process_is_given_comes_back(given_: Any) -> None:
+    assert GIVEN.read(through(GIVEN.told(given_))) == given_
+
+
+@given(st.one_of(*map(st.from_type, SAID.kinds.values())))
+def test_what_a_session_process_says_comes_back(said: Any) -> None:
+    assert SAID.read(through(SAID.told(said))) == said
 
 
 @given(st.from_type(Record))
@@ -138,7 +149,15 @@ def test_what_is_told_may_have_more_and_what_is_ordered_may_not() -> None:
 
 # --- what is none ----------------------------------------------------------------------------------------------------
 ORDER = Order("x", 512, False, Format.RAW, None, "/m", True, 1, 1, MountOptions(partition="vg/a"))
-SAMPLES = [ORDER, RECORD, Failed("a", "b", ExitCode.OK), Judged((1,), "x"), MOUNT]
+SAMPLES = [
+    Ready("ext4", 0, 0, True, 0o755),
+    Stream(1),
+    ORDER,
+    RECORD,
+    Failed("a", "b", ExitCode.OK),
+    Judged((1,), "x"),
+    MOUNT,
+]
 NONE_OF_ANY = ({}, {"a": 1}, [[[]]], 1 << 64, -(1 << 63) - 1, float("inf"), float("nan"))
 
 

@@ -1,0 +1,148 @@
+"""What a supervisor and a session process say to each other. The supervisor believes nothing of what it hears.
+
+Descriptors come with what is said to the session process: a stream, a disk, or /dev/fuse.
+"""
+
+from dataclasses import dataclass
+
+from mountsafe import codec
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What a session process is started with: descriptors of its end of the conversation, and of a raw medium."""
+
+    control: int
+    medium: int | None
+
+
+# --- to the session process ------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Which file system it serves, and how. `start`, `size`, `places`: the window of its medium, in bytes.
+
+    `disk_size` is that of the disk in the medium, or of the part at `offset` that counts; `reach`: what a reader must know
+    of it. `uid` and `gid`: whose its files are, None for as the medium says.
+    `idle` and `entries` as in `mountsafe.session.served.Presentation`.
+    """
+
+    device: str
+    fstype: str
+    start: int
+    size: int
+    places: tuple[tuple[int, int, int], ...]
+    reach: int
+    offset: int
+    disk_size: int
+    uid: int | None
+    gid: int | None
+    idle: float
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """To the agent in the virtual machine of that number."""
+
+    machine: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What the container process of that number makes of the medium."""
+
+    container: int
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The mount is made: serve it. `guard_links`: the kernel follows links in it, and they must stay inside."""
+
+    guard_links: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """What was asked for is not to be had."""
+
+    why: str
+
+
+# --- by the session process ------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class WantStream:
+    """A stream, to a virtual machine that is started if need be: `Stream` or `Nothing` is the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class WantDisk:
+    """A connection to the disk: `Disk` or `Nothing`. `instead`: the container process of that number is silent."""
+
+    instead: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The guest has mounted it: `Connection` or `Nothing`. `state` is of `wire.MountState`, `resorts` of `wire.Resort`.
+
+    `mode`: of its root. `landlock`: the version that holds the process in, or 0.
+    """
+
+    fstype: str
+    state: int
+    resorts: int
+    direct: bool
+    mode: int
+    landlock: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The kernel's first question is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """It needs no virtual machine for now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Misbehaved:
+    """The guest in the virtual machine of that number broke a rule or a deadline."""
+
+    number: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The guest says no to the mount."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There will be no mount, and the guest is at fault or lost."""
+
+    why: str
+
+
+Given = Assignment | Stream | Disk | Connection | Nothing
+Said = WantStream | WantDisk | Ready | Serving | Resting | Misbehaved | Refused | Failed
+
+GIVEN = codec.Messages[Given](
+    {"assignment": Assignment, "stream": Stream, "disk": Disk, "connection": Connection, "nothing": Nothing}
+)
+SAID = codec.Messages[Said](
+    {
+        "want-stream": WantStream,
+        "want-disk": WantDisk,
+        "ready": Ready,
+        "serving": Serving,
+        "resting": Resting,
+        "misbehaved": Misbehaved,
+        "refused": Refused,
+        "failed": Failed,
+    }
+)
