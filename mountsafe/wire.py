@@ -58,6 +58,11 @@ class Kind:
     LAYOUT = 9
 
 
+# What may be asked on a stream, before its file system is mounted and after: one stream serves one mount, once.
+BEFORE_MOUNT = frozenset({Kind.HELLO, Kind.PROBE, Kind.MOUNT})
+AFTER_MOUNT = frozenset({Kind.LIST, Kind.READ, Kind.EXTENTS, Kind.XATTRS, Kind.STATFS, Kind.LAYOUT})
+
+
 class ExtentKind:
     """How the bytes of an extent are to be had. What no extent covers is read through the agent."""
 

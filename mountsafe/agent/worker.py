@@ -44,6 +44,12 @@ class Worker:
             raise Refused(errno.ENOTCONN, "nothing is mounted")
         return self._mounted
 
+    def _require_turn(self, kind: int) -> None:
+        if kind in wire.AFTER_MOUNT and self._mounted is None:
+            raise Refused(errno.ENOTCONN, "nothing is mounted")
+        if kind in wire.BEFORE_MOUNT and self._mounted is not None:
+            raise Refused(errno.EISCONN, "it is mounted already")
+
     def _hello(self, body: bytes) -> bytes:
         # A VM that was started from a saved state thinks that it is still then.
         time.clock_settime_ns(time.CLOCK_REALTIME, wire.unpack_hello_request(body))
@@ -82,10 +88,10 @@ class Worker:
     def answer(self, request: wire.Frame) -> bytes | memoryview:
         """Return the frame that answers `request`; a failure becomes an ERROR frame."""
         try:
+            self._require_turn(request.kind)
             if request.kind == wire.Kind.READ:
                 return self._read(request)
-            handler = self._answers.get(request.kind)
-            if handler is None:
+            if (handler := self._answers.get(request.kind)) is None:
                 raise Refused(errno.ENOSYS, f"unknown request {request.kind}")
             return wire.frame(request.ident, request.kind, handler(request.body))
         except Refused as refused:

@@ -18,6 +18,7 @@ from mountsafe.daemon.contents import Contents
 from mountsafe.daemon.journal import MediumLog
 from mountsafe.daemon.person import Person, folder_of
 from mountsafe.daemon.spare import Spare
+from mountsafe.daemon.states import OPENABLE, State, checked
 from mountsafe.errors import MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
@@ -103,7 +104,7 @@ class Keeper:
         self._contents = Contents.known(device)
         self._decide = decide or (lambda _: decision)
         self._approved = False  # somebody was asked, and wants it opened
-        self.state = "new"
+        self.state = State.NEW
         self.mounts: tuple[Mount, ...] = ()
         self.person: Person | None = None  # whom it is shown to, or was until it was unmounted
         self.problem = ""  # what went wrong last
@@ -123,7 +124,7 @@ class Keeper:
                 while True:
                     if await self._is_claimed():
                         await self._care()
-                    await self._until_wanted("failed")
+                    await self._until_wanted(State.FAILED)
         finally:
             await self._let_go()
             self._ended.set()
@@ -145,25 +146,25 @@ class Keeper:
     async def _treat(self) -> None:
         """Show it at once or when somebody asks, and again after each time that it was unmounted."""
         if self.decision.verdict != Verdict.SANDBOX:
-            await self._until_wanted(str(self.decision.verdict))
+            await self._until_wanted(State(self.decision.verdict))
         while True:
-            state = "failed"
+            state = State.FAILED
             # The claim stays: what the guest cannot read, the host's kernel might.
             with self._surviving(Trouble.OPEN, ""):
                 state = await self._shown_as()
-            if state != "unmounted":
+            if state != State.UNMOUNTED:
                 self.person = None
             await self._until_wanted(state)
 
-    async def _shown_as(self) -> str:
+    async def _shown_as(self) -> State:
         """Show it; return the state that it is in when that has ended. Raises UserError."""
         try:
             await self._show()
         except HeldBack as held:
             self.decision = held.decision
             self._log.info("%s is held back, as is known now what is inside: %s", self._shown, held.decision.reason)
-            return str(held.decision.verdict)
-        return "unmounted"
+            return State(held.decision.verdict)
+        return State.UNMOUNTED
 
     @contextmanager
     def _surviving(self, kind: Trouble, words: str) -> Iterator[None]:
@@ -176,7 +177,7 @@ class Keeper:
             self._log.exception("a bug in keeping %s", self._shown)
             self._suffer(Trouble.BUG, "a bug in mountsafe: the log shows it")
 
-    async def _until_wanted(self, state: str) -> None:
+    async def _until_wanted(self, state: State) -> None:
         """Be in a state until somebody asks for more."""
         self._wanted = trio.Event()
         self._become(state)
@@ -186,12 +187,12 @@ class Keeper:
         """Show it, if it is held back or unmounted. Raises UserError."""
         if self.decision.verdict == Verdict.REFUSE:
             raise UserError(f"{self.device.name} is refused: {self.decision.reason}", "An administrator can trust it.")
-        if self.state == "ejected":
+        if self.state == State.EJECTED:
             raise UserError(f"{self.device.name} is ejected", "Pull it out, and plug it in again.")
-        if self.state not in ("ask", "unmounted", "failed"):
+        if self.state not in OPENABLE:
             raise UserError(f"{self.device.name} is {self.state} already", "mountsafe devices shows it.")
-        self._approved = self._approved or self.state == "ask"
-        self._become("opening")
+        self._approved = self._approved or self.state == State.ASK
+        self._become(State.OPENING)
         self._wanted.set()
 
     async def eject(self) -> None:
@@ -200,11 +201,11 @@ class Keeper:
             await aside(partial(unmount_at, Path(mounted.target)), UNMOUNT_PATIENCE)
         self._ejecting = True
         await self.end()
-        self._become("ejected")
+        self._become(State.EJECTED)
 
-    def _become(self, state: str) -> None:
+    def _become(self, state: State) -> None:
         if state != self.state:
-            self.state = state
+            self.state = checked(self.state, state)
             self._public.changed(self.told())
 
     def _suffer(self, kind: Trouble, words: str) -> None:
@@ -221,7 +222,7 @@ class Keeper:
         """What others are told of it."""
         return {
             "device": self.device.name,
-            "state": self.state,
+            "state": str(self.state),
             "verdict": str(self.decision.verdict),
             "rule": self.decision.rule,
             "reason": self.decision.reason,
@@ -267,9 +268,9 @@ class Keeper:
                 if error.errno != errno.EBUSY:
                     raise
             patient = trio.current_time() < end
-            if not patient and self.state != "busy":
+            if not patient and self.state != State.BUSY:
                 self._log.warning("%s is in use by another program: it is claimed when that lets go", self._shown)
-                self._become("busy")
+                self._become(State.BUSY)
             await trio.sleep(CLAIM_INTERVAL if patient else BUSY_INTERVAL)
 
     async def _show(self) -> None:
@@ -287,7 +288,7 @@ class Keeper:
             judged=True,
         )
         self.problem = ""
-        self._become("opening")
+        self._become(State.OPENING)
         starting = await self._wishes.spare.take()
         try:
             starting.order(self._claim.medium, target, options, (person.uid, person.gid))
@@ -302,7 +303,7 @@ class Keeper:
             if missing := record.missing:
                 words = f"{len(missing)} of its file systems are not shown; the first: {missing[0].message}"
                 self._suffer(Trouble.PARTIAL, words)
-            self._become("open")
+            self._become(State.OPEN)
             await self._hear(starting)
             await _ended(starting.pid)
             self._log.info("%s is unmounted", self._shown)
@@ -336,7 +337,7 @@ class Keeper:
             person = await aside(self._wishes.person, PERSON_PATIENCE)
             if person is not None and not person.locked:
                 return person
-            self._become("waiting for a user")
+            self._become(State.WAITING)
             await trio.sleep(UNLOCK_INTERVAL)
 
     async def _let_go(self) -> None:

@@ -22,6 +22,7 @@ from mountsafe.daemon.interface import Told
 from mountsafe.daemon.journal import about
 from mountsafe.daemon.keeper import NOTES, Keeper, Wishes
 from mountsafe.daemon.notify import Pulse
+from mountsafe.daemon.states import State
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, cut_power, devices, of_disk
 from mountsafe.hotplug.monitor import Monitor
@@ -213,8 +214,8 @@ class Service:
             "version": __version__,
             "media": len(states),
             "most": self._most,
-            "open": states.count("open"),
-            "blocked": sum(state in (Verdict.ASK, Verdict.REFUSE) for state in states),
+            "open": states.count(State.OPEN),
+            "blocked": sum(state in (State.ASK, State.REFUSE) for state in states),
             "rules": len(self._policy.rules),
             "policy_error": self._policy.broken,
             "acceleration": await self._acceleration.get(),
@@ -260,7 +261,7 @@ class Service:
 
     def _is_kept(self, drive: str) -> bool:
         """Whether something of a drive is kept: a card reader has several slots, a disk several partitions."""
-        return any(keeper.device.drive == drive and keeper.state != "ejected" for keeper in self._keepers.values())
+        return any(keeper.device.drive == drive and keeper.state != State.EJECTED for keeper in self._keepers.values())
 
     async def _asked_to_trust(self, device: str, change: Callable[[Path, Facts], trusting.Change]) -> Request:
         node, nodes, facts = await aside(partial(_plugged_in, device), LOOK_PATIENCE)

@@ -3,9 +3,12 @@
 Descriptors come with what is said to the session process: a stream, a disk, or /dev/fuse.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from mountsafe import codec
+from mountsafe.errors import ProtocolFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +149,31 @@ SAID = codec.Messages[Said](
         "failed": Failed,
     }
 )
+
+
+# --- whose turn it is ------------------------------------------------------------------------------------------------
+class Phase(StrEnum):
+    """How far the mount of one file system has come, as its supervisor sees it."""
+
+    LEARNING = "learning"  # the guest mounts it, and the root is learned
+    MADE = "made"  # the mount is made, and its descriptor handed down
+    SERVING = "serving"  # the kernel has its first answer: whoever waits for the mount is told
+    OVER = "over"  # it came to nothing; what ends may still be said
+
+
+_ANYTIME: Mapping[type[Said], Phase | None] = dict.fromkeys((WantStream, WantDisk, Resting, Misbehaved))
+# What a session process may say, and the phase that it leads to; None is the same one. The supervisor may also end it.
+TURNS: Mapping[Phase, Mapping[type[Said], Phase | None]] = {
+    Phase.LEARNING: {**_ANYTIME, Ready: Phase.MADE, Refused: Phase.OVER, Failed: Phase.OVER},
+    Phase.MADE: {**_ANYTIME, Serving: Phase.SERVING},
+    Phase.SERVING: _ANYTIME,
+    Phase.OVER: _ANYTIME,
+}
+
+
+def turned(phase: Phase, said: Said) -> Phase:
+    """Return the phase after a message. Raises ProtocolFault if it is out of turn."""
+    try:
+        return TURNS[phase][type(said)] or phase
+    except KeyError:
+        raise ProtocolFault(f"{type(said).__name__} while it is {phase}") from None

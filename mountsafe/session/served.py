@@ -15,8 +15,6 @@ from mountsafe.limits import (
     CONTROL_MESSAGE,
     INDEX_ENTRIES,
     LAUNCH_DEADLINE,
-    MAX_MISSING,
-    MAX_MOUNTS,
     MOUNT_DEADLINE,
     SESSION_ADDRESS_SPACE,
     SESSION_PROCESSES,
@@ -38,6 +36,7 @@ from mountsafe.session.conversation import (
     Given,
     Misbehaved,
     Nothing,
+    Phase,
     Ready,
     Refused,
     Resting,
@@ -47,9 +46,11 @@ from mountsafe.session.conversation import (
     Stream,
     WantDisk,
     WantStream,
+    turned,
 )
 from mountsafe.session.machines import Machines
 from mountsafe.session.messages import Missing, Mount
+from mountsafe.session.missing import not_mounted
 from mountsafe.session.mounter import FuseMount, MountRequest, mount
 from mountsafe.session.places import Place
 from mountsafe.text import printable
@@ -110,20 +111,6 @@ class SessionBox:
             self.child = Child(command, fds, "session", said_by("session"))
 
 
-def not_mounted(volume: Volume, why: str, code: ExitCode) -> Missing:
-    """Return what is told of a file system that was asked for and is not there. `why` is fit to be shown."""
-    what = volume.describe()
-    message = why if what in why else f"cannot mount {what}: {why}"
-    return Missing(volume.device, volume.number, volume.fstype, volume.label, message, code)
-
-
-def within_limit(volumes: list[Volume]) -> tuple[list[Volume], list[Missing]]:
-    """Return the file systems that can be mounted, and what is told of the others."""
-    why = f"only the first {MAX_MOUNTS} of {len(volumes)} file systems are mounted"
-    beyond = volumes[MAX_MOUNTS : MAX_MOUNTS + MAX_MISSING]
-    return volumes[:MAX_MOUNTS], [not_mounted(volume, why, ExitCode.PARTIAL) for volume in beyond]
-
-
 class ServedVolume:
     """A volume with its session process and its mount."""
 
@@ -147,6 +134,7 @@ class ServedVolume:
         self._shown = shown
         self._source = source
         self._mount: FuseMount | None = None
+        self.phase = Phase.LEARNING
         self._answers = trio.Event()
         self.serving = trio.Event()
         self.failure: UserError | None = None
@@ -236,14 +224,15 @@ class ServedVolume:
 
     async def _handle(self, said: Said) -> None:
         """Do what the session process asks: it is of the right shape, and nothing in it is to be believed."""
+        self.phase = turned(self.phase, said)
         match said:
             case WantStream():
                 await self._give_stream()
             case WantDisk(instead):
                 await self._give_disk(instead)
-            case Ready() if self._mount is None:
+            case Ready():
                 await self._give_mount(said)
-            case Serving() if self._mount is not None:
+            case Serving():
                 self._answers.set()
             case Resting():
                 await self._machines.release(self)
@@ -252,8 +241,6 @@ class ServedVolume:
             case Refused(untrusted_why) | Failed(untrusted_why):
                 why = printable(untrusted_why, wire.MAX_MESSAGE)
                 self._fail(self._not_mounted(isinstance(said, Refused), why))
-            case _:
-                raise ProtocolFault("a message out of turn")
 
     def _not_mounted(self, refused: bool, why: str) -> UserError:
         what = f"cannot mount {self.volume.describe()}: {why}"
@@ -309,6 +296,7 @@ class ServedVolume:
         try:
             self._mount = await trio.to_thread.run_sync(mount, request)
         except UserError as error:
+            self.phase = Phase.OVER
             self._fail(error)
             await self._send(Nothing(error.message[: wire.MAX_MESSAGE]))
             return

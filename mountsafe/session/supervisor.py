@@ -40,10 +40,11 @@ from mountsafe.session.messages import (
     Request,
     Verb,
 )
+from mountsafe.session.missing import not_mounted, within_limit
 from mountsafe.session.places import Place
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.runtime import LOG, Runtime
-from mountsafe.session.served import Presentation, ServedVolume, SessionBox, mount_source, not_mounted, within_limit
+from mountsafe.session.served import Presentation, ServedVolume, SessionBox, mount_source
 from mountsafe.session.storage import Storage
 from mountsafe.trios import run
 

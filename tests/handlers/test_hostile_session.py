@@ -148,6 +148,16 @@ async def test_a_wrong_word_ends_it(patched: list[MountRequest], tmp_path: Path,
 
 
 @pytest.mark.real_clock
+async def test_it_is_mounted_once_at_most(patched: list[MountRequest], tmp_path: Path) -> None:
+    async with session(patched, tmp_path) as seen:
+        await seen.say({"ready": READY})
+        assert json.loads(await seen.receive(1000)) == {"nothing": "not in this test"}
+        await seen.say({"ready": READY})
+        await seen.ended.wait()
+        assert len(patched) == 1
+
+
+@pytest.mark.real_clock
 async def test_it_cannot_choose_how_it_is_mounted(patched: list[MountRequest], tmp_path: Path) -> None:
     async with session(patched, tmp_path) as seen:
         await seen.say({"ready": READY | {"mode": 0o107777, "fstype": "\x1b[2J" + "x" * 9999}})
