@@ -89,7 +89,12 @@ class HeldBack(UserError):
 
 
 class Keeper:
-    """Keeps one node: a whole disk, or one of its partitions where others are left to the system."""
+    """Keeps one node: a whole disk, or one of its partitions where others are left to the system.
+
+    `run` is one task, which alone has the claim, and lets go of it however it ends. Others call `open`, `eject`, `end`
+    and `pulled`, from the same loop. `state` goes by `daemon.states.NEXT`. What blocks is done `aside`, and is left
+    behind when this is ended meanwhile.
+    """
 
     def __init__(
         self,

@@ -43,7 +43,11 @@ ACCELERATION_AGE = 0.5
 
 
 class Service:
-    """Keeps all media of this machine. `most`: how many at a time."""
+    """Keeps all media of this machine. `most`: how many at a time.
+
+    One task looks at a disk at a time (`_disks`): it alone adds that disk's keepers. Whoever awaits
+    something compares the keeper again afterwards: another medium may be in its place.
+    """
 
     def __init__(self, rules: Path, wishes: Wishes, most: int) -> None:
         self._rules = rules

@@ -96,7 +96,11 @@ class Node:
 
 
 class Index:
-    """The nodes of one mount, by inode number."""
+    """The nodes of one mount, by inode number.
+
+    Nothing is awaited between a look at `_nodes`, `_learned` or `_entries` and a change of them. One task learns a
+    folder (`_learn`), and goes on when whoever waits for it is cancelled.
+    """
 
     def __init__(
         self,

@@ -24,9 +24,8 @@ class SessionSettings:
 class Assignment:
     """Which file system it serves, and how. `start`, `size`, `places`: the window of its medium, in bytes.
 
-    `disk_size` bytes of the disk in the medium are what counts, from `offset` on; `reach`: what must be known of it.
-    `uid` and `gid`: whose its files are, None for as the medium says.
-    `idle` and `entries` as in `mountsafe.session.served.Presentation`.
+    `disk_size` is that of the part at `offset` that counts; `reach`: what a reader must know of the disk. `uid` and
+    `gid`: whose its files are, None for as the medium says. `idle` and `entries` as in `mountsafe.session.served.Presentation`.
     """
 
     device: str

@@ -114,7 +114,10 @@ class _Life:
 class Machines:
     """Hands out streams to a VM that has the medium; at most one VM at a time.
 
-    `spare`: the first one, started ahead.
+    `spare`: the first one, started ahead. Any task may call any method. `_starting` is held wherever `_life` or
+    `_users` change (but in `close`, which is the last), over the whole start of a VM, and before `Storage`'s lock,
+    which never waits for this one. A caller that is cancelled stops the VM that it was starting. `number` grows with
+    each VM, and names it for good.
     """
 
     def __init__(

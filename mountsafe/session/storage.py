@@ -24,6 +24,8 @@ class Storage:
     """Lends descriptors from which the disk is read. `open` first.
 
     `part`: what counts of the disk, and its `size` in bytes; `reach`: what a reader must know of the disk, in bytes.
+    Any task may call any method. `_starting` is held wherever `_container` and `number` change; who holds it waits for
+    no other lock. A caller that is cancelled stops the process that it was starting.
     """
 
     def __init__(self, medium: Medium, nursery: trio.Nursery) -> None:

@@ -54,7 +54,11 @@ MAX_NUMBERED = 1000  # media of one label that a user can have at a time
 
 
 class Supervisor:
-    """Keeps one medium."""
+    """Keeps one medium.
+
+    `_served` is filled by `_mount_all`; afterwards the task of each file system takes its own out, and whoever goes
+    through it goes through a copy. It may be cancelled anywhere: `_end_all` is shielded, and folders go after that.
+    """
 
     def __init__(self, order: Order, medium: Medium, place: Place, runtime: Runtime, reporter: Reporter) -> None:
         self._order = order
@@ -236,7 +240,7 @@ class Supervisor:
         self._runtime.write(self._record())
 
     async def _end_all(self) -> None:
-        for served in self._served:
+        for served in list(self._served):  # whose tasks still run, and take them out
             await trio.to_thread.run_sync(served.detach)
             await served.end()
         for box in self._boxes:
