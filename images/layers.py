@@ -1,7 +1,8 @@
 """Arrays and volume groups as bytes: what mdadm and LVM write, made without a kernel that has either.
 
-md's superblock 1.2: include/uapi/linux/raid/md_p.h. LVM's label, metadata area and text: lib/format_text/layout.h and
-lib/label/label.h of LVM2. Contents are the caller's; everything here is the same at each run.
+md's superblocks: include/uapi/linux/raid/md_p.h; how parity goes round: drivers/md/raid5.c. LVM's label, metadata area
+and text: lib/format_text/layout.h and lib/label/label.h of LVM2. Contents are the caller's; everything here is the same
+at each run.
 """
 
 import hashlib
@@ -15,7 +16,6 @@ EXTENT = 4 * MIB  # of a volume group
 SECTOR = 512
 MD_DATA = MIB  # where an array's bytes begin in its members
 CHUNK = 64 << 10  # of a striped array
-MISSING = 0xFFFE
 _CREATED = 1_700_000_000
 _LVM_CRC = 0xF597A6CF
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -23,35 +23,122 @@ _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # --- md ------------------------------------------------------------------------------------------------------------
 def array_members(
-    data: bytes, level: int, count: int, name: str = "nas:2", uuid: bytes = bytes(range(16))
+    data: bytes, level: int, count: int, name: str = "nas:2", uuid: bytes = bytes(range(16)), metadata: str = "1.2"
 ) -> list[bytes]:
-    """Return the members of an array of level 1 or 0 that holds `data`."""
+    """Return the members of an array that holds `data`: level 0, 1, 4, 5, 6 or 10 in mdadm's own layouts."""
     if level == 1:
         parts = [data] * count
     else:
-        row = CHUNK * count
-        data += bytes(-len(data) % row)
-        parts = [
-            b"".join(data[at + number * CHUNK :][:CHUNK] for at in range(0, len(data), row)) for number in range(count)
-        ]
-    return [_member(part, level, number, count, name, uuid) for number, part in enumerate(parts)]
+        kept = {4: count - 1, 5: count - 1, 6: count - 2}.get(level, count)
+        data += bytes(-len(data) % (CHUNK * kept))
+        chunks = [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
+        rows = [_row(level, chunks, number, count, kept) for number in range(_rows(level, len(chunks), count, kept))]
+        parts = [b"".join(row[number] for row in rows) for number in range(count)]
+    geometry = _Geometry(level, count, name, uuid)
+    return [_member(part, number, geometry, metadata) for number, part in enumerate(parts)]
 
 
-def _member(part: bytes, level: int, number: int, count: int, name: str, uuid: bytes) -> bytes:
-    sectors = len(part) // SECTOR
+def _rows(level: int, chunks: int, count: int, kept: int) -> int:
+    return -(-2 * chunks // count) if level == 10 else chunks // kept
+
+
+def _row(level: int, chunks: list[bytes], row: int, count: int, kept: int) -> list[bytes]:
+    """Return the chunk that each member has in a row. Parity goes round, leftwards, and data follows it."""
+    if level == 10:  # two copies of each, beside each other
+        return [(chunks + chunks)[(row * count + number) // 2] for number in range(count)]
+    mine = chunks[row * kept : (row + 1) * kept]
+    if level == 0:
+        return mine
+    if level == 4:
+        return [*mine, _parity(mine)]
+    parities = [_parity(mine)] if level == 5 else [_parity(mine), _syndrome(mine)]
+    first = count - 1 - row % count
+    found = [b""] * count
+    for number, chunk in enumerate(parities + mine):
+        found[(first + number) % count] = chunk
+    return found
+
+
+def _parity(chunks: Sequence[bytes]) -> bytes:
+    total = 0
+    for chunk in chunks:
+        total ^= int.from_bytes(chunk, "little")
+    return total.to_bytes(CHUNK, "little")
+
+
+def _syndrome(chunks: Sequence[bytes]) -> bytes:
+    """Return RAID 6's second parity: the sum of 2**n times chunk n in GF(2**8), by Horner's rule."""
+    total = bytes(CHUNK)
+    for chunk in reversed(chunks):
+        total = _parity([total.translate(_DOUBLED), chunk])
+    return total
+
+
+_DOUBLED = bytes((value << 1 ^ (0x1D if value & 0x80 else 0)) & 0xFF for value in range(256))
+_LAYOUTS = {5: 2, 6: 2, 10: 0x102}  # left-symmetric; two copies, near each other
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What all members of an array say alike."""
+
+    level: int
+    count: int
+    name: str
+    uuid: bytes
+
+    @property
+    def chunk(self) -> int:
+        """In bytes; 0 where there are none."""
+        return 0 if self.level == 1 else CHUNK
+
+
+def _member(part: bytes, number: int, geometry: _Geometry, metadata: str) -> bytes:
+    """Return a member with its superblock where its version has it: at the end, or before the data."""
+    if metadata == "0.90":
+        size = -(-len(part) // CHUNK) * CHUNK
+        return part + bytes(size - len(part)) + _old_superblock(number, geometry, len(part)) + bytes(CHUNK - 4096)
+    if metadata == "1.0":
+        part += bytes(-len(part) % 4096)
+        return part + _superblock(number, geometry, 0, len(part), len(part)).ljust(8192, b"\0")
+    at = {"1.1": 0, "1.2": 4096}[metadata]
+    head = bytes(at) + _superblock(number, geometry, MD_DATA, at, len(part))
+    return head.ljust(MD_DATA, b"\0") + part
+
+
+def _superblock(number: int, geometry: _Geometry, start: int, at: int, length: int) -> bytes:
+    sectors = length // SECTOR
     head = struct.pack(
-        "<IIII16s32sQiIQII", 0xA92B4EFC, 1, 0, 0, uuid, name.encode(), _CREATED, level, 0, sectors if level else 0,
-        0 if level else CHUNK // SECTOR, count,
+        "<IIII16s32sQiIQII", 0xA92B4EFC, 1, 0, 0, geometry.uuid, geometry.name.encode(), _CREATED, geometry.level,
+        _LAYOUTS.get(geometry.level, 0), sectors if geometry.level else 0, geometry.chunk // SECTOR, geometry.count,
     )  # fmt: skip
     head += bytes(32)  # no bitmap, no reshape
-    device = struct.pack("<QQQQII", MD_DATA // SECTOR, sectors, 8, 0, number, 0)
+    device = struct.pack("<QQQQII", start // SECTOR, sectors, at // SECTOR, 0, number, 0)
     device += bytes([number + 1]) * 16 + struct.pack("<BBHI", 0, 0, 0, 0)
     tail = struct.pack("<QQQII32x", _CREATED, 100, (1 << 64) - 1, 0, 128)
-    block = bytearray(head + device + tail + struct.pack("<128H", *range(count), *[0xFFFF] * (128 - count)))
-    assert len(block) == 512
-    total = sum(struct.unpack("<128I", block))
-    struct.pack_into("<I", block, 216, ((total & 0xFFFFFFFF) + (total >> 32)) & 0xFFFFFFFF)
-    return bytes(4096) + bytes(block) + bytes(MD_DATA - 4096 - len(block)) + part
+    roles = struct.pack("<128H", *range(geometry.count), *[0xFFFF] * (128 - geometry.count))
+    return _summed(bytearray(head + device + tail + roles), 216)
+
+
+def _old_superblock(number: int, geometry: _Geometry, length: int) -> bytes:
+    """Return the superblock of version 0.90, which knows no name: md_p.h's mdp_super_t, in words of 4 bytes."""
+    uuid = struct.unpack("<4I", geometry.uuid)
+    count = geometry.count
+    words = [0] * 1024
+    words[:16] = [
+        0xA92B4EFC, 0, 90, 0, 0, uuid[0], _CREATED, geometry.level, length // 1024, count, count, 2, 0, *uuid[1:],
+    ]  # fmt: skip
+    words[32:40] = [_CREATED, 1, count, count, 0, 0, 0, 100]
+    words[64:66] = [_LAYOUTS.get(geometry.level, 0), geometry.chunk]
+    for disk, at in [(disk, 128 + 32 * disk) for disk in range(count)] + [(number, 992)]:
+        words[at : at + 5] = [disk, 8, disk, disk, 0x6]  # active, in step
+    return _summed(bytearray(struct.pack("<1024I", *words)), 38 * 4)
+
+
+def _summed(block: bytearray, at: int) -> bytes:
+    total = sum(struct.unpack(f"<{len(block) // 4}I", block))
+    struct.pack_into("<I", block, at, ((total & 0xFFFFFFFF) + (total >> 32)) & 0xFFFFFFFF)
+    return bytes(block)
 
 
 # --- LVM -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ an extent beyond the device) is checked on the host, by `mountsafe.filesystem.un
 import struct
 from typing import NamedTuple
 
-VERSION = 1
+VERSION = 2  # of what both ends say; an appliance that was built with another one is told so
 
 # --- bounds: all of them, and why ---------------------------------------------------------------------------------
 SECTOR_SIZES = (512, 4096, 2048, 1024)  # that Linux knows, the likely ones first
@@ -110,7 +110,8 @@ class Resort:
     UNVERIFIED = 128  # btrfs: damaged trees are passed over, and no checksum of a file's bytes is looked at
     JOURNAL_ELSEWHERE = 256  # its journal is on another device
     JOURNAL_UNREADABLE = 512  # its journal is damaged or not there, and nothing in it was missing
-    ALL = 1023
+    AMBIGUOUS = 1024  # there are signatures of other types on it
+    ALL = 2047
 
 
 class Extent(NamedTuple):

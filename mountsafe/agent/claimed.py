@@ -1,4 +1,6 @@
-"""How many bytes a file system says that it has: more than there are where the end of an image is missing."""
+"""What a file system says of itself: its size, which is more than is there where the end of an image is missing, and
+the size of its blocks, of which a kernel reads some.
+"""
 
 import struct
 from collections.abc import Callable
@@ -77,6 +79,7 @@ _SIZES: dict[bytes, Callable[[Read], int]] = {
     b"reiserfs": _reiserfs,
 }
 MOST = 1 << 60  # of what can be believed: 1 EiB
+_LARGEST_BLOCK = 64 << 10  # that any of them has
 
 
 def claimed(fstype: bytes, read: Read, size: int) -> int:
@@ -86,3 +89,39 @@ def claimed(fstype: bytes, read: Read, size: int) -> int:
     except (KeyError, struct.error, IndexError):  # not known, or it cannot be read
         return 0
     return told if size < told <= MOST else 0
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+def _ext_block(read: Read) -> int:
+    return 1024 << (int(struct.unpack("<I", read(1024 + 0x18, 4))[0]) & 15)
+
+
+def _btrfs_block(read: Read) -> int:
+    return int(struct.unpack("<I", read((64 << 10) + 0x90, 4))[0])
+
+
+def _xfs_block(read: Read) -> int:
+    return int(struct.unpack(">I", read(4, 4))[0])
+
+
+def _f2fs_block(read: Read) -> int:
+    return 1 << (int(struct.unpack("<I", read(1024 + 16, 4))[0]) & 31)
+
+
+_BLOCKS: dict[bytes, Callable[[Read], int]] = {
+    **dict.fromkeys((b"ext2", b"ext3", b"ext4", b"ext4dev"), _ext_block),
+    b"btrfs": _btrfs_block,
+    b"xfs": _xfs_block,
+    b"f2fs": _f2fs_block,
+}
+
+
+def too_large_blocks(fstype: bytes, read: Read, most: int) -> str:
+    """Return words if a file system's blocks are larger than `most`, which its driver can read; else ""."""
+    try:
+        told = _BLOCKS[fstype](read)
+    except (KeyError, struct.error):  # not known, or it cannot be read
+        return ""
+    if most < told <= _LARGEST_BLOCK:
+        return f"its blocks have {told} bytes, and this kernel reads none of more than {most}"
+    return ""

@@ -189,21 +189,38 @@ def _is_fat32(block: bytes) -> bool:
     return block[0x1FE:] == _BOOT_END and block[0x52:0x57] == b"FAT32" and block[0x10] in (1, 2) and block[0x0D] > 0
 
 
-def _second_fat(read: Read, boot: bytes) -> Patch | None:
-    """Return the second FAT in the place of the first, where that begins with what no FAT begins with."""
-    if boot[0x1FE:] != _BOOT_END or boot[0x10] != 2:
+def _tables_of_fat(boot: bytes) -> tuple[int, int] | None:
+    """Return where the first FAT begins, and its length; None if that cannot be."""
+    if boot[0x1FE:] != _BOOT_END:
         return None
     sector, reserved = struct.unpack_from("<H", boot, 0x0B)[0], struct.unpack_from("<H", boot, 0x0E)[0]
     length = (struct.unpack_from("<H", boot, 0x16)[0] or struct.unpack_from("<I", boot, 0x24)[0]) * sector
-    if sector not in SECTOR_SIZES or not reserved or not length:
+    return (reserved * sector, length) if sector in SECTOR_SIZES and reserved and length else None
+
+
+def _begins_as_fat(read: Read, at: int, length: int) -> bool:
+    head = read(at, min(length, _FAT_LOOK))
+    return len(head) > 3 and head[0] >= 0xF0 and head[1:3] == b"\xff\xff"
+
+
+def _second_fat(read: Read, boot: bytes) -> Patch | None:
+    """Return the second FAT in the place of the first, where that begins with what no FAT begins with."""
+    tables = _tables_of_fat(boot)
+    if tables is None or boot[0x10] != 2:
         return None
-    start = reserved * sector
+    start, length = tables
+    if _begins_as_fat(read, start, length) or not _begins_as_fat(read, start + length, length):
+        return None
+    return Patch(start, length, start + length)
 
-    def good(at: int) -> bool:
-        head = read(at, min(length, _FAT_LOOK))
-        return len(head) > 3 and head[0] >= 0xF0 and head[1:3] == b"\xff\xff"
 
-    return Patch(start, length, start + length) if not good(start) and good(start + length) else None
+def is_leftover(fstype: bytes, read: Read) -> bool:
+    """Whether a boot sector of FAT is all that is left of it: whoever made another file system need not clear that."""
+    boot = read(0, 512)
+    if fstype not in FAT:
+        return False
+    tables = _tables_of_fat(boot)
+    return tables is None or not any(_begins_as_fat(read, tables[0] + n * tables[1], tables[1]) for n in (0, 1))
 
 
 def _exfat_boot(read: Read) -> Patch | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mountsafe import wire
 from mountsafe.agent import copies
-from mountsafe.agent.claimed import claimed
+from mountsafe.agent.claimed import claimed, too_large_blocks
 from mountsafe.agent.patched import Patched, replaced
 from mountsafe.agent.programs import Refused, run
 
@@ -186,6 +186,8 @@ def mount_medium(target: Target) -> Mount:
                 return _mount_so(target, way)
             except Refused as refused:
                 sys.stderr.write(f"agent: {refused.message}\n")
+        if why := too_large_blocks(target.fstype, read, os.sysconf("SC_PAGE_SIZE")):
+            raise Refused(complaint.errno, why)
         raise complaint
 
 

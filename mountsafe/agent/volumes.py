@@ -21,6 +21,7 @@ SIGNIFICANT = (
     *("squashfs", "erofs", "crypto_LUKS", "BitLocker", "LVM2_member", "linux_raid_member"),
 )
 BLKRRPART = 0x125F  # include/uapi/linux/fs.h
+AMBIVALENT = "ID_FS_AMBIVALENT"  # what blkid(8) says if several signatures exclude each other
 FOUND_IN = "/run/mountsafe/volumes"  # links to the devices of what was found
 
 
@@ -48,15 +49,15 @@ def _opens(device: str) -> bool:
     return True
 
 
-def _signatures(device: str) -> str:
+def _signatures(device: str, *options: str) -> str:
     """Return what blkid(8) says of a device.
 
     Where it cannot read a place that some type would have its signature at, it says nothing at all: then it is asked
     for one type after the other.
     """
-    command = ("blkid", "-p", "-o", "udev", f"/dev/{device}")
+    command = ("blkid", "-p", "-o", "udev", *options, f"/dev/{device}")
     code, words = run(*command)
-    if code in FOUND or not _has_bad_ends(device):
+    if code in FOUND or options or not _has_bad_ends(device):
         return words
     for fstype in SIGNIFICANT:
         code, told = run(*command, "-n", fstype)
@@ -76,20 +77,33 @@ def _has_bad_ends(device: str) -> bool:
     return True
 
 
-def _blkid(device: str) -> dict[str, bytes]:
-    words = _signatures(device)
+def _blkid(device: str, *options: str) -> dict[str, bytes]:
+    words = _signatures(device, *options)
     found: dict[str, bytes] = {}
     for line in words.splitlines():
         key, equals, value = line.partition("=")
         if equals:
             found[key] = _unescape(value.encode("utf-8", "replace"))
-    # Several signatures, as "usage:type:version usage:type:version": the first file system is the best guess.
-    for candidate in found.get("ID_FS_AMBIVALENT", b"").split():
-        usage, _, rest = candidate.partition(b":")
-        if usage == b"filesystem":
-            found.setdefault("ID_FS_USAGE", usage)
-            found.setdefault("ID_FS_TYPE", rest.partition(b":")[0])
+    if found.get(AMBIVALENT) and not options:
+        found |= _likeliest(device, found[AMBIVALENT])
     return found
+
+
+def _likeliest(device: str, candidates: bytes) -> dict[str, bytes]:
+    """Return what a device is of which there are several signatures, as "usage:type:version usage:type:version".
+
+    It is the first file system of which there is more than a signature.
+    """
+    split = [candidate.partition(b":") for candidate in candidates.split()]
+    types = [rest.partition(b":")[0] for usage, _, rest in split if usage == b"filesystem"]
+    if len(types) > 1:
+        with suppress(OSError), open(f"/dev/{device}", "rb") as file:
+            read = copies.reader(file.fileno())
+            types = [fstype for fstype in types if not copies.is_leftover(fstype, read)] or types
+    if not types:
+        return {}
+    told = _blkid(device, "-n", types[0].decode("ascii", "replace"))
+    return {"ID_FS_USAGE": b"filesystem", "ID_FS_TYPE": types[0]} | told
 
 
 def _unescape(value: bytes) -> bytes:
@@ -114,6 +128,8 @@ def _look(node: Node, facts: dict[str, bytes] | None = None) -> None:
     """Learn a device's size and what is on it; `facts`: what blkid(8) has said of it already."""
     node.size = node.size or size_of(node.path)
     node.facts = _blkid(node.path.removeprefix("/dev/")) if facts is None else facts
+    if node.facts.get(AMBIVALENT) and node.fstype:
+        node.resorts |= wire.Resort.AMBIGUOUS
     if node.kind == wire.VolumeKind.DISK and not node.fstype and _is_iso9660(node.device):
         node.facts |= {"ID_FS_TYPE": b"iso9660", "ID_FS_USAGE": b"filesystem"}
     with open(node.path, "rb") as file:
@@ -143,6 +159,25 @@ def _guess(graph: Graph) -> None:
             node.resorts |= guess.resorts
             node.facts |= {"ID_FS_TYPE": guess.fstype, "ID_FS_USAGE": b"filesystem", "ID_PART_TABLE_TYPE": b""}
             node.facts |= {"ID_FS_LABEL": guess.label, "ID_FS_UUID": guess.uuid}
+
+
+def _look_beneath(graph: Graph) -> None:
+    """Where a member of an array or a group led to nothing that is known: it may be a signature that was left over."""
+    for node in graph.nodes:
+        if not node.path or node.fstype not in RAID_MEMBERS | {PHYSICAL_VOLUME}:
+            continue
+        inner = [child for child in graph.nodes if node in child.parents]
+        if any(child.fstype or child.facts.get("ID_PART_TABLE_TYPE") or _is_wanting(child) for child in inner):
+            continue
+        facts = _blkid(node.path.removeprefix("/dev/"), "-u", "noraid")
+        if facts.get("ID_FS_USAGE") == b"filesystem":
+            node.facts = facts
+            node.resorts |= wire.Resort.AMBIGUOUS
+
+
+def _is_wanting(node: Node) -> bool:
+    """Whether a volume did not start because of what is not on the medium, or is there twice."""
+    return node.trouble not in (wire.Trouble.NONE, wire.Trouble.REFUSED)
 
 
 def _restore_table(parent: Node, disk: str) -> list[int]:
@@ -254,6 +289,7 @@ def _search(name: str) -> Graph:
         _next_layer(graph, groups)
     if disk.fstype in RAID_MEMBERS and not any(node.path for node in graph.nodes[1:]):
         _partitions(graph, disk, name)  # an old superblock, of an array that is no more
+    _look_beneath(graph)
     _guess(graph)
     return graph
 

@@ -35,6 +35,10 @@ RESORTS = {
         "its journal is on another device, which is not here",
     ),
     Resort.JOURNAL_UNREADABLE: ("journal-unreadable", "its journal cannot be read"),
+    Resort.AMBIGUOUS: (
+        "ambiguous",
+        "there are signatures of other types on it, which may be older: --type chooses another one",
+    ),
 }
 
 

@@ -11,6 +11,7 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.incidents import Incidents
 from mountsafe.medium import conditions, resorts
 from mountsafe.medium.extents import Window
+from mountsafe.medium.unopened import UNOPENED
 from mountsafe.medium.wrappers import NOTHING_FOUND
 from mountsafe.policy.inside import Seen
 from mountsafe.policy.risk import risk_of
@@ -311,6 +312,10 @@ def choose(
         which = medium if encrypted[0].kind == "disk" else f"{encrypted[0].title} of {medium}"
         hint = "mountsafe cannot unlock encrypted media yet."
         raise UserError(f"{which} is encrypted: {encrypted[0].fstype}", hint, ExitCode.SOURCE)
+    if known := next((v for v in volumes if v.fstype in UNOPENED and not v.mountable), None):
+        which = "it" if known.kind == "disk" else known.title
+        what = UNOPENED[known.fstype]
+        raise UserError(f"{NOTHING_FOUND} on {medium}: {which} is {what.what}", what.what_to_do, ExitCode.SOURCE)
     raise UserError(f"{NOTHING_FOUND} on {medium}", _there_is(volumes), ExitCode.SOURCE)
 
 

@@ -20,7 +20,7 @@ from mountsafe.limits import (
     SESSION_PROCESSES,
     SESSION_SCRATCH,
 )
-from mountsafe.medium import resorts
+from mountsafe.medium import resorts, unopened
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
@@ -243,9 +243,12 @@ class ServedVolume:
                 self._fail(self._not_mounted(isinstance(said, Refused), why))
 
     def _not_mounted(self, refused: bool, why: str) -> UserError:
+        hint = "The guest's kernel said so. --verbose shows more."
+        if refused and (known := unopened.without_driver(self.volume.fstype, why)):
+            why, hint = known
         what = f"cannot mount {self.volume.describe()}: {why}"
         if refused:
-            return UserError(what, "The guest's kernel said so. --verbose shows more.", ExitCode.SOURCE)
+            return UserError(what, hint, ExitCode.SOURCE)
         if crash := self._machines.crash:
             hint = (
                 "What is on it made the virtual machine's kernel crash, as it might have yours. --verbose shows more."

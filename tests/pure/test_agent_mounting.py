@@ -214,8 +214,16 @@ def test_unescape_takes_anything(value: bytes) -> None:
 
 def test_the_first_file_system_of_several_is_the_guess(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "ID_FS_AMBIVALENT=raid:linux_raid_member:1.2 filesystem:ext4:1.0 filesystem:vfat:FAT32\nno pair"
-    monkeypatch.setattr(volumes, "run", lambda *command: (8, words))
-    assert volumes._blkid("sdx")["ID_FS_TYPE"] == b"ext4"
+    asked: list[tuple[str, ...]] = []
+
+    def blkid(*command: str) -> tuple[int, str]:
+        asked.append(command)
+        return (8, words) if "-n" not in command else (0, "ID_FS_LABEL=DATA\nID_FS_TYPE=ext4")
+
+    monkeypatch.setattr(volumes, "run", blkid)
+    found = volumes._blkid("no-such-device")
+    assert (found["ID_FS_TYPE"], found["ID_FS_USAGE"], found["ID_FS_LABEL"]) == (b"ext4", b"filesystem", b"DATA")
+    assert asked[1][-3:] == ("-n", "ext4", "/dev/no-such-device")
 
 
 def test_a_program_that_is_missing_is_an_answer() -> None:

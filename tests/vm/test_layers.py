@@ -1,6 +1,7 @@
 """Arrays, volume groups and what lies in them: followed to the end, opened without a write, shown with their bytes."""
 
 import hashlib
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,62 @@ def test_what_lies_in_layers_is_shown(name: str, ext4: bytes, looking: Looking, 
     assert (sight.volume.name, sight.volume.layers, sight.direct) == (title, layers, direct)
     assert (sight.asked < sight.read) is direct
     assert (tmp_path / "disk.img").read_bytes() == disk
+
+
+# Level, members, those that are there, and how the superblock is written.
+ARRAYS = [
+    (4, 3, (0, 1, 2), "1.2"),
+    (4, 3, (1, 2), "1.2"),
+    (5, 3, (0, 1, 2), "1.1"),
+    (5, 4, (3, 1, 0), "0.90"),
+    (6, 4, (0, 1, 2, 3), "1.0"),
+    (6, 5, (0, 2, 4), "1.2"),
+    (10, 4, (0, 1, 2, 3), "1.0"),
+    (10, 4, (1, 2), "1.2"),
+    (1, 2, (0, 1), "0.90"),
+    (1, 3, (2,), "1.0"),
+]
+
+
+@pytest.mark.parametrize(("level", "count", "there", "metadata"), ARRAYS)
+def test_an_array_of_each_level_is_shown(
+    level: int, count: int, there: tuple[int, ...], metadata: str, ext4: bytes, looking: Looking, tmp_path: Path
+) -> None:
+    members = array_members(ext4, level, count, metadata=metadata)
+    disk = parted(*(members[number] for number in there))
+    (sight,) = look(looking, tmp_path, disk)
+    shows_the_tree(sight)
+    whole = len(there) == count
+    assert sight.note == ("" if whole else f"degraded: {len(there)} of {count} members")
+    assert sight.direct is (level == 1)
+    assert (tmp_path / "disk.img").read_bytes() == disk
+
+
+@pytest.mark.parametrize(("level", "count", "there"), [(5, 3, 1), (6, 5, 2), (10, 4, 1)])
+def test_an_array_of_too_few_members_is_told(
+    level: int, count: int, there: int, ext4: bytes, looking: Looking, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"incomplete: {there} of {count} members are on the medium"):
+        look(looking, tmp_path, parted(*array_members(ext4, level, count)[:there]))
+
+
+def at_the_end(member: bytes) -> bytes:
+    """A disk that ends with its only partition, so that what is at the end of the one is at the end of the other."""
+    disk = bytearray(MIB)
+    disk[446:462] = struct.pack("<B3sB3sII", 0, b"\0\2\0", 0xFD, b"\xff\xff\xff", MIB // 512, len(member) // 512)
+    disk[510:512] = b"\x55\xaa"
+    return bytes(disk) + member
+
+
+@pytest.mark.parametrize("metadata", ["0.90", "1.0"])
+@pytest.mark.parametrize("build", [at_the_end, bytes], ids=["last partition", "whole disk"])
+def test_a_superblock_at_the_end_of_the_disk(
+    metadata: str, build: Callable[[bytes], bytes], ext4: bytes, looking: Looking, tmp_path: Path
+) -> None:
+    member = array_members(ext4, 1, 2, metadata=metadata)[0]
+    (sight,) = look(looking, tmp_path, build(member))
+    shows_the_tree(sight)
+    assert sight.note == "degraded: 1 of 2 members"
 
 
 def test_half_of_a_mirror_says_so(ext4: bytes, looking: Looking, tmp_path: Path) -> None:
