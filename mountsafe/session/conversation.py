@@ -25,7 +25,8 @@ class Assignment:
     """Which file system it serves, and how. `start`, `size`, `places`: the window of its medium, in bytes.
 
     `disk_size` is that of the part at `offset` that counts; `reach`: what a reader must know of the disk. `uid` and
-    `gid`: whose its files are, None for as the medium says. `idle` and `entries` as in `mountsafe.session.served.Presentation`.
+    `gid`: whose its files are, None for as the medium says. `idle` and `entries` as in
+    `mountsafe.session.served.Presentation`.
     """
 
     device: str
