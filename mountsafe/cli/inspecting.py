@@ -1,5 +1,6 @@
 """`inspect`: what is on a medium, found inside the virtual machine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -24,7 +25,7 @@ from mountsafe.cli.typers import App
 from mountsafe.medium import formats
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume
-from mountsafe.session.machines import Machines
+from mountsafe.session.machines import Listener, Machines
 from mountsafe.session.storage import Storage
 from mountsafe.session.supervisor import inspect_medium, machine_settings, open_storage
 from mountsafe.text import size
@@ -70,18 +71,35 @@ def find(medium: Medium, quiet: bool, verbose: bool = False) -> Found:
     with screen.progress(quiet) as progress:
         build.ensure(progress)
         progress("starting the virtual machine")
-        return run(_find, medium, verbose)
+        return run(_find, medium, verbose, _Shown(progress))
 
 
-async def _find(medium: Medium, verbose: bool) -> Found:
+class _Shown(Listener):
+    """Tells the person at the terminal."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+
+    def progress(self, what: str) -> None:
+        super().progress(what)
+        self._show(what)
+
+    def warn(self, what: str) -> None:
+        super().warn(what)
+        screen.warn(what)
+
+
+async def _find(medium: Medium, verbose: bool, listener: Listener) -> Found:
     with machine_settings(verbose) as (settings, acceleration):
-        return await _find_with(medium, settings, acceleration)
+        return await _find_with(medium, settings, acceleration, listener)
 
 
-async def _find_with(medium: Medium, settings: MachineSettings, acceleration: Acceleration) -> Found:
+async def _find_with(
+    medium: Medium, settings: MachineSettings, acceleration: Acceleration, listener: Listener
+) -> Found:
     async with trio.open_nursery() as nursery:
         storage = Storage(medium, nursery)
-        machines = Machines(settings, acceleration, storage, nursery)
+        machines = Machines(settings, acceleration, storage, nursery, listener)
         try:
             await open_storage(storage)
             return Found(storage.size, await inspect_medium(machines, nursery))
