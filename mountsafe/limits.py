@@ -3,6 +3,9 @@
 MIB = 1 << 20
 
 # --- deadlines -----------------------------------------------------------------------------------------------------
+TRIAL_DEADLINE = 30.0  # for a tiny guest without KVM, which takes half a second: after that nothing can be told
+TRIAL_PATIENCE = 3.0  # how much later than that one the same guest with KVM may be done,
+TRIAL_TIMES = 2.0  # and how many times that half second more
 LAUNCH_DEADLINE = 90.0  # from starting the VM to its agent's first word; about 10 s in software emulation
 KVM_PROBE_DEADLINE = 30.0  # a VM that has KVM boots in 2 s; one that hangs in it never does
 KVM_SLOW_DEADLINE = 40.0  # more, if it says something: KVM on an emulated or busy host takes 15 s

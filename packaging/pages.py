@@ -1,4 +1,4 @@
-"""Writes what a package has of the command line's own words: a manual page for each verb, and shells' completions.
+"""Writes what a package has of mountsafe's own words: a manual page for each verb and the others, and completions.
 
     python3 packaging/pages.py FOLDER
 
@@ -8,6 +8,7 @@ Needs click-man, and mountsafe on Python's path. For the completions the program
 import sys
 from pathlib import Path
 
+import manual
 from click_man.core import write_man_pages
 from typer._completion_shared import get_completion_script
 from typer.main import get_command
@@ -24,6 +25,8 @@ def main(folder: Path) -> None:
     write_man_pages("mountsafe", get_command(app), version=__version__, target_dir=str(folder))
     for page in folder.glob("*.1"):
         page.write_text(roff(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, text in manual.pages(__version__).items():
+        (folder / name).write_text(text, encoding="utf-8")
     for shell in SHELLS:
         script = get_completion_script(prog_name="mountsafe", complete_var="_MOUNTSAFE_COMPLETE", shell=shell)
         (folder / f"completion.{shell}").write_text(script + "\n", encoding="utf-8")

@@ -1,11 +1,12 @@
-"""Whether KVM works here: proven by a VM that booted with it, remembered until the kernel or QEMU changes.
+"""Whether KVM works here: proven by a VM that booted with it, remembered until kernel, QEMU or processor change.
 
 A /dev/kvm that opens proves nothing: on nested hosts guests abort or hang in it. Nor does one VM that did not start
-with it: that may have been killed, or had no memory. So KVM is given up only if the same start works without it, and
-only if QEMU had something against it, or the guest hung where none has started before, or it is the second in
-succession.
+with it: that may have been killed, or had no memory. So KVM is given up only if the same start works without it (of a
+tiny guest first: `trial`), and only if QEMU had something against it, or the guest hung where none has started before,
+or it is the second in succession.
 """
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -28,8 +29,7 @@ class Acceleration:
 
     def _circumstances(self) -> list[object]:
         qemu = QEMU.stat() if QEMU.exists() else None
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return [os.uname().release, boot, *((qemu.st_size, qemu.st_mtime_ns) if qemu else ())]
+        return [os.uname().release, *_processor(), *_modules(), *((qemu.st_size, qemu.st_mtime_ns) if qemu else ())]
 
     def usable(self) -> str:
         """Return "" if the device can be opened by the process that would use it, or why not."""
@@ -92,3 +92,17 @@ class Acceleration:
         if self.usable():
             return ["tcg"]
         return {"kvm": ["kvm", "tcg"], "tcg": ["tcg"]}.get(self.remembered() or "", ["kvm", "tcg"])
+
+
+def _processor() -> list[str]:
+    """Return the first processor's model and features, as the kernel tells: the host's, where this is a guest."""
+    first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    lines = (line.partition(":") for line in first.splitlines())
+    told = {name.strip(): value.strip() for name, _, value in lines}
+    features = hashlib.sha256(told.get("flags", "").encode()).hexdigest()[:16]
+    return [told.get("model name", ""), told.get("microcode", ""), features]
+
+
+def _modules() -> list[str]:
+    """Return the parts of KVM that the kernel has loaded."""
+    return sorted(path.name for path in Path("/sys/module").glob("kvm*"))

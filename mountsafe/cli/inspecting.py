@@ -1,5 +1,7 @@
 """`inspect`: what is on a medium, found inside the virtual machine."""
 
+from collections.abc import Callable
+
 from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
@@ -21,6 +23,7 @@ from mountsafe.cli.typers import App
 from mountsafe.jobs.inspection import Found, inspected
 from mountsafe.medium import formats
 from mountsafe.medium.source import Medium, open_medium
+from mountsafe.session.machines import Listener
 from mountsafe.text import size
 
 
@@ -59,7 +62,22 @@ def find(medium: Medium, quiet: bool, verbose: bool = False) -> Found:
     with screen.progress(quiet) as progress:
         build.ensure(progress)
         progress("starting the virtual machine")
-        return inspected(medium, verbose)
+        return inspected(medium, verbose, _Shown(progress))
+
+
+class _Shown(Listener):
+    """Tells the person at the terminal."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+
+    def progress(self, what: str) -> None:
+        super().progress(what)
+        self._show(what)
+
+    def warn(self, what: str) -> None:
+        super().warn(what)
+        screen.warn(what)
 
 
 def _tell(medium: Medium, found: Found) -> None:

@@ -101,6 +101,12 @@ def _row(facts: Facts, decision: Decision) -> list[str]:
     ]
 
 
+@app.command(epilog="Example: [bold]mountsafe policy example | sudo tee /etc/mountsafe/policy.toml[/bold]")
+def example() -> None:
+    """Print a policy.toml that explains itself: every key, and ten rules to copy. As it is it changes nothing."""
+    screen.document(files.EXAMPLE.read_text(encoding="utf-8").rstrip("\n"))
+
+
 # --- the system rules ------------------------------------------------------------------------------------------------
 @app.command(
     epilog="Examples: [bold]mountsafe policy render[/bold], "

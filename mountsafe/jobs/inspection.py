@@ -9,7 +9,7 @@ from mountsafe.appliance.machine import MachineSettings
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
-from mountsafe.session.machines import Machines
+from mountsafe.session.machines import Listener, Machines
 from mountsafe.session.storage import Storage
 from mountsafe.trios import run
 
@@ -22,20 +22,25 @@ class Found:
     volumes: list[Volume]
 
 
-def inspected(medium: Medium, verbose: bool = False) -> Found:
-    """Return what a virtual machine finds on a medium, which is closed then. Blocks. Raises UserError."""
-    return run(_find, medium, verbose)
+def inspected(medium: Medium, verbose: bool = False, listener: Listener | None = None) -> Found:
+    """Return what a virtual machine finds on a medium, which is closed then. Blocks. Raises UserError.
+
+    `listener` hears what is being done, and what is worse than it might be.
+    """
+    return run(_find, medium, verbose, listener)
 
 
-async def _find(medium: Medium, verbose: bool) -> Found:
+async def _find(medium: Medium, verbose: bool, listener: Listener | None) -> Found:
     with machine_settings(verbose) as (settings, acceleration):
-        return await _find_with(medium, settings, acceleration)
+        return await _find_with(medium, settings, acceleration, listener)
 
 
-async def _find_with(medium: Medium, settings: MachineSettings, acceleration: Acceleration) -> Found:
+async def _find_with(
+    medium: Medium, settings: MachineSettings, acceleration: Acceleration, listener: Listener | None
+) -> Found:
     async with trio.open_nursery() as nursery:
         storage = Storage(medium, nursery)
-        machines = Machines(settings, acceleration, storage, nursery)
+        machines = Machines(settings, acceleration, storage, nursery, listener)
         try:
             await open_storage(storage)
             return Found(storage.size, await inspect_medium(machines, nursery))

@@ -5,6 +5,7 @@ from pathlib import Path
 from mountsafe.policy.rules import Policy
 
 FOLDER = Path("/etc/mountsafe")
+EXAMPLE = Path(__file__).with_name("example.toml")
 
 
 def load(folder: Path = FOLDER) -> Policy:

@@ -5,6 +5,7 @@ external, and left to the system if it is not. A policy that cannot be read refu
 must not open a door.
 """
 
+import difflib
 import fnmatch
 import re
 import tomllib
@@ -110,40 +111,77 @@ def parse_rules(origin: str, text: str) -> list[Rule]:
         raise PolicyError(f"{origin}: lists in lists, too many of them") from error
     unknown = set(document) - {"version", "rule"}
     if unknown:
-        raise PolicyError(f"{origin}: unknown key {min(unknown)!r}; rules are tables [[rule]]")
+        at = _Places(origin, text, 0)(None, min(unknown))
+        raise PolicyError(f"{at}: unknown key {min(unknown)!r}: a file has version and tables [[rule]]")
     if document.get("version", VERSION) != VERSION:
         raise PolicyError(f"{origin}: version {document['version']!r}; this program knows {VERSION}")
     tables = document.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise PolicyError(f"{origin}: rules are tables [[rule]]")
-    return [_rule(table, f"{origin}, rule {number}") for number, table in enumerate(tables, 1)]
+    places = _Places(origin, text, len(tables))
+    return [_rule(table, number, places) for number, table in enumerate(tables, 1)]
+
+
+_TABLE = re.compile(r"\s*\[\[\s*rule\s*\]\]")
+
+
+class _Places:
+    """Says where in a file something stands: tomllib tells no lines, so they are looked for."""
+
+    def __init__(self, origin: str, text: str, rules: int) -> None:
+        self._origin = origin
+        self._lines = text.splitlines()
+        self._starts = [number for number, line in enumerate(self._lines) if _TABLE.match(line)]
+        self._known = len(self._starts) == rules  # else some of it is in texts of several lines
+
+    def rule(self, number: int) -> str:
+        """Return what a rule is called, counted from 1, that has no name of its own."""
+        return f"{self._origin}, rule {number}"
+
+    def __call__(self, number: int | None, key: str) -> str:
+        """Return where a key of a rule stands, or one outside of rules."""
+        what = self._origin if number is None else self.rule(number)
+        if number is None:
+            first, end = 0, len(self._lines)
+        elif self._known:
+            first, end = [*self._starts, len(self._lines)][number - 1 : number + 1]
+        else:
+            return what
+        wanted = re.compile(rf"\s*\[*\s*[\"']?{re.escape(key)}[\"']?\s*[=.\]]")
+        line = next((line for line in range(first, end) if wanted.match(self._lines[line])), first)
+        return f"{self._origin}, line {line + 1}" + ("" if number is None else f" (rule {number})")
 
 
 _STRINGS = ("name", "reason", "owner")
 
 
-def _rule(table: dict[str, Any], origin: str) -> Rule:
+def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
+    known = ("verdict", *_STRINGS, "hide", *_CHECKS)
     for key, value in table.items():
-        if key not in (*_STRINGS, "verdict", "hide", *_CHECKS):
-            raise PolicyError(f"{origin}: unknown key {key!r}")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"do you mean {near[0]}? The" if near else "the"
+            raise PolicyError(
+                f"{places(number, key)}: unknown key {key!r}: {hint} keys of a rule are {', '.join(known)}"
+            )
         if key in _STRINGS and not isinstance(value, str):
-            raise PolicyError(f"{origin}: {key} is a text")
+            raise PolicyError(f"{places(number, key)}: {key} is a text")
         if key in _CHECKS:
-            _CHECKS[key](origin, key, value)
+            _CHECKS[key](places(number, key), key, value)
     try:
         verdict = Verdict(table["verdict"])
     except (KeyError, ValueError):
-        raise PolicyError(f"{origin}: verdict is one of {', '.join(Verdict)}") from None
+        raise PolicyError(f"{places(number, 'verdict')}: verdict is one of {', '.join(Verdict)}") from None
     if table.get("owner", "user") not in ("user", "image"):
-        raise PolicyError(f"{origin}: owner is user or image")
+        raise PolicyError(f"{places(number, 'owner')}: owner is user or image")
     if not isinstance(table.get("hide", False), bool):
-        raise PolicyError(f"{origin}: hide is true or false")
+        raise PolicyError(f"{places(number, 'hide')}: hide is true or false")
     conditions = {key: value for key, value in table.items() if key in _CHECKS}
     if verdict == Verdict.KERNEL and (late := [key for key in _ASKED_LATER if key in conditions]):
-        raise PolicyError(
-            f"{origin}: what is left to the system cannot depend on {late[0]}: udev decides, and cannot ask"
-        )
+        at = places(number, late[0])
+        raise PolicyError(f"{at}: what is left to the system cannot depend on {late[0]}: udev decides, and cannot ask")
     options = Options(table.get("owner", "user"), table.get("hide", False))
+    origin = places.rule(number)
     return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
 
 

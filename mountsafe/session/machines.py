@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import trio
 
+from mountsafe.appliance import trial
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.console import Console
 from mountsafe.appliance.machine import Machine, MachineSettings
@@ -17,10 +18,15 @@ from mountsafe.session.deaths import Deaths
 from mountsafe.session.storage import Storage
 
 log = logging.getLogger(__name__)
+GIVEN_UP = "KVM does not work here"
 
 
 class Listener:
     """Hears what a person may want to know. This one writes it to the log."""
+
+    def progress(self, what: str) -> None:
+        """Hear what is being done now."""
+        log.info("%s", what)
 
     def warn(self, what: str) -> None:
         """Hear of what is worse than it might be."""
@@ -36,6 +42,12 @@ async def started(
 ) -> Machine:
     """Start a VM with KVM where that works, and without where it does not. Raises GuestGone or DeadlinePassed."""
     *trials, last = acceleration.candidates()
+    if trials and acceleration.remembered() is None:
+        listener.progress("trying whether KVM works here")
+        if lie := await trial.against_kvm(settings):
+            acceleration.remember(last)
+            listener.warn(f"{GIVEN_UP} ({lie}): software emulation from now on")
+            trials = []
     failures: list[tuple[MountsafeError, Console]] = []
     for accelerator in trials:
         machine = _begun(replace(settings, accelerator=accelerator), nursery)
@@ -52,7 +64,7 @@ async def started(
     for why, console in failures:
         words = console.kvm or console.crash or console.host or why
         if acceleration.failed(isinstance(why, DeadlinePassed), console.kvm, console.crash or console.host):
-            listener.warn(f"KVM does not work here ({words}): software emulation from now on")
+            listener.warn(f"{GIVEN_UP} ({words}): software emulation from now on")
         else:
             log.warning("not with KVM this time: %s", words)
     return machine

@@ -74,7 +74,7 @@ class Reporter(Listener):
 
     def progress(self, what: str) -> None:
         """Say what is being done now."""
-        log.info("%s", what)
+        super().progress(what)
         self.tell(Progress(what))
 
     def warn(self, what: str) -> None:

@@ -257,6 +257,14 @@ class Starting:
         self.warned: list[str] = []
         monkeypatch.setattr(machines_module, "_begun", self._begun)
         monkeypatch.setattr(machines_module, "_launched", self._launched)
+        self.against = ""  # what the tiny guest finds
+        self.trials = 0
+        monkeypatch.setattr(machines_module.trial, "against_kvm", self._tried)
+
+    async def _tried(self, settings: MachineSettings) -> str:
+        self.trials += 1
+        await trio.lowlevel.checkpoint()
+        return self.against
 
     def _begun(self, settings: MachineSettings, nursery: trio.Nursery) -> FakeMachine:
         machine = FakeMachine()
@@ -315,6 +323,22 @@ async def test_qemus_words_against_kvm_are_believed(starting: Starting, words: s
     assert "KVM does not work here" in starting.warned[0]
     assert await starting.start() == "tcg"
     assert starting.tried == ["tcg"]
+
+
+async def test_where_the_tiny_guest_finds_kvm_lying_no_start_is_tried_with_it(starting: Starting) -> None:
+    starting.against = "failed to set MSR 0x10a"
+    for _ in range(2):
+        assert await starting.start() == "tcg"
+        assert starting.tried == ["tcg"]
+    assert starting.trials == 1, "it is remembered"
+    assert starting.warned == ["KVM does not work here (failed to set MSR 0x10a): software emulation from now on"]
+
+
+async def test_where_kvm_works_it_is_not_asked_again(starting: Starting) -> None:
+    starting.goes["kvm"] = [], None
+    for _ in range(2):
+        assert await starting.start() == "kvm"
+    assert starting.trials == 1
 
 
 async def test_a_guest_that_hangs_where_kvm_never_worked(starting: Starting) -> None:

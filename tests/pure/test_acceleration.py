@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mountsafe.appliance import acceleration
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.limits import KNOWN_SLOW_DEADLINE, KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
 
@@ -96,3 +97,20 @@ def test_a_memory_that_cannot_be_written_costs_nothing_but_a_trial(tmp_path: Pat
     kvm = Acceleration(tmp_path / "file/kvm.json", device)
     kvm.remember("tcg")
     assert kvm.candidates() == ["kvm", "tcg"]
+
+
+def test_what_was_found_is_remembered_across_boots(kvm: Acceleration, tmp_path: Path) -> None:
+    kvm.remember("tcg")
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    kept = (tmp_path / "memory/kvm.json").read_text()
+    assert boot not in kept
+    assert os.uname().release in kept
+
+
+@pytest.mark.parametrize("part", ["_processor", "_modules"])
+def test_another_processor_or_kvm_is_another_case(
+    kvm: Acceleration, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    kvm.remember("tcg")
+    monkeypatch.setattr(acceleration, part, lambda: ["another"])
+    assert kvm.remembered() is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mountsafe.policy import files
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.rules import Policy, PolicyError, Verdict, parse_rules
+from mountsafe.policy.rules import Policy, PolicyError, Rule, Verdict, parse_rules
 
 STICK = Facts(
     device="sdb1", fstype="vfat", label="PHOTOS", uuid="1234-ABCD", bus="usb", external=True, removable=True,
@@ -138,16 +138,79 @@ def test_a_file_that_cannot_be_read_refuses(tmp_path: Path, content: bytes | Non
     assert files.load(tmp_path).decide(STICK).verdict == Verdict.REFUSE
 
 
-def test_the_default_file_is_the_default() -> None:
-    text = (Path(files.__file__).parent / "default.toml").read_text(encoding="utf-8")
-    assert parse_rules("default", text) == []
+# --- the example -----------------------------------------------------------------------------------------------------
+def _worked() -> tuple[list[Rule], list[Rule]]:
+    """The rules in the example's comments: the one that explains every key, and those to copy."""
+    head, _, tail = files.EXAMPLE.read_text(encoding="utf-8").partition("# Ten rules")
+    parts = (
+        "\n".join(line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   "))
+        for text in (head, tail)
+    )
+    explained, worked = (parse_rules("example", part) for part in parts)
+    return explained, worked
 
 
-def test_the_default_file_explains_every_condition_as_it_is() -> None:
+def test_the_example_as_it_is_changes_nothing() -> None:
+    assert parse_rules("example", files.EXAMPLE.read_text(encoding="utf-8")) == []
+
+
+def test_the_example_explains_every_condition_as_it_is() -> None:
     """Its example, without the comment signs, is a policy."""
-    text = (Path(files.__file__).parent / "default.toml").read_text(encoding="utf-8")
-    lines = [line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   ")]
-    (rule,) = parse_rules("example", "\n".join(lines))
+    (rule,), _ = _worked()
     from mountsafe.policy.rules import _CHECKS  # private, and the whole point
 
     assert set(rule.conditions) == set(_CHECKS)
+
+
+DISK = Facts(fstype="ext4", label="DATA", bus="usb", size=1 << 30)
+WORKED = {
+    "my camera": (replace(DISK, vendor="Canon_Inc", serial="0123456789"), Verdict.KERNEL),
+    "backups": (replace(DISK, uuid="6f1c2a34-0000-4000-8000-5a3b2c1d0e9f"), Verdict.KERNEL),
+    "nobody is there": (replace(DISK, locked=True), Verdict.REFUSE),
+    "unmaintained": (replace(DISK, fstype="jfs"), Verdict.REFUSE),
+    "not recognised": (replace(DISK, fstype=""), Verdict.ASK),
+    "the visitors' seat": (replace(DISK, seat="seat1"), Verdict.REFUSE),
+    "too large to be true": (replace(DISK, removable=True, size=8 << 40), Verdict.ASK),
+    "discs": (Facts(fstype="iso9660", bus="optical", removable=True), Verdict.SANDBOX),
+    "installers": (replace(DISK, label="Debian 13.1.0 amd64 n"), Verdict.SANDBOX),
+    "foreign images": (Facts(fstype="udf", bus="loop", external=False), Verdict.SANDBOX),
+}
+
+
+@pytest.mark.parametrize("name", WORKED)
+def test_each_of_the_ten_rules_decides_what_it_says(name: str) -> None:
+    facts, verdict = WORKED[name]
+    _, worked = _worked()
+    decision = Policy(worked).decide(facts)
+    assert (decision.rule, decision.verdict) == (name, verdict)
+    assert {rule.name for rule in worked} == set(WORKED)
+    assert Policy(worked).decide(DISK).rule == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "words"),
+    [
+        (
+            '[[rule]]\nverdict = "ask"\n\n[[rule]]\nverdict = "ask"\nfilesystem = "vfat"\n',
+            "a.toml, line 6 (rule 2)",
+            "fstype",
+        ),
+        ('[[rule]]\nverdict = "ask"\nlabels = "x"\n', "a.toml, line 3 (rule 1)", "do you mean label?"),
+        ('version = 1\nverdict = "ask"\n', "a.toml, line 2", "[[rule]]"),
+        (
+            '[[rule]]\nverdict = "ask"\n[[rule]]\nfstype = "x"\n',
+            "a.toml, line 3 (rule 2)",
+            "sandbox, kernel, ask, refuse",
+        ),
+        (
+            '[[rule]]\nverdict = "ask"\nreason = """\n[[rule]]\n"""\nbuss = "usb"\n',
+            "a.toml, rule 1",
+            "do you mean bus?",
+        ),
+    ],
+)
+def test_an_error_says_where_it_is_and_what_would_be_right(text: str, where: str, words: str) -> None:
+    with pytest.raises(PolicyError) as error:
+        parse_rules("a.toml", text)
+    assert str(error.value).startswith(f"{where}: ")
+    assert words in str(error.value)
