@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import trio
 
-from mountsafe import channel, environment, pieces
+from mountsafe import channel, environment, pieces, shortage
 from mountsafe.appliance import build
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.client import AgentClient, GuestRefused
@@ -387,8 +387,10 @@ def main() -> NoReturn:
         code = error.code
     except Exception as error:
         log.exception("a bug in the supervisor")
-        reporter.failed(UserError(f"a bug: {error!r}", "Please report it, with the output of --verbose."))
-        code = ExitCode.FAILURE
+        bug = UserError(f"a bug: {error!r}", "Please report it, with the output of --verbose.")
+        told = shortage.explained(error) or bug
+        reporter.failed(told)
+        code = told.code
     finally:
         runtime.remove()
         reporter.finish()

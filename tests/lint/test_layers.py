@@ -23,7 +23,7 @@ ROOMS = (
     ("wire",),
     (
         *("boxuser", "channel", "environment", "incidents", "landlock", "mountinfo", "peer", "pieces", "process"),
-        *("syscalls", "trios"),
+        *("shortage", "syscalls", "trios"),
     ),
     ("agent", "medium", "sandbox", "appliance", "container", "hotplug"),
     ("system",),
