@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit
 
-from mountsafe import boxuser
+from mountsafe import boxuser, shortage
 from mountsafe.errors import ExitCode, UserError
 
 PYTHON = "/usr/bin/python3"  # the interpreter that has Debian's python3-guestfs and python3-pyfuse3
@@ -123,7 +123,8 @@ def shown(command: list[str]) -> str:
 
 
 def require() -> None:
-    """Raise `UserError` if what makes a box is missing."""
+    """Raise `UserError` if what makes a box is missing, or this process is allowed too little for one."""
+    shortage.require()
     for program, package in (("bwrap", "bubblewrap"), ("setpriv", "util-linux"), ("prlimit", "util-linux")):
         if shutil.which(program) is None:
             raise UserError(f"{program} is missing", f"sudo apt install {package}", ExitCode.DEPENDENCY)

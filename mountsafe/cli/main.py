@@ -1,14 +1,14 @@
 """`mountsafe`: the command line, put together."""
 
-import errno
 import os
 import shlex
 import sys
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mountsafe import __version__, environment
+from mountsafe import __version__, environment, shortage
 from mountsafe.cli import (
     appliance,
     desktop,
@@ -91,8 +91,22 @@ def _look_for_json() -> None:
     screen.for_programs("--json" in words[: words.index("--") if "--" in words else None])
 
 
+def _for_the_user(error: MountsafeError) -> UserError:
+    if isinstance(error, NoRight):
+        return NoRight(error.message, error.hint or _as_root())
+    return error if isinstance(error, UserError) else UserError(str(error))
+
+
+def _as_told(error: BaseException) -> UserError:
+    """Return the words of an error of the operating system's that nobody expected."""
+    name, words = getattr(error, "filename", None), getattr(error, "strerror", None)
+    place = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
+    return UserError(f"{place}{words or error}", "--verbose may show more.")
+
+
 def run() -> None:
     """The console script: every error that is meant for a user ends here, as one sentence and a hint."""
+    shortage.raise_limits()
     for name in environment.harden():
         screen.warn(f"{name} is ignored: what it names is not root's alone")
     _look_for_json()
@@ -103,22 +117,19 @@ def run() -> None:
             sys.stdout.flush()
         if code:
             sys.exit(code)
-    except NoRight as error:
-        screen.fail(NoRight(error.message, error.hint or _as_root()))
-    except UserError as error:
-        screen.fail(error)
     except USAGE as error:
         _misused(error)
     except MountsafeError as error:
-        screen.fail(UserError(str(error)))
+        screen.fail(_for_the_user(error))
     except (KeyboardInterrupt, typer.Abort):
         screen.note("interrupted")
         sys.exit(int(ExitCode.INTERRUPTED))
     except BrokenPipeError:
         _drop_output()
         sys.exit(int(ExitCode.FAILURE))
-    except OSError as error:
-        _drop_output()
-        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        hint = "Make room there." if error.errno == errno.ENOSPC else "--verbose may show more."
-        screen.fail(UserError(f"{place}{error.strerror or error}", hint))
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (short := shortage.explained(error)) is None and not isinstance(error, OSError):
+            raise
+        with suppress(OSError):
+            _drop_output()
+        screen.fail(short or _as_told(error))

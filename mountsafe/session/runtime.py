@@ -47,7 +47,9 @@ def base() -> Path:
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
     except OSError as error:
-        hint = "Set XDG_RUNTIME_DIR to a folder that is yours alone."
+        hint = (
+            "Set XDG_RUNTIME_DIR to a folder that is yours alone." if uid else "Make room there; it must be writable."
+        )
         raise UserError(f"cannot make {path}: {error.strerror}", hint, ExitCode.FAILURE) from error
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o077:

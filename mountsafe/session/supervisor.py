@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import trio
 
-from mountsafe import codec, environment
+from mountsafe import codec, environment, shortage
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import ExitCode, MountsafeError, UserError
@@ -332,8 +332,10 @@ def main() -> NoReturn:
         code = error.code
     except Exception as error:
         log.exception("a bug in the supervisor")
-        reporter.failed(UserError(f"a bug: {error!r}", "Please report it, with the output of --verbose."))
-        code = ExitCode.FAILURE
+        bug = UserError(f"a bug: {error!r}", "Please report it, with the output of --verbose.")
+        told = shortage.explained(error) or bug
+        reporter.failed(told)
+        code = told.code
     finally:
         runtime.remove()
         reporter.finish()

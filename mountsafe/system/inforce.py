@@ -1,7 +1,9 @@
 """The system rules of a policy, put in force: what `policy install` does, and what changed trust repeats."""
 
+import os
 import subprocess
-from collections.abc import Collection, Iterator
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -9,9 +11,12 @@ from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.policy import files, modprobe
 from mountsafe.policy.risk import RiskClass
 from mountsafe.policy.rules import Policy
+from mountsafe.system import units
 from mountsafe.system.files import Files
+from mountsafe.text import printable
 
 HOST = Path("/")
+WORDS = 500  # characters of what went wrong
 
 
 def wanted(rules: Path, root: Path, strict: Collection[RiskClass], harmless: bool) -> dict[str, str]:
@@ -65,10 +70,29 @@ def put(rules: Path, made: Files) -> None:
 
 
 def renew(rules: Path) -> None:
-    """Make the rules anew where they are installed. Raises UserError if they would hide what this machine uses."""
+    """Make the rules anew where they are installed. Raises UserError if they would hide what this machine uses.
+
+    The daemon is root without root's right to every folder: polkit's may be polkit's own. The service manager does it.
+    """
     made = Files()
-    if made.installed():
-        put(rules, made)
+    try:
+        if made.installed():
+            put(rules, made)
+    except PermissionError:
+        if not (run := units.once()):
+            raise
+        _have_installed(run, rules)
+
+
+def _have_installed(run: Sequence[str], rules: Path) -> None:
+    """Have somebody else install the rules. Raises UserError."""
+    path = os.fspath(Path(__file__).resolve().parent.parent.parent)
+    code = f"import sys; sys.path.insert(0, {path!r}); from mountsafe.__main__ import run; run()"
+    command = [*run, sys.executable, "-I", "-c", code, "policy", "install", "--rules", os.fspath(rules)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        words = printable(done.stderr.strip().splitlines()[0] if done.stderr.strip() else b"", WORDS)
+        raise UserError(f"the rules of udev and polkit stay as they were: {words}", "sudo mountsafe policy install")
 
 
 def look_again(names: Collection[str]) -> None:

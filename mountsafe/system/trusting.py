@@ -38,12 +38,12 @@ class Change:
         self._put(self.new)
 
     def take_back(self) -> None:
-        """Write what was there before."""
-        self._put(self.old)
+        """Write what was there before, which may be no file."""
+        self._put(self.old or None)
 
-    def _put(self, text: str) -> None:
+    def _put(self, text: str | None) -> None:
         try:
-            put(self.place, text.encode(), 0o644)
+            put(self.place, None if text is None else text.encode(), 0o644)
         except OSError as error:
             raise _unwritable(self.place, error) from error
 
@@ -112,6 +112,6 @@ def _alone(rules: Path) -> Iterator[None]:
 
 def _unwritable(place: Path, error: OSError) -> UserError:
     if isinstance(error, PermissionError):
-        return NoRight.of(place, error)
+        return NoRight.of(error.filename or place, error)
     hint = "Nothing has changed. Is its disk full, or read-only?"
     return UserError(f"cannot write to {error.filename or place}: {error.strerror}", hint, ExitCode.TARGET)

@@ -43,6 +43,14 @@ def for_medium(memory_mib: int, cpu_percent: int, processes: int) -> Unit:
     return Unit([*words, "--"], ["systemctl", "--quiet", "--no-block", "stop", name])
 
 
+def once() -> list[str]:
+    """Return the words before a command of root's that the service manager does and waits for; none without systemd.
+
+    It has all of root's rights, which who asks for it may lack.
+    """
+    return [*run, "--pipe", "--wait", "--"] if (run := _systemd_run()) else []
+
+
 def apart() -> list[str]:
     """Return the words before a command that has the user's service manager start it; none without systemd.
 

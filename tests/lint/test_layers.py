@@ -34,7 +34,7 @@ ROOMS = (
             "pieces",
             "process",
         ),
-        *("syscalls", "trios"),
+        *("shortage", "syscalls", "trios"),
     ),
     ("agent", "medium", "sandbox", "appliance", "container", "hotplug"),
     ("system",),
