@@ -15,6 +15,7 @@ from typing import Any
 
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.risk import RiskClass
+from mountsafe.policy.zones import is_zone
 from mountsafe.text import printable
 
 VERSION = 1
@@ -31,10 +32,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it."""
+    """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it.
+
+    `timezone`: that of the clock whose local times it keeps; "" is the machine's.
+    """
 
     owner: str = "user"
     hide: bool = False
+    timezone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ def parse_rules(origin: str, text: str) -> list[Rule]:
     return [_rule(table, f"{origin}, rule {number}") for number, table in enumerate(tables, 1)]
 
 
-_STRINGS = ("name", "reason", "owner")
+_STRINGS = ("name", "reason", "owner", "timezone")
 
 
 def _rule(table: dict[str, Any], origin: str) -> Rule:
@@ -143,7 +148,9 @@ def _rule(table: dict[str, Any], origin: str) -> Rule:
         raise PolicyError(
             f"{origin}: what is left to the system cannot depend on {late[0]}: udev decides, and cannot ask"
         )
-    options = Options(table.get("owner", "user"), table.get("hide", False))
+    if "timezone" in table and not is_zone(table["timezone"]):
+        raise PolicyError(f"{origin}: timezone is a name such as Europe/Berlin, or an offset such as +05:30")
+    options = Options(table.get("owner", "user"), table.get("hide", False), table.get("timezone", ""))
     return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
 
 

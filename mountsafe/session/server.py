@@ -134,9 +134,8 @@ class SessionProcess:
         settings = self._settings
         places = tuple(wire.Place._make(place) for place in settings["places"])
         window = Window(settings["start"], settings["size"], places)
-        agents = Agents(
-            self._client, self._misbehaved, os.fsencode(settings["device"]), os.fsencode(settings["fstype"]), window
-        )
+        what = (os.fsencode(settings["device"]), os.fsencode(settings["fstype"]), window)
+        agents = Agents(self._client, self._misbehaved, *what, bytes.fromhex(settings["zone"]))
         incidents = Incidents()
         try:
             await agents.start()
