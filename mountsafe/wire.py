@@ -33,6 +33,7 @@ MAX_VOLUMES = 256  # disks, partitions, arrays and logical volumes of one medium
 MAX_PARENTS = 32  # volumes that one is made of
 MAX_PLACES = 128  # runs of one volume on the medium; where there are more, the agent reads
 MAX_ALL_PLACES = 4096  # of all volumes together: what checking them costs
+MAX_ZONE = 16 << 10  # a time zone's rules: four times the longest of them
 MAX_XATTRS = 512  # extended attributes of one file
 MAX_XATTR_VALUE = 64 << 10  # XATTR_SIZE_MAX
 
@@ -380,17 +381,20 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
 
 
 # --- MOUNT ---------------------------------------------------------------------------------------------------------
-def pack_mount(device: bytes, fstype: bytes) -> bytes:
-    """Ask to mount `device` (a name as PROBE gave it) read-only."""
-    return _pack_text(device, fstype)
+def pack_mount(device: bytes, fstype: bytes, zone: bytes) -> bytes:
+    """Ask to mount `device` (a name as PROBE gave it) read-only.
+
+    `zone`: by which local times are told, a TZif file's bytes or a rule as POSIX's TZ has it.
+    """
+    return _pack_text(device, fstype, zone)
 
 
-def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes]:
-    """Return (device, fstype)."""
+def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return (device, fstype, zone)."""
     body = _Body(body_bytes)
-    device, fstype = _unpack_text(body), _unpack_text(body)
+    device, fstype, zone = _unpack_text(body), _unpack_text(body), _unpack_text(body, MAX_ZONE)
     body.end()
-    return device, fstype
+    return device, fstype, zone
 
 
 def pack_mounted(mounted: Mounted) -> bytes:

@@ -13,6 +13,7 @@ from itertools import islice
 
 from mountsafe import wire
 from mountsafe.agent import twin
+from mountsafe.agent.amended import Amend, Amended, padded
 from mountsafe.agent.extents import ExtentMap
 from mountsafe.agent.names import Names, names_in
 from mountsafe.agent.programs import Refused
@@ -36,11 +37,18 @@ class Tree:
     OPEN_LISTINGS = 16
 
     def __init__(
-        self, where: str, kernel_type: str, mapped: bool, changed: list[tuple[int, int]], device: str = ""
+        self,
+        where: str,
+        kernel_type: str,
+        mapped: bool,
+        changed: list[tuple[int, int]],
+        device: str = "",
+        amended: Amended | None = None,
     ) -> None:
         self._root = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
         self._type = kernel_type
         self._where = os.fsencode(where)
+        self._amended = amended or Amended(kernel_type)
         try:
             self._map = ExtentMap(kernel_type, mapped, changed, self._root, device)
         except BaseException:
@@ -64,6 +72,7 @@ class Tree:
         if self._twin is not None:
             self._twin.end()
         self._map.close()
+        self._amended.close()
         for fd in (self._root, *self._files.values()):
             os.close(fd)
         for folder, listing in self._listings.values():
@@ -71,7 +80,7 @@ class Tree:
 
     def root(self) -> wire.Entry:
         """The root's attributes, under an empty name."""
-        return wire.Entry._make((b"", *_fitting(_numbers(os.fstat(self._root))), b""))
+        return wire.Entry._make((b"", *_fitting(self._amended.root(_numbers(os.fstat(self._root)))), b""))
 
     def _parent(self, path: bytes) -> tuple[int, bytes, bool]:
         """Return (descriptor of the folder, last name, whether to close it). Deep paths are walked in steps."""
@@ -162,18 +171,19 @@ class Tree:
     def _attributes(self, path: bytes, names: list[bytes]) -> list[bytes]:
         folder = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return [_packed(name, folder) for name in names]
+            amend = self._amended.in_folder(path)
+            return [_packed(name, folder, amend) for name in names]
         finally:
             os.close(folder)
 
     def _layouts(self, path: bytes, names: list[bytes]) -> list[bytes]:
         folder = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return [wire.pack_file_layout(*self._layout_of(folder, name)) for name in names]
+            return [wire.pack_file_layout(*self._layout_of(folder, path, name)) for name in names]
         finally:
             os.close(folder)
 
-    def _layout_of(self, folder: int, name: bytes) -> tuple[list[wire.Extent], bool]:
+    def _layout_of(self, folder: int, path: bytes, name: bytes) -> tuple[list[wire.Extent], bool]:
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         except OSError:
@@ -181,7 +191,8 @@ class Tree:
         try:
             if (only := self._map.only(fd)) is not None:
                 return [only], False
-            extents, following = self._map.of(fd, os.fstat(fd), 0, wire.MAX_FILE_EXTENTS)
+            told = self._map.of(fd, os.fstat(fd), 0, wire.MAX_FILE_EXTENTS)
+            extents, following = padded(told, self._amended.written(path + b"/" + name if path else name))
         finally:
             os.close(fd)
         if following or len(extents) > wire.MAX_FILE_EXTENTS:
@@ -189,8 +200,21 @@ class Tree:
         return extents, False
 
     def _read(self, path: bytes, offset: int, length: int) -> memoryview:
-        count = self._fill(self._file(path), offset, self._buffer[:length])
-        return self._buffer[:count]
+        return self._buffer[: self._filled(path, offset, self._buffer[:length])]
+
+    def _filled(self, path: bytes, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer with a file's bytes; return how many there are. Of what was not written they are zeros."""
+        fd = self._file(path)
+        written = self._amended.written(path)
+        if written is None:
+            return self._fill(fd, offset, buffer)
+        valid, size = written
+        wanted = max(0, min(len(buffer), size - offset))
+        there = max(0, min(wanted, valid - offset))
+        if there and (count := self._fill(fd, offset, buffer[:there])) < there:
+            return count
+        buffer[there:wanted] = bytes(wanted - there)
+        return wanted
 
     @staticmethod
     def _fill(fd: int, offset: int, buffer: memoryview) -> int:
@@ -272,25 +296,26 @@ class Tree:
 
     def read_into(self, path: bytes, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` with a file's bytes from `offset` on; return how many there are."""
-        fd = self._file(path)
         half = len(buffer) // 2
         if self._twin is None or half < READ_WORTH_SHARING:
-            return self._fill(fd, offset, buffer)
+            return self._filled(path, offset, buffer)
+        self._file(path)  # what cannot be opened is said before the twin is asked
         try:
             self._twin.begin("read", path, offset + half, len(buffer) - half)
             try:
-                count = self._fill(fd, offset, buffer[:half])
+                count = self._filled(path, offset, buffer[:half])
             finally:
                 rest = self._twin.result_into(buffer[half:])
         except twin.Gone:
             self._do_without_twin()
-            return self._fill(fd, offset, buffer)
+            return self._filled(path, offset, buffer)
         return count + rest if count == half else count
 
     def extents(self, path: bytes, offset: int) -> bytes:
         """Return extents of a file from `offset` on."""
         fd = self._file(path)
-        extents, following = self._map.of(fd, os.fstat(fd), offset, wire.MAX_EXTENTS)
+        told = self._map.of(fd, os.fstat(fd), offset, wire.MAX_EXTENTS)
+        extents, following = padded(told, self._amended.written(path))
         if len(extents) > wire.MAX_EXTENTS:
             last = extents[wire.MAX_EXTENTS - 1]
             extents, following = extents[: wire.MAX_EXTENTS], last.logical + last.length
@@ -327,7 +352,7 @@ def _held(fd: int) -> Iterator[tuple[bytes, bytes]]:
                 raise
 
 
-def _packed(name: bytes, folder: int) -> bytes:
+def _packed(name: bytes, folder: int, amend: Amend | None = None) -> bytes:
     """Return one wire.Entry. Spelled out: this is where the guest's time is spent."""
     target = b""
     try:
@@ -336,10 +361,11 @@ def _packed(name: bytes, folder: int) -> bytes:
             target = os.readlink(name, dir_fd=folder)[: wire.MAX_TARGET]
     except OSError:
         return wire.pack_entry(name, UNSEEN, target)
+    numbers = _numbers(st) if amend is None else amend(name, _numbers(st))
     try:
-        return wire.pack_entry(name, _numbers(st), target)
+        return wire.pack_entry(name, numbers, target)
     except struct.error:
-        return wire.pack_entry(name, _fitting(_numbers(st)), target)
+        return wire.pack_entry(name, _fitting(numbers), target)
 
 
 def _numbers(st: os.stat_result) -> tuple[int, ...]:

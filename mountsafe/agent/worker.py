@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from mountsafe import wire
+from mountsafe.agent.amended import Amended
+from mountsafe.agent.localtimes import LocalTimes
 from mountsafe.agent.mounting import CowLayer, Target, mount_medium
 from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused, read_text, run
@@ -56,11 +58,13 @@ class Worker:
         return wire.pack_hello(wire.VERSION, os.uname().release.encode())
 
     def _mount(self, body: bytes) -> bytes:
-        device, fstype = wire.unpack_mount(body)
+        device, fstype, zone = wire.unpack_mount(body)
         path, placed = device_of(os.fsdecode(device))
         self._target = Target(path, fstype, self._where, CowLayer(path, self._tag), Patched(self._tag))
         mount = mount_medium(self._target)
-        tree = Tree(self._where, mount.fstype, not placed, mount.changed, path)
+        times = LocalTimes(zone, f"/run/mountsafe/zone-{self._tag}")
+        amended = Amended(mount.fstype, self._target.layer.device, times)
+        tree = Tree(self._where, mount.fstype, not placed, mount.changed, path, amended)
         tree.share_work()
         self._mounted = tree
         told = wire.Mounted(mount.fstype.encode(), mount.state, tree.direct, tree.root(), mount.resorts)

@@ -25,6 +25,7 @@ from mountsafe.session.messages import MountOptions, Record
 from mountsafe.session.mounter import require_fuse
 from mountsafe.session.start import Starting
 from mountsafe.session.targets import prepare_target
+from mountsafe.system import zones
 from mountsafe.text import printable
 from mountsafe.wire import SECTOR_SIZES
 
@@ -75,6 +76,7 @@ _MOUNT_EXAMPLES = (
     "[bold]mountsafe mount odd.img ~/mnt --format raw[/bold], "
     "[bold]mountsafe mount copy.img ~/mnt --sector-size 4096[/bold], "
     "[bold]mountsafe mount dump.bin ~/mnt --offset 1MiB --sizelimit 512MiB[/bold], "
+    "[bold]mountsafe mount card.img ~/mnt --timezone Asia/Tokyo[/bold], "
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
 # readable=False: who may read what is found out by opening it, and told with its own exit code.
@@ -110,6 +112,15 @@ Offset = Annotated[
 SizeLimit = Annotated[
     str | None,
     option("--sizelimit", metavar="BYTES", help="It ends after so many bytes: a multiple of 512.", show_default=False),
+]
+Timezone = Annotated[
+    str,
+    option(
+        "--timezone",
+        metavar="NAME|±HH:MM",
+        help="The zone of the clock whose local times FAT, exFAT, HFS and a few more keep; otherwise this machine's.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")]
 Verbose = Annotated[bool, option("--verbose", "-v", help="Show the sandbox command and the guest's console.")]
@@ -160,6 +171,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         int,
         option(min=1000, metavar="NUMBER", help="Remember so many of the tree's entries, at about 1 KiB each."),
     ] = INDEX_ENTRIES,
+    timezone: Timezone = "",
     foreground: Annotated[bool, option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -169,7 +181,10 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
     """
     _check_words(fstype, partition)
-    options = MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries)
+    zones.rules_of(timezone)  # or an error, before anything is done
+    options = MountOptions(
+        partition, fstype, owner.value, links.value, verbose, foreground, idle, entries, timezone=timezone
+    )
     part = checked_part(offset, sizelimit)
     medium = open_medium(source, named(format_), checked_sectors(sector_size), part)
     _check_not_mounted(medium)

@@ -287,6 +287,7 @@ class Keeper:
         target = await aside(lambda: held(Path(folder_of(person, base))), FILES_PATIENCE, undo=Place.close)
         options = MountOptions(
             owner=wished.owner,
+            timezone=wished.timezone,
             idle=self._wishes.idle,
             foreground=True,
             by_label=True,

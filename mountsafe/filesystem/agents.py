@@ -27,7 +27,8 @@ class Agents:
     """Hands out answers of the guest's agent, over as many VMs as it takes.
 
     `get_client` returns a fresh, running stream to a VM that has the medium (it starts one if it must); `misbehaved` is
-    told when the guest broke a rule or a deadline, and in which VM: another may have taken its place.
+    told when the guest broke a rule or a deadline, and in which VM: another may have taken its place. `zone`: as
+    `wire.pack_mount` has it.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class Agents:
         device: bytes,
         fstype: bytes,
         window: Window,
+        zone: bytes = b"UTC0",
     ) -> None:
         self._get_client = get_client
         self._misbehaved = misbehaved
         self._device = device
         self._fstype = fstype
+        self._zone = zone
         self._client: AgentClient | None = None
         self._reported: AgentClient | None = None
         self._starting = trio.Lock()
@@ -62,7 +65,8 @@ class Agents:
         client = await self._get_client()
         try:
             await client.hello()
-            body = await client.request(wire.Kind.MOUNT, wire.pack_mount(self._device, self._fstype), MOUNT_DEADLINE)
+            wanted = wire.pack_mount(self._device, self._fstype, self._zone)
+            body = await client.request(wire.Kind.MOUNT, wanted, MOUNT_DEADLINE)
             return client, wire.unpack_mounted(body)
         except wire.WireError as error:
             fault = GuestFault(str(error))

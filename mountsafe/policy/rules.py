@@ -16,6 +16,7 @@ from typing import Any
 
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.risk import RiskClass
+from mountsafe.policy.zones import is_zone
 from mountsafe.text import printable
 
 VERSION = 1
@@ -32,10 +33,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it."""
+    """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it.
+
+    `timezone`: that of the clock whose local times it keeps; "" is the machine's.
+    """
 
     owner: str = "user"
     hide: bool = False
+    timezone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,7 @@ class _Places:
         return f"{self._origin}, line {line + 1}" + ("" if number is None else f" (rule {number})")
 
 
-_STRINGS = ("name", "reason", "owner")
+_STRINGS = ("name", "reason", "owner", "timezone")
 
 
 def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
@@ -180,7 +185,10 @@ def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
     if verdict == Verdict.KERNEL and (late := [key for key in _ASKED_LATER if key in conditions]):
         at = places(number, late[0])
         raise PolicyError(f"{at}: what is left to the system cannot depend on {late[0]}: udev decides, and cannot ask")
-    options = Options(table.get("owner", "user"), table.get("hide", False))
+    if "timezone" in table and not is_zone(table["timezone"]):
+        at = places(number, "timezone")
+        raise PolicyError(f"{at}: timezone is a name such as Europe/Berlin, or an offset such as +05:30")
+    options = Options(table.get("owner", "user"), table.get("hide", False), table.get("timezone", ""))
     origin = places.rule(number)
     return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
 

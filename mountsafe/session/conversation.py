@@ -26,7 +26,7 @@ class Assignment:
 
     `disk_size` is that of the part at `offset` that counts; `reach`: what a reader must know of the disk. `uid` and
     `gid`: whose its files are, None for as the medium says. `idle` and `entries` as in
-    `mountsafe.session.served.Presentation`.
+    `mountsafe.session.served.Presentation`, and its `zone` in hexadecimal digits.
     """
 
     device: str
@@ -41,6 +41,7 @@ class Assignment:
     gid: int | None
     idle: float
     entries: int
+    zone: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ class MountOptions:
     """What the user asked for. `links` as in `mountsafe.session.served.Presentation`.
 
     `by_label`: each file system gets a folder of its own in the target, named after its label. `judged`:
-    `Starting.follow` is given a judge of what is found.
+    `Starting.follow` is given a judge of what is found. `timezone`: by which local times are told, as
+    `mountsafe.system.zones.rules_of` takes it.
     """
 
     partition: int | str | None = None
@@ -47,6 +48,7 @@ class MountOptions:
     entries: int = INDEX_ENTRIES
     by_label: bool = False
     judged: bool = False
+    timezone: str = ""
 
 
 @dataclass(frozen=True, slots=True)

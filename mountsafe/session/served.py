@@ -53,6 +53,7 @@ from mountsafe.session.messages import Missing, Mount
 from mountsafe.session.missing import not_mounted
 from mountsafe.session.mounter import FuseMount, MountRequest, mount
 from mountsafe.session.places import Place
+from mountsafe.system.zones import UTC
 from mountsafe.text import printable
 from mountsafe.trios import in_thread
 
@@ -77,7 +78,8 @@ class Presentation:
 
     `links`: "nofollow" (never followed where the kernel can be told so), "contained" (followed inside the mount),
     "follow" (as on any mount). `idle`: seconds without a question after which the VM is ended; 0 for never.
-    `entries`: how many of the tree's entries are remembered.
+    `entries`: how many of the tree's entries are remembered. `zone`: by which local times are told
+    (`mountsafe.system.zones`).
     """
 
     owner: tuple[int, int] | None
@@ -86,6 +88,7 @@ class Presentation:
     links: str
     idle: float = 0.0
     entries: int = INDEX_ENTRIES
+    zone: bytes = UTC
 
 
 def mount_source(name: str) -> str:
@@ -157,6 +160,7 @@ class ServedVolume:
             gid=gid,
             idle=self._shown.idle,
             entries=self._shown.entries,
+            zone=self._shown.zone.hex(),
         )
 
     @property

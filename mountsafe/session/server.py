@@ -155,9 +155,8 @@ class SessionProcess:
         """Mount in the guest, take /dev/fuse, serve until unmounted."""
         assigned = self._assigned
         window = Window(assigned.start, assigned.size, tuple(wire.Place(*place) for place in assigned.places))
-        agents = Agents(
-            self._client, self._misbehaved, os.fsencode(assigned.device), os.fsencode(assigned.fstype), window
-        )
+        what = (os.fsencode(assigned.device), os.fsencode(assigned.fstype), window)
+        agents = Agents(self._client, self._misbehaved, *what, bytes.fromhex(assigned.zone))
         incidents = Incidents()
         try:
             await agents.start()

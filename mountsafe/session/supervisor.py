@@ -46,6 +46,7 @@ from mountsafe.session.reporter import Reporter
 from mountsafe.session.runtime import LOG, Runtime
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox, mount_source
 from mountsafe.session.storage import Storage
+from mountsafe.system.zones import rules_of
 from mountsafe.trios import run
 
 log = logging.getLogger(__name__)
@@ -184,7 +185,8 @@ class Supervisor:
     def _presentation(self) -> Presentation:
         uid, gid, options = self._order.uid, self._order.gid, self._options
         owner = None if options.owner == "image" else (uid, gid)
-        return Presentation(owner, uid, gid, options.links, options.idle, options.entries)
+        zone = rules_of(options.timezone)
+        return Presentation(owner, uid, gid, options.links, options.idle, options.entries, zone)
 
     def _places(self, volumes: list[Volume]) -> list[Place]:
         if self._options.by_label:

@@ -8,6 +8,7 @@ WALL_CLOCKS = {"time", "time_ns", "localtime", "gmtime", "now", "utcnow", "today
 OWNERS = {"time", "datetime", "date"}
 # What needs the time of day, and why that is no deadline.
 TIME_OF_DAY = {
+    "mountsafe/agent/localtimes.py": "times of a medium are taken apart, and none is asked for",
     "mountsafe/appliance/client.py": "the guest is told what time it is",
     "mountsafe/appliance/build.py": "people are told when it was built",
     "mountsafe/sandbox.py": "the age of a folder is told by the time of day in its inode",

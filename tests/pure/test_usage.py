@@ -16,6 +16,7 @@ from mountsafe.errors import ExitCode
         ("mount", "x", "--nonsense", "--json"),
         ("nonsense", "--json"),
         ("mount", "x", "--owner", "nobody", "--json"),
+        ("mount", "x", "--timezone", "Europe/Atlantis", "--json"),
         ("unmount", "--json"),
     ],
 )

@@ -55,7 +55,7 @@ MESSAGES: dict[str, Message] = {
         wire.pack_volumes,
         lambda b: (wire.unpack_volumes(b),),
     ),
-    "mount": (st.tuples(TEXT, TEXT), wire.pack_mount, wire.unpack_mount),
+    "mount": (st.tuples(TEXT, TEXT, st.binary(max_size=400)), wire.pack_mount, wire.unpack_mount),
     "mounted": (
         st.tuples(st.builds(wire.Mounted, TEXT, U8, st.booleans(), ENTRY, U16)),
         wire.pack_mounted,
@@ -162,7 +162,8 @@ def too_many_volumes() -> bytes:
         (wire.unpack_list, wire.pack_list(b"p" * (wire.MAX_PATH + 1), 0)),
         (wire.unpack_hello, wire.pack_hello(1, b"r" * (wire.MAX_TEXT + 1))),
         (wire.unpack_error, b"\0\1" + b"w" * (wire.MAX_MESSAGE + 1)),
-        (wire.unpack_mount, wire.pack_mount(b"d" * (wire.MAX_TEXT + 1), b"")),
+        (wire.unpack_mount, wire.pack_mount(b"d" * (wire.MAX_TEXT + 1), b"", b"")),
+        (wire.unpack_mount, wire.pack_mount(b"sda", b"vfat", b"z" * (wire.MAX_ZONE + 1))),
     ],
 )
 def test_every_bound_holds(unpack: Callable[[bytes], Any], body: bytes) -> None:

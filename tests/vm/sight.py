@@ -36,6 +36,7 @@ from mountsafe.session.machines import Machines
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
 from mountsafe.session.storage import Storage
 from mountsafe.session.targets import held
+from mountsafe.system.zones import UTC
 
 T = TypeVar("T")
 M = TypeVar("M", bound="TappedMachines")
@@ -64,6 +65,7 @@ class Seen:
     ino: int
     uid: int
     rdev: int
+    mtime: int  # ns
     size: int | None = None
     sha1: str | None = None
     sha256: str | None = None
@@ -99,6 +101,7 @@ class Look:
     owner: tuple[int, int] | None = None
     sector_size: int | None = None
     part: Part = WHOLE
+    zone: bytes = UTC
 
 
 # --- the walk ------------------------------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ def seen(path: bytes) -> Seen:
     """Look at one path without following a link."""
     st = os.lstat(path)
     kind = KINDS[stat.S_IFMT(st.st_mode)]
-    common = (kind, stat.S_IMODE(st.st_mode), st.st_nlink, st.st_ino, st.st_uid, st.st_rdev)
+    common = (kind, stat.S_IMODE(st.st_mode), st.st_nlink, st.st_ino, st.st_uid, st.st_rdev, st.st_mtime_ns)
     if kind == "link":
         return Seen(*common, target=os.readlink(path))
     if kind != "file":
@@ -260,7 +263,7 @@ async def _look_at(look: Look, volume: Volume, target: Path, medium: Medium, mac
     uid, gid = os.geteuid(), os.getegid()
     machines.asked = 0
     with _incidents() as incidents:
-        shown = Presentation(look.owner, uid, gid, "nofollow")
+        shown = Presentation(look.owner, uid, gid, "nofollow", zone=look.zone)
         place = held(target)
         try:
             served = ServedVolume(volume, place, machines, shown, SessionBox(medium), medium.name)
