@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mountsafe import distribution
 from mountsafe.appliance import contents, features, freeze, kernel, modules
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.inputs import Inputs, Recipe
@@ -82,6 +83,14 @@ def find() -> Appliance | None:
     return next((appliance for appliance in found if appliance.current), found[0] if found else None)
 
 
+def mountable() -> tuple[str, ...]:
+    """Return the types that what was built last can mount, whether it is current or not; none if nothing was built."""
+    for place in (location(), SYSTEM):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return tuple(json.loads((place / "current/info.json").read_bytes())["filesystems"])
+    return ()
+
+
 def ensure(progress: Callable[[str], None]) -> Appliance:
     """Return a current appliance, building it if there is none. Raises `UserError`."""
     appliance = find()
@@ -117,7 +126,7 @@ def _build_in(place: Path, inputs: Inputs, progress: Callable[[str], None]) -> A
     started = time.monotonic()
     supermin = shutil.which("supermin")
     if supermin is None:
-        raise UserError("supermin is missing", "sudo apt install supermin", ExitCode.DEPENDENCY)
+        raise UserError("supermin is missing", distribution.install("supermin"), ExitCode.DEPENDENCY)
     recipe = inputs.recipe()
     image = kernel.read(recipe.kernel)
     if shutil.disk_usage(place).free < NEEDED:
@@ -153,7 +162,7 @@ def _prepare_start(output: Path, work: Path, progress: Callable[[str], None]) ->
     """Store what makes a launch faster: without it the appliance works as well. Raises UserError if it does not."""
     qemu = features.record(output, output / "qemu-cache", work)
     if qemu is None:
-        progress("QEMU does not work on this host: sudo apt install qemu-system-x86")
+        progress(f"QEMU does not work on this host: {distribution.install('qemu-system-x86')}")
         return
     try:
         freeze.freeze(output, qemu, GUEST_MEMORY_MIB, work)
