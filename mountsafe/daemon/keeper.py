@@ -24,7 +24,7 @@ from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.inside import Seen, judge
-from mountsafe.policy.rules import Decision, Verdict
+from mountsafe.policy.rules import Decision, Options, Verdict
 from mountsafe.session.messages import Mount, MountOptions
 from mountsafe.session.mounter import unmount_at
 from mountsafe.session.places import Place
@@ -86,6 +86,14 @@ class HeldBack(UserError):
     def __init__(self, decision: Decision) -> None:
         super().__init__(decision.reason)
         self.decision = decision
+
+
+class Otherwise(UserError):
+    """What was found inside is to be shown in another way, elsewhere perhaps."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__("it is to be shown in another way")
+        self.options = options
 
 
 class Keeper:
@@ -164,7 +172,10 @@ class Keeper:
     async def _shown_as(self) -> State:
         """Show it; return the state that it is in when that has ended. Raises UserError."""
         try:
-            await self._show()
+            try:
+                await self._show(self.decision.options, settled=False)
+            except Otherwise as found:
+                await self._show(found.options, settled=True)  # whatever the guest finds now
         except HeldBack as held:
             self.decision = held.decision
             self._log.info("%s is held back, as is known now what is inside: %s", self._shown, held.decision.reason)
@@ -278,11 +289,13 @@ class Keeper:
                 self._become(State.BUSY)
             await trio.sleep(CLAIM_INTERVAL if patient else BUSY_INTERVAL)
 
-    async def _show(self) -> None:
-        """Open it for whoever is at the seat; return when it is unmounted. Raises UserError."""
+    async def _show(self, wished: Options, settled: bool) -> None:
+        """Open it for whoever is at the seat; return when it is unmounted. Raises UserError.
+
+        `wished`: how; Otherwise is raised if what is inside is to be shown in another way, unless that is `settled`.
+        """
         self.person = person = await self._who()
         assert self._claim is not None
-        wished = self.decision.options
         base = self._wishes.hidden if wished.hide else self._wishes.base
         target = await aside(lambda: held(Path(folder_of(person, base))), FILES_PATIENCE, undo=Place.close)
         options = MountOptions(
@@ -299,7 +312,8 @@ class Keeper:
         try:
             starting.order(self._claim.medium, target, options, (person.uid, person.gid))
             target.close()
-            record = await aside(partial(starting.follow, self._log.info, self._log.warning, self._judge))
+            asked = partial(self._judge, None if settled else wished)
+            record = await aside(partial(starting.follow, self._log.info, self._log.warning, asked))
             self.mounts = record.mounts
             self._contents = self._contents.found(self.mounts)
             for mounted in self.mounts:
@@ -317,14 +331,16 @@ class Keeper:
             self.mounts = ()
             await quietly(starting.end, f"ending what shows {self.device.name}", END_PATIENCE)
 
-    def _judge(self, found: Sequence[Seen]) -> tuple[list[str], str]:
-        """Ask the policy again, now that it is known what is inside; in a thread. Raises HeldBack."""
+    def _judge(self, wished: Options | None, found: Sequence[Seen]) -> tuple[list[str], str]:
+        """Ask the policy again, now that it is known what is inside; in a thread. Raises HeldBack, Otherwise."""
         self._contents = self._contents.found([each for each in found if each.chosen] or found)
         judgement = judge(self._decide, self.device.facts or Facts(), found)
         if judgement.nothing:
             raise HeldBack(next(iter(judgement.refused.values())))
         if judgement.asks is not None and not self._approved:
             raise HeldBack(judgement.asks)
+        if wished not in (None, judgement.options):
+            raise Otherwise(judgement.options)
         return list(judgement.refused), judgement.words
 
     async def _hear(self, starting: Starting) -> None:

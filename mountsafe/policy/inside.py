@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.rules import Decision, Verdict
+from mountsafe.policy.rules import Decision, Options, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,15 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What is not to be shown, by the volumes' names, and the decision that a person has to be asked about."""
+    """What is not to be shown, by the volumes' names, and the decision that a person has to be asked about.
+
+    `options`: how what is left is to be shown, hidden if any of it is to be.
+    """
 
     refused: Mapping[str, Decision]
     asks: Decision | None
     nothing: bool  # all that was to be shown is refused
+    options: Options
 
     @property
     def words(self) -> str:
@@ -50,7 +54,9 @@ def judge(decide: Callable[[Facts], Decision], known: Facts, found: Sequence[See
             refused[seen.name] = denied
         else:
             asks = asks or next((each for each in deciding if each.verdict == Verdict.ASK), None)
-    return Judgement(refused, asks, bool(chosen) and len(refused) == len(chosen))
+    left = [decisions[seen.name].options for seen in chosen if seen.name not in refused]
+    options = replace(left[0], hide=any(each.hide for each in left)) if left else Options()
+    return Judgement(refused, asks, not left and bool(chosen), options)
 
 
 def _facts(known: Facts, seen: Seen) -> Facts:

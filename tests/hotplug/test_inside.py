@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.hotplug.daemon import MEDIA, RULES, Daemon, label
-from tests.hotplug.machine import Machine, wait_for
+from tests.hotplug.machine import USER, Machine, wait_for
 from tests.hotplug.test_agent import Desktop, desktop
 from tests.hotplug.test_control import call
 
@@ -139,3 +139,13 @@ def test_opening_waits_and_says_where(daemon: Daemon, image: Image) -> None:
         assert daemon.mounts() == [f"{MEDIA}/{name}"]
         again = machine.mountsafe("open", device).ok()
         assert again.out == f"{device.removeprefix('/dev/')} is open on {MEDIA}/{name}\n"
+
+
+def test_what_a_rule_hides_is_hidden_though_only_the_guest_can_tell_its_type(
+    daemon: Daemon, image: Image, tmp_path: Path
+) -> None:
+    hidden = f"/run/mountsafe/hidden/{USER}/{label('romfs')}"
+    with daemon.machine.loop(stick(tmp_path / "stick.img", image("romfs"))):
+        daemon.wait_for_words(f"is on {hidden}")
+        assert daemon.mounts() == []
+    wait_for(lambda: daemon.machine.run("ls", hidden).code != 0, "its folder's end")

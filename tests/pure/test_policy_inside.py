@@ -5,7 +5,7 @@ from typing import Any
 
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.inside import Seen, judge
-from mountsafe.policy.rules import Policy, Verdict
+from mountsafe.policy.rules import Options, Policy, Verdict
 
 KNOWN = Facts(device="sdb", bus="usb", vendor="Example")
 REFUSE = """
@@ -73,3 +73,13 @@ def test_what_a_volume_lies_in_is_asked_about_as_well() -> None:
 def test_nothing_to_show_is_not_refused() -> None:
     assert not judge(policy(REFUSE), KNOWN, []).nothing
     assert not judge(policy(REFUSE), KNOWN, [volume("1", chosen=False)]).nothing
+
+
+def test_how_it_is_shown_depends_on_what_is_inside() -> None:
+    """Of several that a rule hides some of, all are hidden: they are in folders of one medium."""
+    hiding = '[[rule]]\nverdict = "sandbox"\nfstype = "romfs"\nhide = true\nowner = "image"\n'
+    romfs, other = volume("1", "romfs"), volume("2")
+    assert judge(policy(hiding), KNOWN, [romfs]).options == Options("image", hide=True)
+    assert judge(policy(hiding), KNOWN, [other, romfs]).options == Options("user", hide=True)
+    assert judge(policy(hiding), KNOWN, [other, replace(romfs, chosen=False)]).options == Options()
+    assert judge(policy(hiding + REFUSE + 'fstype = "ext4"'), KNOWN, [other]).nothing
