@@ -82,6 +82,14 @@ def find() -> Appliance | None:
     return next((appliance for appliance in found if appliance.current), found[0] if found else None)
 
 
+def mountable() -> tuple[str, ...]:
+    """Return the types that what was built last can mount, whether it is current or not; none if nothing was built."""
+    for place in (location(), SYSTEM):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return tuple(json.loads((place / "current/info.json").read_bytes())["filesystems"])
+    return ()
+
+
 def ensure(progress: Callable[[str], None]) -> Appliance:
     """Return a current appliance, building it if there is none. Raises `UserError`."""
     appliance = find()

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated, Any
 
-from mountsafe.cli import screen
+from mountsafe.cli import completion, screen
 from mountsafe.cli.mounting import Json
 from mountsafe.cli.typers import App, argument
 from mountsafe.desktop.notices import state_of
@@ -12,7 +12,15 @@ from mountsafe.errors import ExitCode, UserError
 INTERVAL = 0.2  # seconds between two looks at a medium that is being opened
 _ON_THE_WAY = ("new", "busy", "opening", "waiting for a user")
 
-Medium = Annotated[str, argument(metavar="DEVICE|DIR", help="A device, or where it is shown.", show_default=False)]
+Medium = Annotated[
+    str,
+    argument(
+        metavar="DEVICE|DIR",
+        help="A device, or where it is shown.",
+        show_default=False,
+        autocompletion=completion.media,
+    ),
+]
 
 
 def register(app: App) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from mountsafe import sandbox
 from mountsafe.appliance import build
-from mountsafe.cli import screen
+from mountsafe.cli import completion, screen
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, argument, option
 from mountsafe.container import opened
@@ -80,7 +80,12 @@ _MOUNT_EXAMPLES = (
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
 # readable=False: who may read what is found out by opening it, and told with its own exit code.
-Source = Annotated[Path, argument(help="An image file or a block device.", show_default=False, readable=False)]
+Source = Annotated[
+    Path,
+    argument(
+        help="An image file or a block device.", show_default=False, readable=False, autocompletion=completion.images
+    ),
+]
 FormatOption = Annotated[
     Format,
     option(
@@ -149,7 +154,15 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         ),
     ] = None,
     fstype: Annotated[
-        str | None, option("--type", "-t", metavar="FSTYPE", help="Take it for this type.", show_default=False)
+        str | None,
+        option(
+            "--type",
+            "-t",
+            metavar="FSTYPE",
+            help="Take it for this type.",
+            show_default=False,
+            autocompletion=completion.types,
+        ),
     ] = None,
     format_: FormatOption = Format.AUTO,
     sector_size: SectorSize = None,
@@ -308,7 +321,12 @@ def unmount(
     # Text, for typer looks at a path, and whoever looks at a mount waits for its process.
     names: Annotated[
         list[str] | None,
-        argument(metavar="[DIR|SOURCE]...", help="Mount points or sources.", show_default=False),
+        argument(
+            metavar="[DIR|SOURCE]...",
+            help="Mount points or sources.",
+            show_default=False,
+            autocompletion=completion.mounts,
+        ),
     ] = None,
     everything: Annotated[bool, option("--all", "-a", help="Unmount everything that is yours.")] = False,
     force: Force = False,

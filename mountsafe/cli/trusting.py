@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from mountsafe.cli import screen
+from mountsafe.cli import completion, screen
 from mountsafe.cli.mounting import Json
 from mountsafe.cli.policies import DryRun, Rules
 from mountsafe.cli.typers import App, argument, option
@@ -21,7 +21,10 @@ from mountsafe.text import printable
 if TYPE_CHECKING:
     from mountsafe.system.trusting import Change
 
-Device = Annotated[Path, argument(help="A block device, plugged in.", show_default=False, readable=False)]
+Device = Annotated[
+    Path,
+    argument(help="A block device, plugged in.", show_default=False, readable=False, autocompletion=completion.devices),
+]
 HowFar = Annotated[
     Verdict, option(metavar="VERDICT", help="kernel: leave it to the system; sandbox: open it without asking.")
 ]

@@ -28,9 +28,9 @@ class DaemonAway(UserError):
         super().__init__(message, hint, ExitCode.DEPENDENCY)
 
 
-def media() -> list[dict[str, Any]]:
+def media(timeout: float = TIMEOUT) -> list[dict[str, Any]]:
     """Return what the daemon keeps."""
-    (found,) = _ask("ListMedia", signature="aa{sv}")
+    (found,) = _ask("ListMedia", timeout=timeout, signature="aa{sv}")
     return [plain(medium) for medium in found]
 
 
