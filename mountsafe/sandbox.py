@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit
 
-from mountsafe import boxuser, shortage
+from mountsafe import boxuser, distribution, shortage
 from mountsafe.errors import ExitCode, UserError
 
 PYTHON = "/usr/bin/python3"  # the interpreter that has Debian's python3-guestfs and python3-pyfuse3
@@ -127,6 +127,6 @@ def require() -> None:
     shortage.require()
     for program, package in (("bwrap", "bubblewrap"), ("setpriv", "util-linux"), ("prlimit", "util-linux")):
         if shutil.which(program) is None:
-            raise UserError(f"{program} is missing", f"sudo apt install {package}", ExitCode.DEPENDENCY)
+            raise UserError(f"{program} is missing", distribution.install(package), ExitCode.DEPENDENCY)
     if find_spec("seccomp") is None:
-        raise UserError("Python's seccomp is missing", "sudo apt install python3-seccomp", ExitCode.DEPENDENCY)
+        raise UserError("Python's seccomp is missing", distribution.install("python3-seccomp"), ExitCode.DEPENDENCY)

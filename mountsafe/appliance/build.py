@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mountsafe import distribution
 from mountsafe.appliance import contents, features, freeze, kernel, modules
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.inputs import Inputs, Recipe
@@ -125,7 +126,7 @@ def _build_in(place: Path, inputs: Inputs, progress: Callable[[str], None]) -> A
     started = time.monotonic()
     supermin = shutil.which("supermin")
     if supermin is None:
-        raise UserError("supermin is missing", "sudo apt install supermin", ExitCode.DEPENDENCY)
+        raise UserError("supermin is missing", distribution.install("supermin"), ExitCode.DEPENDENCY)
     recipe = inputs.recipe()
     image = kernel.read(recipe.kernel)
     if shutil.disk_usage(place).free < NEEDED:
@@ -161,7 +162,7 @@ def _prepare_start(output: Path, work: Path, progress: Callable[[str], None]) ->
     """Store what makes a launch faster: without it the appliance works as well. Raises UserError if it does not."""
     qemu = features.record(output, output / "qemu-cache", work)
     if qemu is None:
-        progress("QEMU does not work on this host: sudo apt install qemu-system-x86")
+        progress(f"QEMU does not work on this host: {distribution.install('qemu-system-x86')}")
         return
     try:
         freeze.freeze(output, qemu, GUEST_MEMORY_MIB, work)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from mountsafe import distribution
 from mountsafe.errors import ExitCode, GuestGone, UserError
 
 PYTHON = "/usr/bin/python3"  # the interpreter that has Debian's python3-guestfs
@@ -61,7 +62,9 @@ def ask_libguestfs(script: str, appliance: Path, scratch: Path, arguments: list[
         raise GuestGone(f"libguestfs did not end in {DEADLINE:.0f} s") from None
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"libguestfs does not work: {words}", "sudo apt install python3-guestfs", ExitCode.DEPENDENCY)
+        raise UserError(
+            f"libguestfs does not work: {words}", distribution.install("python3-guestfs"), ExitCode.DEPENDENCY
+        )
     return done.stdout.strip()
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mountsafe.appliance import kernel
-from mountsafe.appliance.dpkg import Database
+from mountsafe import distribution
+from mountsafe.appliance import dpkg, kernel, rpm
+from mountsafe.appliance.installed import Database
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.limits import GUEST_MEMORY_MIB
 
@@ -27,6 +28,16 @@ _MAKERS = ("build.py", "contents.py", "features.py", "freeze.py", "hardware.py",
 PARTS = ("base.tar.gz", "daemon.tar.gz", "excludefiles", "packages")
 
 
+def database(root: Path) -> Database:
+    """Return what says which packages are installed below `root`."""
+    place = distribution.rpm_database(root)
+    return rpm.Database(place) if place else dpkg.Database(root)
+
+
+def _here() -> Database:
+    return database(Path("/"))
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What one appliance is made of, taken before the work begins: what changes meanwhile shows in the next look."""
@@ -35,7 +46,7 @@ class Recipe:
     chosen: tuple[str, ...]  # names of packages
     absent: tuple[str, ...]  # optional ones that are not installed
     packages: tuple[str, ...]  # "name version" of the chosen ones and of what they depend on
-    stamp: str  # of dpkg's database
+    stamp: str  # of the packages' database
     fingerprint: str
 
 
@@ -45,7 +56,7 @@ class Inputs:
 
     root: Path = Path("/")
     package: Path = PACKAGE
-    database: Database = field(default_factory=Database)
+    database: Database = field(default_factory=_here)
 
     def kernel(self) -> kernel.Kernel:
         """Return the host's best kernel. Raises `UserError` if there is none."""
@@ -68,7 +79,7 @@ class Inputs:
                 return place / "supermin.d"
         raise UserError(
             "libguestfs's parts of the appliance (supermin.d) are missing",
-            "sudo apt install python3-guestfs",
+            distribution.install("python3-guestfs"),
             ExitCode.DEPENDENCY,
         )
 
@@ -78,7 +89,7 @@ class Inputs:
         for line in (self.package / "appliance/packages").read_text().splitlines():
             name, *flags = line.partition("#")[0].split() or [""]
             if name:
-                names[name] = OPTIONAL not in flags
+                names[distribution.named(name, self.root)] = OPTIONAL not in flags
         for name in (self.libguestfs() / "packages").read_text().split():
             if name.startswith("lib"):
                 names.setdefault(name, True)
@@ -93,7 +104,7 @@ class Inputs:
         absent = [name for name in names if name not in self.database.packages]
         if needed := [name for name in absent if names[name]]:
             words = ", ".join(needed)
-            raise UserError(f"not installed: {words}", f"sudo apt install {' '.join(needed)}", ExitCode.DEPENDENCY)
+            raise UserError(f"not installed: {words}", distribution.install(*needed), ExitCode.DEPENDENCY)
         return [name for name in names if name not in absent], absent
 
     def recipe(self) -> Recipe:

@@ -15,6 +15,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from mountsafe import distribution
 from mountsafe.errors import ExitCode, UserError
 
 _KERNELS = ("boot/vmlinuz-*", "lib/modules/*/vmlinuz")
@@ -68,7 +69,7 @@ def best(root: Path = Path("/")) -> Kernel:
     kernels = installed(root)
     if not kernels:
         raise UserError(
-            "no kernel with its modules in /boot", "sudo apt install linux-image-amd64", ExitCode.DEPENDENCY
+            "no kernel with its modules in /boot", distribution.install("linux-image-amd64"), ExitCode.DEPENDENCY
         )
     return kernels[0]
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mountsafe import distribution
 from mountsafe.errors import ExitCode, UserError
 
 # Patterns of module paths below kernel/, without the suffix. "*" matches "/" as well. What these depend on comes too.
@@ -112,7 +113,7 @@ def prune(source: Path, target: Path) -> None:
 def _depmod(target: Path) -> None:
     depmod = shutil.which("depmod", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if depmod is None:
-        raise UserError("depmod is missing", "sudo apt install kmod", ExitCode.DEPENDENCY)
+        raise UserError("depmod is missing", distribution.install("kmod"), ExitCode.DEPENDENCY)
     base = target.parents[2]
     if not (base / "usr").exists():  # a kmod for a merged /usr looks there
         (base / "usr").symlink_to(".")

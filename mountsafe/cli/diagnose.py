@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from mountsafe import landlock, sandbox
+from mountsafe import distribution, landlock, sandbox
 from mountsafe.appliance import build, hardware, kernel
 from mountsafe.appliance.acceleration import KVM
 from mountsafe.cli import depth, screen
@@ -61,7 +61,7 @@ def _program(name: str, package: str) -> Callable[[], Finding]:
     def check() -> Finding:
         path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         return (
-            Finding(name, OK, path) if path else Finding(name, BROKEN, "not installed", f"sudo apt install {package}")
+            Finding(name, OK, path) if path else Finding(name, BROKEN, "not installed", distribution.install(package))
         )
 
     return check
@@ -73,7 +73,7 @@ def _module(name: str, package: str, missing: str = BROKEN, use: str = "") -> Ca
         if done.returncode == 0:
             return Finding(f"Python {name}", OK, sandbox.PYTHON)
         return Finding(
-            f"Python {name}", missing, f"{sandbox.PYTHON} cannot import it{use}", f"sudo apt install {package}"
+            f"Python {name}", missing, f"{sandbox.PYTHON} cannot import it{use}", distribution.install(package)
         )
 
     return check
@@ -103,7 +103,7 @@ def _box() -> Finding:
             command, capture_output=True, text=True, check=False, env=surroundings(), process_group=Guard.group()
         )
     except OSError as error:
-        return Finding("sandbox", BROKEN, str(error), "sudo apt install bubblewrap")
+        return Finding("sandbox", BROKEN, str(error), distribution.install("bubblewrap"))
     if done.returncode == 0:
         return Finding("sandbox", OK, "bubblewrap makes one")
     hint = "sudo sysctl -w kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0"

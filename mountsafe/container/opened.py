@@ -6,7 +6,7 @@ import shutil
 import socket
 from importlib.util import find_spec
 
-from mountsafe import channel, sandbox, syscalls
+from mountsafe import channel, distribution, sandbox, syscalls
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import (
     ATTACH_DEADLINE,
@@ -86,6 +86,6 @@ class Container(Peer):
 def require() -> None:
     """Raise UserError (DEPENDENCY) if what opens containers is missing."""
     if find_spec("nbd") is None:
-        raise UserError("Python's nbd is missing", "sudo apt install python3-libnbd", ExitCode.DEPENDENCY)
+        raise UserError("Python's nbd is missing", distribution.install("python3-libnbd"), ExitCode.DEPENDENCY)
     if shutil.which("qemu-system-x86_64") is None:
-        raise UserError("qemu-system-x86_64 is missing", "sudo apt install qemu-system-x86", ExitCode.DEPENDENCY)
+        raise UserError("qemu-system-x86_64 is missing", distribution.install("qemu-system-x86"), ExitCode.DEPENDENCY)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mountsafe import distribution
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.mountinfo import Mounted, mounted
 from mountsafe.session.attached import (
@@ -158,7 +159,7 @@ def require_fuse() -> None:
         hint = "Its mode should be 0666, as udev sets it: sudo chmod 666 /dev/fuse"
         raise UserError(f"/dev/fuse cannot be opened: {error.strerror}", hint, ExitCode.DEPENDENCY) from error
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
-        raise UserError("fusermount3 is missing", "sudo apt install fuse3", ExitCode.DEPENDENCY)
+        raise UserError("fusermount3 is missing", distribution.install("fuse3"), ExitCode.DEPENDENCY)
 
 
 def _mount_as_root(request: MountRequest) -> FuseMount:

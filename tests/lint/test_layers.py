@@ -26,6 +26,7 @@ ROOMS = (
             "boxuser",
             "channel",
             "codec",
+            "distribution",
             "environment",
             "incidents",
             "landlock",
