@@ -18,10 +18,9 @@ import trio
 
 from mountsafe import wire
 from mountsafe.errors import DeadlinePassed, MountsafeError
-from mountsafe.filesystem.agents import Agents
-from mountsafe.filesystem.index import Index, Listing, Node
+from mountsafe.filesystem.index import Listing, Node
 from mountsafe.filesystem.links import contained
-from mountsafe.filesystem.reader import Reader
+from mountsafe.filesystem.opened import FileSystem
 from mountsafe.limits import CALL_DEADLINE
 from mountsafe.medium.block import MediumError
 
@@ -78,12 +77,12 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, index: Index, reader: Reader, agents: Agents, statfs: wire.Statfs, view: View) -> None:
+    def __init__(self, opened: FileSystem, view: View) -> None:
         super().__init__()
-        self._index = index
-        self._reader = reader
-        self._agents = agents
-        self._statfs = statfs
+        self._index = opened.index
+        self._reader = opened.reader
+        self._agents = opened.agents
+        self._statfs = opened.statfs
         self._view = view
         self._handles: dict[int, Node] = {}
         self._listings: dict[int, Listing] = {}

@@ -21,11 +21,9 @@ from mountsafe import channel, codec, landlock, wire
 from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import GuestGone, MountsafeError
 from mountsafe.filesystem.agents import Agents
-from mountsafe.filesystem.index import Index
+from mountsafe.filesystem.opened import FileSystem
 from mountsafe.filesystem.operations import Operations, View, release, serve
-from mountsafe.filesystem.prefetch import prefetch
 from mountsafe.filesystem.reader import Reader
-from mountsafe.incidents import Incidents
 from mountsafe.limits import PREFETCH_ENTRIES
 from mountsafe.medium.block import BlockReader, Disk
 from mountsafe.medium.extents import Window
@@ -151,18 +149,22 @@ class SessionProcess:
         reader.rest()
         await self._parent.tell(Resting())
 
+    def _disk(self) -> Disk:
+        assigned = self._assigned
+        disk = self._open_disk(assigned.reach, self._parent, self._nursery)
+        if assigned.reach != assigned.disk_size:  # who reads all of it is spared one call for each read
+            disk = DiskPart(disk, assigned.offset, assigned.disk_size)
+        return disk
+
     async def run(self) -> None:
         """Mount in the guest, take /dev/fuse, serve until unmounted."""
         assigned = self._assigned
         window = Window(assigned.start, assigned.size, tuple(wire.Place(*place) for place in assigned.places))
         what = (os.fsencode(assigned.device), os.fsencode(assigned.fstype), window)
         agents = Agents(self._client, self._misbehaved, *what, bytes.fromhex(assigned.zone))
-        incidents = Incidents()
         try:
-            await agents.start()
-            index = Index(agents, incidents, self._nursery, assigned.entries, release)
-            statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
-            await index.listing(index.root).begun()
+            opened = await FileSystem.open(agents, self._disk, self._nursery, assigned.entries, release)
+            await opened.begun()
         except OSError as error:  # the guest mounted it, and says no to what every mount needs
             why = f"its root cannot be read: {error.strerror or error}"
             await self._parent.tell(Refused(why))
@@ -177,22 +179,17 @@ class SessionProcess:
                 state=agents.mounted.state,
                 resorts=agents.mounted.resorts,
                 direct=agents.mounted.direct,
-                mode=index.root.mode & 0o777,
+                mode=opened.index.root.mode & 0o777,
                 landlock=self._landlock,
             )
         )
         if (fuse := channel.only(fds)) is None or not isinstance(answer, Connection):
             raise SystemExit(1)
-        disk = self._open_disk(assigned.reach, self._parent, self._nursery)
-        if assigned.reach != assigned.disk_size:  # who reads all of it is spared one call for each read
-            disk = DiskPart(disk, assigned.offset, assigned.disk_size)
-        reader = Reader(agents, disk, incidents, self._nursery)
         view = View(assigned.uid, assigned.gid, answer.guard_links)
-        operations = Operations(index, reader, agents, statfs, view)
-        self._nursery.start_soon(prefetch, agents, index, reader, min(PREFETCH_ENTRIES, assigned.entries // 2))
+        self._nursery.start_soon(opened.learn_ahead, min(PREFETCH_ENTRIES, assigned.entries // 2))
         if assigned.idle:
-            self._nursery.start_soon(agents.rest_when_idle, assigned.idle, partial(self._resting, reader))
-        await serve(operations, fuse, partial(self._parent.tell, Serving()))
+            self._nursery.start_soon(agents.rest_when_idle, assigned.idle, partial(self._resting, opened.reader))
+        await serve(Operations(opened, view), fuse, partial(self._parent.tell, Serving()))
         agents.close()
 
 

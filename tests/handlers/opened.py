@@ -18,6 +18,7 @@ from mountsafe.appliance.client import AgentClient
 from mountsafe.errors import MountsafeError
 from mountsafe.filesystem.agents import Agents
 from mountsafe.filesystem.index import ROOT, Index
+from mountsafe.filesystem.opened import FileSystem
 from mountsafe.filesystem.operations import Operations, View
 from mountsafe.filesystem.reader import Reader
 from mountsafe.incidents import Incidents
@@ -106,6 +107,7 @@ class Opened:
     reader: Reader
     operations: Operations
     incidents: Incidents
+    inside: FileSystem
     replies: list[tuple[bytes, int]] = field(default_factory=list)
 
     async def walk(self, path: bytes) -> int:
@@ -145,12 +147,9 @@ async def opened(
         async with trio.open_nursery() as nursery:
             host = Host(nursery, make)
             agents = Agents(host.client, host.end_misbehaving, b"sdx", b"ext4", window or Window(0, size))
-            await agents.start()
-            incidents = Incidents()
-            index = Index(agents, incidents, nursery, limit)
-            reader = Reader(agents, BlockReader(fd, size), incidents, nursery)
-            statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
-            yield Opened(host, agents, index, reader, Operations(index, reader, agents, statfs, view), incidents)
+            inside = await FileSystem.open(agents, lambda: BlockReader(fd, size), nursery, limit)
+            operations = Operations(inside, view)
+            yield Opened(host, agents, inside.index, inside.reader, operations, inside.incidents, inside)
             nursery.cancel_scope.cancel()
     finally:
         os.close(fd)

@@ -104,6 +104,27 @@ async def test_the_first_direct_read_is_proven(tree: Path, medium: tuple[Path, L
         assert await mount.read(b"file") == CONTENT
 
 
+async def test_a_file_system_is_read_without_fuse(tree: Path, medium: tuple[Path, Layout]) -> None:
+    path, layout = medium
+    (tree / "large").write_bytes(os.urandom((2 << 20) + 5))  # which only the guest has
+    for host_reads in (True, False):
+        async with opened(lambda: FolderWorker(tree, layout=layout if host_reads else None), path) as mount:  # noqa: B023
+            inside = mount.inside
+            await inside.begun()
+            await inside.learn_ahead(1000)
+            assert sorted(await inside.names()) == sorted(os.listdir(os.fsencode(tree)))
+            assert await inside.names(b"/folder/below/") == [b"deep"]
+            for name in ("file", "folder/below/deep", "empty", "large"):
+                assert b"".join([part async for part in inside.content(name.encode())]) == (tree / name).read_bytes()
+            assert (await inside.node(b"link")).target == b"folder/below"
+            assert (await inside.node(b"")) is inside.index.root
+            for wrong, error in ((b"no", FileNotFoundError), (b"file/x", NotADirectoryError), (b"link/deep", OSError)):
+                with pytest.raises(error):
+                    await inside.node(wrong)
+            with pytest.raises(OSError, match="no file"):
+                await anext(inside.content(b"folder"))
+
+
 async def test_hard_links_share_an_inode(tree: Path) -> None:
     async with opened(lambda: FolderWorker(tree)) as mount:
         assert await mount.walk(b"file") == await mount.walk(b"folder/hard")
