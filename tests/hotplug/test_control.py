@@ -67,7 +67,8 @@ def test_what_was_unmounted_is_opened_again(daemon: Daemon, image: Image) -> Non
     daemon.wait_for_mounts()
     with machine.loop(image("vfat")) as device:
         daemon.wait_for_mounts(label("vfat"))
-        machine.run("umount", f"{MEDIA}/{label('vfat')}", user=True).ok()
+        # Who has just mounted it looks at it for a moment: then it is busy.
+        wait_for(lambda: machine.run("umount", f"{MEDIA}/{label('vfat')}", user=True).code == 0, "the unmount")
         wait_for(lambda: machine.mountsafe("devices", "--json").json()[0]["state"] == "unmounted", "the state")
         call(machine, "Open", f"string:{device}").ok()
         daemon.wait_for_mounts(label("vfat"))

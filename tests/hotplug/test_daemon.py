@@ -51,7 +51,8 @@ def test_who_is_at_the_seat_can_unmount_it_himself(daemon: Daemon, image: Image)
     machine = daemon.machine
     with machine.loop(image("vfat")):
         daemon.wait_for_mounts(label("vfat"))
-        machine.run("umount", f"{MEDIA}/{label('vfat')}", user=True).ok()
+        # Who has just mounted it looks at it for a moment: then it is busy.
+        wait_for(lambda: machine.run("umount", f"{MEDIA}/{label('vfat')}", user=True).code == 0, "the unmount")
         daemon.wait_for_mounts()
         time.sleep(1)
         assert daemon.mounts() == []

@@ -35,8 +35,12 @@ def emulators(pid: int) -> list[int]:
     return found + [each for child in children(pid) for each in emulators(child)]
 
 
-# The record of one that waits is empty.
-WAITS = "cd /run/mountsafe/mounts && for each in *; do [ -s $each/record.json ] || cat $each/log; done"
+# The record of one that waits is empty; who ends removes theirs first, and its log a moment later.
+WAITS = """
+cd /run/mountsafe/mounts && for each in *; do
+    [ -e $each/record.json ] && [ ! -s $each/record.json ] && cat $each/log
+done
+"""
 
 
 def waiting(daemon: Daemon) -> tuple[int, int]:
