@@ -112,7 +112,8 @@ class Resort:
     JOURNAL_ELSEWHERE = 256  # its journal is on another device
     JOURNAL_UNREADABLE = 512  # its journal is damaged or not there, and nothing in it was missing
     AMBIGUOUS = 1024  # there are signatures of other types on it
-    ALL = 2047
+    UNFINISHED = 2048  # of the disk: there was more on it than could be looked at
+    ALL = 4095
 
 
 class Extent(NamedTuple):

@@ -11,7 +11,7 @@ import time
 from mountsafe import wire
 
 MAX_DEPTH = 8  # layers above the disk; the deepest that people build (partition, md, LVM, a guest's disk, LVM) has 7
-PATIENCE = 40.0  # seconds; less than the host waits for
+PATIENCE = 100.0  # seconds; less than the host waits for (`mountsafe.limits.PROBE_DEADLINE`)
 BLKGETSIZE64, BLKROSET = 0x80081272, 0x125D  # include/uapi/linux/fs.h
 
 Places = tuple[wire.Place, ...]
@@ -80,8 +80,9 @@ class Graph:
         return len(self.nodes) >= wire.MAX_VOLUMES or time.monotonic() > self._end
 
     def add(self, node: Node) -> bool:
-        """Take a node in; False if there is no more room, or it is too deep."""
+        """Take a node in; False if there is no more room, or it is too deep: the disk then says so."""
         if self.full or node.depth > MAX_DEPTH:
+            self.nodes[0].resorts |= wire.Resort.UNFINISHED
             return False
         self.nodes.append(node)
         return True

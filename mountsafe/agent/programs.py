@@ -1,6 +1,7 @@
 """The appliance's programs, and how a request is refused."""
 
 import subprocess
+from collections.abc import Sequence
 
 NO_PROGRAM = 127
 NO_UDEV = {"DM_DISABLE_UDEV": "1"}  # libdm then makes its device nodes itself
@@ -17,19 +18,30 @@ class Refused(Exception):
 
 def run(*command: str) -> tuple[int, str]:
     """Run a program of the appliance and return its exit code and its words."""
+    return run_all([command])[0]
+
+
+def run_all(commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
+    """Run programs beside each other; return the exit code and the words of each."""
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "LC_ALL": "C.UTF-8",
         "LVM_SYSTEM_DIR": "/tmp/lvm",
         **NO_UDEV,
     }
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-        )
-    except OSError as error:
-        return NO_PROGRAM, f"{command[0]}: {error.strerror}"
-    return done.returncode, done.stdout.decode("utf-8", "replace").strip()
+    nothing, pipe, same = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
+    started: list[subprocess.Popen[bytes] | str] = []
+    for command in commands:
+        try:
+            started.append(subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=same, env=environment))
+        except OSError as error:
+            started.append(f"{command[0]}: {error.strerror}")
+    return [(NO_PROGRAM, each) if isinstance(each, str) else _ended(each) for each in started]
+
+
+def _ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    words, _ = process.communicate()
+    return process.returncode, words.decode("utf-8", "replace").strip()
 
 
 def read_text(path: str) -> str:

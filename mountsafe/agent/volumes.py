@@ -11,17 +11,11 @@ from mountsafe.agent import copies, sectors, tables
 from mountsafe.agent.assembling import PHYSICAL_VOLUME, RAID_MEMBERS, VolumeGroups, assemble_arrays, loop_over
 from mountsafe.agent.claimed import claimed
 from mountsafe.agent.layers import Graph, Node, size_of
-from mountsafe.agent.programs import Refused, read_text, run
+from mountsafe.agent.programs import Refused, read_text
+from mountsafe.agent.signatures import AMBIVALENT, blkid, blkid_all
 
 MEDIUM_ADDRESS = ":0:8:0"  # where the host plugs the medium: SCSI channel, target and LUN
-FOUND = (0, 8)  # blkid's exit codes: something is there, or several things that exclude each other
-ENDS = 512 << 10  # bytes at the beginning and at the end of a device, where most signatures are
-SIGNIFICANT = (
-    *("ext4", "ext3", "ext2", "vfat", "exfat", "ntfs", "hfsplus", "hfs", "iso9660", "udf", "xfs", "btrfs", "f2fs"),
-    *("squashfs", "erofs", "crypto_LUKS", "BitLocker", "LVM2_member", "linux_raid_member"),
-)
 BLKRRPART = 0x125F  # include/uapi/linux/fs.h
-AMBIVALENT = "ID_FS_AMBIVALENT"  # what blkid(8) says if several signatures exclude each other
 FOUND_IN = "/run/mountsafe/volumes"  # links to the devices of what was found
 
 
@@ -49,74 +43,6 @@ def _opens(device: str) -> bool:
     return True
 
 
-def _signatures(device: str, *options: str) -> str:
-    """Return what blkid(8) says of a device.
-
-    Where it cannot read a place that some type would have its signature at, it says nothing at all: then it is asked
-    for one type after the other.
-    """
-    command = ("blkid", "-p", "-o", "udev", *options, f"/dev/{device}")
-    code, words = run(*command)
-    if code in FOUND or options or not _has_bad_ends(device):
-        return words
-    for fstype in SIGNIFICANT:
-        code, told = run(*command, "-n", fstype)
-        if code in FOUND:
-            words = told
-            if "ID_FS_TYPE=" in told:
-                break
-    return words
-
-
-def _has_bad_ends(device: str) -> bool:
-    """Whether something cannot be read where signatures are."""
-    with open(f"/dev/{device}", "rb") as file, suppress(OSError):
-        size = file.seek(0, os.SEEK_END)
-        length = min(ENDS, size)
-        return any(len(os.pread(file.fileno(), length, at)) < length for at in (0, size - length))
-    return True
-
-
-def _blkid(device: str, *options: str) -> dict[str, bytes]:
-    words = _signatures(device, *options)
-    found: dict[str, bytes] = {}
-    for line in words.splitlines():
-        key, equals, value = line.partition("=")
-        if equals:
-            found[key] = _unescape(value.encode("utf-8", "replace"))
-    if found.get(AMBIVALENT) and not options:
-        found |= _likeliest(device, found[AMBIVALENT])
-    return found
-
-
-def _likeliest(device: str, candidates: bytes) -> dict[str, bytes]:
-    """Return what a device is of which there are several signatures, as "usage:type:version usage:type:version".
-
-    It is the first file system of which there is more than a signature.
-    """
-    split = [candidate.partition(b":") for candidate in candidates.split()]
-    types = [rest.partition(b":")[0] for usage, _, rest in split if usage == b"filesystem"]
-    if len(types) > 1:
-        with suppress(OSError), open(f"/dev/{device}", "rb") as file:
-            read = copies.reader(file.fileno())
-            types = [fstype for fstype in types if not copies.is_leftover(fstype, read)] or types
-    if not types:
-        return {}
-    told = _blkid(device, "-n", types[0].decode("ascii", "replace"))
-    return {"ID_FS_USAGE": b"filesystem", "ID_FS_TYPE": types[0]} | told
-
-
-def _unescape(value: bytes) -> bytes:
-    r"""Undo blkid's \xNN."""
-    head, *tail = value.split(b"\\x")
-    for part in tail:
-        try:
-            head += bytes([int(part[:2], 16)]) + part[2:]
-        except ValueError:
-            head += b"\\x" + part
-    return head
-
-
 def _is_iso9660(device: str) -> bool:
     """Whether it is an ISO 9660 image: blkid(8) looks for none on a disk of up to 1.44 MB with a partition table."""
     with open(f"/dev/{device}", "rb") as file, suppress(OSError):  # a place that cannot be read
@@ -127,7 +53,7 @@ def _is_iso9660(device: str) -> bool:
 def _look(node: Node, facts: dict[str, bytes] | None = None) -> None:
     """Learn a device's size and what is on it; `facts`: what blkid(8) has said of it already."""
     node.size = node.size or size_of(node.path)
-    node.facts = _blkid(node.path.removeprefix("/dev/")) if facts is None else facts
+    node.facts = blkid(node.path.removeprefix("/dev/")) if facts is None else facts
     if node.facts.get(AMBIVALENT) and node.fstype:
         node.resorts |= wire.Resort.AMBIGUOUS
     if node.kind == wire.VolumeKind.DISK and not node.fstype and _is_iso9660(node.device):
@@ -169,7 +95,7 @@ def _look_beneath(graph: Graph) -> None:
         inner = [child for child in graph.nodes if node in child.parents]
         if any(child.fstype or child.facts.get("ID_PART_TABLE_TYPE") or _is_wanting(child) for child in inner):
             continue
-        facts = _blkid(node.path.removeprefix("/dev/"), "-u", "noraid")
+        facts = blkid(node.path.removeprefix("/dev/"), "-u", "noraid")
         if facts.get("ID_FS_USAGE") == b"filesystem":
             node.facts = facts
             node.resorts |= wire.Resort.AMBIGUOUS
@@ -204,11 +130,11 @@ def _restore_table(parent: Node, disk: str) -> list[int]:
 def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
     """Add the partitions that are found on `disk`, in the order of their numbers; return them."""
     wished = sectors.wished(graph.nodes[0].device)
-    told = {name: _blkid(name) for name, *_ in sectors.partitions_of(disk)}
+    told = blkid_all([name for name, *_ in sectors.partitions_of(disk)])
     table = None
     if parent.kind != wire.VolumeKind.DISK or not parent.fstype:
         known = any(sectors.is_known(facts) for facts in told.values())
-        table = sectors.other_table(f"/dev/{disk}", wished, known, _blkid)
+        table = sectors.other_table(f"/dev/{disk}", wished, known, blkid)
     absent: list[int] = []
     if table is None:
         absent = _restore_table(parent, disk)
@@ -227,7 +153,7 @@ def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
             node.sector = 0 if table.sector == wished[0] else table.sector
         if not graph.add(node):
             break
-        _look(node, told.get(name) if table is None else _blkid(name) | table.entry(number))
+        _look(node, told.get(name) if table is None else blkid(name) | table.entry(number))
         node.places = tuple(parent.slice(start, size))
         found.append(node)
     for number in absent:

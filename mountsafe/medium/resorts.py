@@ -39,6 +39,10 @@ RESORTS = {
         "ambiguous",
         "there are signatures of other types on it, which may be older: --type chooses another one",
     ),
+    Resort.UNFINISHED: (
+        "unfinished",
+        "there is more on it than is shown: the search for file systems was ended",
+    ),
 }
 
 

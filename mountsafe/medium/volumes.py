@@ -314,8 +314,8 @@ def choose(
         raise UserError(f"{which} is encrypted: {encrypted[0].fstype}", hint, ExitCode.SOURCE)
     if known := next((v for v in volumes if v.fstype in UNOPENED and not v.mountable), None):
         which = "it" if known.kind == "disk" else known.title
-        named = UNOPENED[known.fstype]
-        raise UserError(f"{NOTHING_FOUND} on {medium}: {which} is {named.what}", named.what_to_do, ExitCode.SOURCE)
+        kind = UNOPENED[known.fstype]
+        raise UserError(f"{NOTHING_FOUND} on {medium}: {which} is {kind.what}", kind.what_to_do, ExitCode.SOURCE)
     raise UserError(f"{NOTHING_FOUND} on {medium}", _there_is(volumes), ExitCode.SOURCE)
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountsafe.agent import mounting, programs, volumes
+from mountsafe.agent import mounting, programs, signatures
 from mountsafe.agent.mounting import COW_CHUNK, CowLayer, Mount, Target, mount_medium
 from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused
-from mountsafe.agent.volumes import _unescape
+from mountsafe.agent.signatures import _unescape
 from mountsafe.wire import MountState
 
 LAYER = "/dev/mapper/layer"
@@ -220,8 +220,8 @@ def test_the_first_file_system_of_several_is_the_guess(monkeypatch: pytest.Monke
         asked.append(command)
         return (8, words) if "-n" not in command else (0, "ID_FS_LABEL=DATA\nID_FS_TYPE=ext4")
 
-    monkeypatch.setattr(volumes, "run", blkid)
-    found = volumes._blkid("no-such-device")
+    monkeypatch.setattr(signatures, "run", blkid)
+    found = signatures.blkid("no-such-device")
     assert (found["ID_FS_TYPE"], found["ID_FS_USAGE"], found["ID_FS_LABEL"]) == (b"ext4", b"filesystem", b"DATA")
     assert asked[1][-3:] == ("-n", "ext4", "/dev/no-such-device")
 
@@ -230,3 +230,29 @@ def test_a_program_that_is_missing_is_an_answer() -> None:
     code, words = programs.run("no-such-program-of-the-appliance")
     assert code == programs.NO_PROGRAM
     assert "no-such-program" in words
+
+
+def test_programs_run_beside_each_other() -> None:
+    first, second = programs.run_all([("sh", "-c", "echo one; exit 3"), ("no-such-program-of-the-appliance",)])
+    assert first == (3, "one")
+    assert second[0] == programs.NO_PROGRAM
+
+
+def test_of_many_devices_each_gets_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {
+        "sdc1": "ID_FS_TYPE=ext4\nID_PART_ENTRY_NUMBER=1",
+        "sdc2": "ID_PART_ENTRY_NUMBER=2",
+        "sdc3": "",
+        "sdc4": "ID_FS_AMBIVALENT=filesystem:ext4:1.0 filesystem:vfat:FAT32\nID_PART_ENTRY_NUMBER=4",
+    }
+
+    def shells(commands: list[tuple[str, ...]]) -> list[tuple[int, str]]:
+        assert [command[4:] for command in commands] == [("sdc1", "sdc3"), ("sdc2", "sdc4")]
+        return [(2, "\n".join(f"={device}\n{told[device]}" for device in command[4:])) for command in commands]
+
+    monkeypatch.setattr(signatures, "run_all", shells)
+    monkeypatch.setattr(signatures, "blkid", lambda device: {"ID_FS_LABEL": device.encode()})
+    found = signatures.blkid_all(list(told))
+    assert found["sdc1"] == {"ID_FS_TYPE": b"ext4", "ID_PART_ENTRY_NUMBER": b"1"}
+    assert found["sdc2"] == {"ID_PART_ENTRY_NUMBER": b"2"}
+    assert (found["sdc3"], found["sdc4"]) == ({"ID_FS_LABEL": b"sdc3"}, {"ID_FS_LABEL": b"sdc4"})
