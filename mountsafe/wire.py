@@ -34,6 +34,7 @@ MAX_PARENTS = 32  # volumes that one is made of
 MAX_PLACES = 128  # runs of one volume on the medium; where there are more, the agent reads
 MAX_ALL_PLACES = 4096  # of all volumes together: what checking them costs
 MAX_ZONE = 16 << 10  # a time zone's rules: four times the longest of them
+MAX_OPTIONS = 16  # of one mount
 MAX_XATTRS = 512  # extended attributes of one file
 MAX_XATTR_VALUE = 64 << 10  # XATTR_SIZE_MAX
 
@@ -382,20 +383,24 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
 
 
 # --- MOUNT ---------------------------------------------------------------------------------------------------------
-def pack_mount(device: bytes, fstype: bytes, zone: bytes) -> bytes:
-    """Ask to mount `device` (a name as PROBE gave it) read-only.
+def pack_mount(device: bytes, fstype: bytes, zone: bytes, options: tuple[bytes, ...] = ()) -> bytes:
+    """Ask to mount `device` (a name as PROBE gave it) read-only, with options of `mountsafe.fsoptions`.
 
     `zone`: by which local times are told, a TZif file's bytes or a rule as POSIX's TZ has it.
     """
-    return _pack_text(device, fstype, zone)
+    return _pack_text(device, fstype, zone) + _U16.pack(len(options)) + _pack_text(*options)
 
 
-def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return (device, fstype, zone)."""
+def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes, bytes, tuple[bytes, ...]]:
+    """Return (device, fstype, zone, options)."""
     body = _Body(body_bytes)
     device, fstype, zone = _unpack_text(body), _unpack_text(body), _unpack_text(body, MAX_ZONE)
+    (count,) = body.unpack(_U16)
+    if count > MAX_OPTIONS:
+        raise WireError(f"{count} options")
+    options = tuple(_unpack_text(body) for _ in range(count))
     body.end()
-    return device, fstype, zone
+    return device, fstype, zone, options
 
 
 def pack_mounted(mounted: Mounted) -> bytes:

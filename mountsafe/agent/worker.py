@@ -58,9 +58,10 @@ class Worker:
         return wire.pack_hello(wire.VERSION, os.uname().release.encode())
 
     def _mount(self, body: bytes) -> bytes:
-        device, fstype, zone = wire.unpack_mount(body)
+        device, fstype, zone, options = wire.unpack_mount(body)
         path, placed = device_of(os.fsdecode(device))
-        self._target = Target(path, fstype, self._where, CowLayer(path, self._tag), Patched(self._tag))
+        layers = (CowLayer(path, self._tag), Patched(self._tag))
+        self._target = Target(path, fstype, self._where, *layers, options=tuple(map(os.fsdecode, options)))
         mount = mount_medium(self._target)
         times = LocalTimes(zone, f"/run/mountsafe/zone-{self._tag}")
         amended = Amended(mount.fstype, self._target.layer.device, times)

@@ -20,7 +20,7 @@ _AGENT = (
     *("__init__", "amended", "assembling", "claimed", "copies", "exfat", "extents", "layers", "localtimes", "mounting"),
     *("names", "patched", "programs", "runs", "sectors", "signatures", "tables", "tree", "twin", "volumes", "worker"),
 )
-CODE = ("__init__.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
+CODE = ("__init__.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
 _OURS = (*CODE, "appliance/init", "appliance/packages")
 _MAKERS = ("build.py", "contents.py", "features.py", "freeze.py", "hardware.py", "inputs.py", "kernel.py", "modules.py")
 

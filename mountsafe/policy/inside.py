@@ -5,7 +5,7 @@ the medium was plugged in is asked again of everything that is to be shown, and 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Options, Verdict
@@ -28,13 +28,15 @@ class Seen:
 class Judgement:
     """What is not to be shown, by the volumes' names, and the decision that a person has to be asked about.
 
-    `options`: how what is left is to be shown, hidden if any of it is to be.
+    `options`: how what is left is to be shown, hidden if any of it is to be; `mount_options`: with what each of it is
+    to be mounted, by the volumes' names.
     """
 
     refused: Mapping[str, Decision]
     asks: Decision | None
     nothing: bool  # all that was to be shown is refused
-    options: Options
+    options: Options = field(default_factory=Options)
+    mount_options: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def words(self) -> str:
@@ -55,8 +57,10 @@ def judge(decide: Callable[[Facts], Decision], known: Facts, found: Sequence[See
         else:
             asks = asks or next((each for each in deciding if each.verdict == Verdict.ASK), None)
     left = [decisions[seen.name].options for seen in chosen if seen.name not in refused]
-    options = replace(left[0], hide=any(each.hide for each in left)) if left else Options()
-    return Judgement(refused, asks, not left and bool(chosen), options)
+    options = replace(left[0], hide=any(each.hide for each in left), mount_options=()) if left else Options()
+    wished = {seen.name: decisions[seen.name].options.mount_options for seen in chosen if seen.name not in refused}
+    mount_options = {name: each for name, each in wished.items() if each}
+    return Judgement(refused, asks, not left and bool(chosen), options, mount_options)
 
 
 def _facts(known: Facts, seen: Seen) -> Facts:

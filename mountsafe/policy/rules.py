@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from mountsafe import fsoptions
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.risk import RiskClass
 from mountsafe.policy.zones import is_zone
@@ -35,12 +36,14 @@ class Verdict(StrEnum):
 class Options:
     """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it.
 
-    `timezone`: that of the clock whose local times it keeps; "" is the machine's.
+    `timezone`: that of the clock whose local times it keeps; "" is the machine's. `mount_options` as those of
+    `mountsafe mount`.
     """
 
     owner: str = "user"
     hide: bool = False
     timezone: str = ""
+    mount_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,7 @@ _STRINGS = ("name", "reason", "owner", "timezone")
 
 
 def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
-    known = ("verdict", *_STRINGS, "hide", *_CHECKS)
+    known = ("verdict", *_STRINGS, "hide", "mount_options", *_CHECKS)
     for key, value in table.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -188,9 +191,30 @@ def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
     if "timezone" in table and not is_zone(table["timezone"]):
         at = places(number, "timezone")
         raise PolicyError(f"{at}: timezone is a name such as Europe/Berlin, or an offset such as +05:30")
-    options = Options(table.get("owner", "user"), table.get("hide", False), table.get("timezone", ""))
+    options = Options(
+        table.get("owner", "user"),
+        table.get("hide", False),
+        table.get("timezone", ""),
+        _mount_options(table, places(number, "mount_options"), verdict),
+    )
     origin = places.rule(number)
     return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
+
+
+def _mount_options(table: dict[str, Any], origin: str, verdict: Verdict) -> tuple[str, ...]:
+    """Return a rule's mount options. Those that a medium's types do not take are left out when it is opened."""
+    wanted = as_list(table.get("mount_options", []))
+    if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
+        raise PolicyError(f"{origin}: mount_options is a text or a list of texts")
+    if wanted and verdict in (Verdict.KERNEL, Verdict.REFUSE):
+        raise PolicyError(f"{origin}: mount_options are for what a virtual machine opens, not for {verdict}")
+    fstypes = as_list(table.get("fstype", []))
+    named = [each for each in fstypes if not set("*?[") & set(each)]
+    try:
+        fsoptions.check(wanted, named if named == fstypes else [])
+    except fsoptions.NotTaken as wrong:
+        raise PolicyError(f"{origin}: {wrong.message}. {wrong.hint}") from wrong
+    return tuple(wanted)
 
 
 # --- conditions ------------------------------------------------------------------------------------------------------

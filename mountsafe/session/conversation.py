@@ -31,6 +31,7 @@ class Assignment:
 
     device: str
     fstype: str
+    options: tuple[str, ...]
     start: int
     size: int
     places: tuple[tuple[int, int, int], ...]

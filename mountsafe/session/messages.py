@@ -36,6 +36,8 @@ class MountOptions:
     `by_label`: each file system gets a folder of its own in the target, named after its label. `judged`:
     `Starting.follow` is given a judge of what is found. `timezone`: by which local times are told, as
     `mountsafe.system.zones.rules_of` takes it.
+    `Starting.follow` is given a judge of what is found. `mount_options`: of each type those that it takes; one that
+    none takes is an error.
     """
 
     partition: int | str | None = None
@@ -49,6 +51,7 @@ class MountOptions:
     by_label: bool = False
     judged: bool = False
     timezone: str = ""
+    mount_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,10 @@ class Order:
 # --- the record -----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A file system that is mounted. `session` is the process id of its box; `note` is to be known by its user."""
+    """A file system that is mounted. `session` is the process id of its box; `note` is to be known by its user.
+
+    `options`: mount options that were given.
+    """
 
     target: str
     device: str
@@ -87,6 +93,7 @@ class Mount:
     direct_reads: bool
     landlock: int
     session: int
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +184,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Which of the volumes that were found are not to be shown, by their positions, and why."""
+    """Which of the volumes that were found are not to be shown, by their positions, and why.
+
+    `options`: what others are to be mounted with, as far as their types take it, by positions.
+    """
 
     refused: tuple[int, ...]
     words: str
+    options: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

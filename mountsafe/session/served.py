@@ -150,6 +150,7 @@ class ServedVolume:
         return Assignment(
             device=self.volume.device,
             fstype=self.volume.fstype,
+            options=self.volume.options,
             start=window.start,
             size=window.size,
             places=tuple((place.offset, place.physical, place.length) for place in window.places),
@@ -355,6 +356,7 @@ class ServedVolume:
             label=self.volume.label,
             note=self.note,
             resorts=tuple(resorts.codes(self._resorts)),
+            options=self.volume.options,
             direct_reads=self.direct,
             landlock=self.landlock,
             session=self.pid,

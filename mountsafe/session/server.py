@@ -160,8 +160,9 @@ class SessionProcess:
         """Mount in the guest, take /dev/fuse, serve until unmounted."""
         assigned = self._assigned
         window = Window(assigned.start, assigned.size, tuple(wire.Place(*place) for place in assigned.places))
-        what = (os.fsencode(assigned.device), os.fsencode(assigned.fstype), window)
-        agents = Agents(self._client, self._misbehaved, *what, bytes.fromhex(assigned.zone))
+        options = tuple(map(os.fsencode, assigned.options))
+        what = (os.fsencode(assigned.device), os.fsencode(assigned.fstype), bytes.fromhex(assigned.zone), options)
+        agents = Agents(self._client, self._misbehaved, wire.pack_mount(*what), window)
         try:
             opened = await FileSystem.open(agents, self._disk, self._nursery, assigned.entries, release)
             await opened.begun()

@@ -146,7 +146,9 @@ async def opened(
     try:
         async with trio.open_nursery() as nursery:
             host = Host(nursery, make)
-            agents = Agents(host.client, host.end_misbehaving, b"sdx", b"ext4", window or Window(0, size))
+            agents = Agents(
+                host.client, host.end_misbehaving, wire.pack_mount(b"sdx", b"ext4", b"UTC0"), window or Window(0, size)
+            )
             inside = await FileSystem.open(agents, lambda: BlockReader(fd, size), nursery, limit)
             operations = Operations(inside, view)
             yield Opened(host, agents, inside.index, inside.reader, operations, inside.incidents, inside)

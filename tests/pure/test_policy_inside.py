@@ -83,3 +83,9 @@ def test_how_it_is_shown_depends_on_what_is_inside() -> None:
     assert judge(policy(hiding), KNOWN, [other, romfs]).options == Options("user", hide=True)
     assert judge(policy(hiding), KNOWN, [other, replace(romfs, chosen=False)]).options == Options()
     assert judge(policy(hiding + REFUSE + 'fstype = "ext4"'), KNOWN, [other]).nothing
+
+
+def test_each_is_mounted_as_the_rule_says_that_decides_of_it() -> None:
+    rules = '[[rule]]\nverdict = "sandbox"\nfstype = "vfat"\nmount_options = ["codepage=850"]'
+    found = [volume("0", "", chosen=False), volume("1", "vfat"), volume("2"), volume("3", "vfat", chosen=False)]
+    assert judge(policy(rules), KNOWN, found).options == {"1": ("codepage=850",)}
