@@ -88,4 +88,4 @@ def test_how_it_is_shown_depends_on_what_is_inside() -> None:
 def test_each_is_mounted_as_the_rule_says_that_decides_of_it() -> None:
     rules = '[[rule]]\nverdict = "sandbox"\nfstype = "vfat"\nmount_options = ["codepage=850"]'
     found = [volume("0", "", chosen=False), volume("1", "vfat"), volume("2"), volume("3", "vfat", chosen=False)]
-    assert judge(policy(rules), KNOWN, found).options == {"1": ("codepage=850",)}
+    assert judge(policy(rules), KNOWN, found).mount_options == {"1": ("codepage=850",)}

@@ -235,7 +235,7 @@ def test_a_rules_mount_options() -> None:
     ],
 )
 def test_mount_options_that_cannot_be(rest: str, words: str) -> None:
-    with pytest.raises(PolicyError, match=f"^x, rule 1: .*{words}"):
+    with pytest.raises(PolicyError, match=rf"^x, line \d \(rule 1\): .*{words}"):
         parse_rules("x", f'[[rule]]\nverdict = "sandbox"\n{rest}')
     with pytest.raises(PolicyError, match="not for kernel"):
         parse_rules("x", '[[rule]]\nverdict = "kernel"\nmount_options = ["map=off"]')
