@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -15,8 +16,10 @@ from mountsafe.daemon import aside as asides
 from mountsafe.daemon import keeper as keepers
 from mountsafe.daemon.keeper import Keeper, Wishes
 from mountsafe.daemon.person import Person
+from mountsafe.errors import UserError
 from mountsafe.hotplug.devices import Device
 from mountsafe.policy.facts import Facts
+from mountsafe.policy.inside import Seen
 from mountsafe.policy.rules import Decision, Options, Verdict
 from mountsafe.session.messages import REPORTS, Incident, Mount, Warned
 from mountsafe.session.start import Starting
@@ -178,3 +181,40 @@ def test_what_is_to_be_known_of_its_files_is_told(keeper: Keeper) -> None:
     assert keeper.told()["note"] == r"its journal\x1b[2J was replayed"
     keeper.mounts += (mount("B", ""), mount("C", "cut"))
     assert keeper.told()["note"] == r"A: its journal\x1b[2J was replayed; C: cut"
+
+
+def test_it_is_shown_again_where_what_is_inside_belongs_and_no_third_time(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that tells of another type in each virtual machine does not make it start one for ever."""
+    bases: list[str] = []
+    ended: list[bool] = []
+    answers = iter(["romfs", "ext4", "romfs"])
+
+    def folder(_: Person, base: str) -> str:
+        bases.append(base)
+        return base
+
+    class StandInStarting:
+        """A supervisor that finds something in it, and fails when it is to be shown."""
+
+        order = Mock()
+
+        def follow(self, _: object, __: object, judge: Callable[[list[Seen]], object]) -> object:
+            judge([Seen("1", next(answers), "", "", 1, (), chosen=True)])
+            raise UserError("enough")
+
+        def end(self) -> None:
+            ended.append(True)
+
+    async def take() -> StandInStarting:
+        return StandInStarting()
+
+    keeper._wishes.spare.take = take  # type: ignore[assignment, method-assign]
+    keeper._decide = lambda facts: replace(keeper.decision, options=Options(hide=facts.fstype == "romfs"))
+    monkeypatch.setattr(keepers, "folder_of", folder)
+    monkeypatch.setattr(keepers, "held", Mock())
+    kept(keeper, lambda: None)
+    assert bases == ["/run/media", "/x"]
+    assert keeper.problem == "enough"
+    assert len(ended) == len(bases)
