@@ -76,13 +76,17 @@ class Graph:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more is searched for."""
+        """Whether no other layer is followed. What a layer was found to hold is told all the same."""
         return len(self.nodes) >= wire.MAX_VOLUMES or time.monotonic() > self._end
+
+    def end(self) -> None:
+        """Note on the disk that not all of it was looked at."""
+        self.nodes[0].resorts |= wire.Resort.UNFINISHED
 
     def add(self, node: Node) -> bool:
         """Take a node in; False if there is no more room, or it is too deep: the disk then says so."""
-        if self.full or node.depth > MAX_DEPTH:
-            self.nodes[0].resorts |= wire.Resort.UNFINISHED
+        if len(self.nodes) >= wire.MAX_VOLUMES or node.depth > MAX_DEPTH:
+            self.end()
             return False
         self.nodes.append(node)
         return True

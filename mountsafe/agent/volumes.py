@@ -211,7 +211,10 @@ def _search(name: str) -> Graph:
     if disk.fstype not in RAID_MEMBERS:
         _partitions(graph, disk, name)
     groups = VolumeGroups()
-    while not graph.full and any(_followable(node) for node in graph.nodes):
+    while any(_followable(node) for node in graph.nodes):
+        if graph.full:
+            graph.end()
+            break
         _next_layer(graph, groups)
     if disk.fstype in RAID_MEMBERS and not any(node.path for node in graph.nodes[1:]):
         _partitions(graph, disk, name)  # an old superblock, of an array that is no more

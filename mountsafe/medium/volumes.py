@@ -315,6 +315,9 @@ def choose(
         which = medium if encrypted[0].kind == "disk" else f"{encrypted[0].title} of {medium}"
         hint = "mountsafe cannot unlock encrypted media yet."
         raise UserError(f"{which} is encrypted: {encrypted[0].fstype}", hint, ExitCode.SOURCE)
+    if any(volume.resorts & wire.Resort.UNFINISHED for volume in volumes):
+        hint = "Try again when this machine has less to do."
+        raise UserError(f"the search on {medium} was ended before a file system was found", hint, ExitCode.DEADLINE)
     if known := next((v for v in volumes if v.fstype in UNOPENED and not v.mountable), None):
         which = "it" if known.kind == "disk" else known.title
         kind = UNOPENED[known.fstype]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.unopened import NO_DRIVER, UNOPENED, without_driver
 from mountsafe.medium.volumes import choose
@@ -19,6 +20,13 @@ def test_each_is_named_where_there_is_nothing_else(fstype: str) -> None:
         assert failure.value.message == f"no file system was found on disk.img: {which} is {what.what}"
         assert failure.value.hint == what.what_to_do
         assert failure.value.code == ExitCode.SOURCE
+
+
+def test_a_search_that_was_ended_is_not_called_an_empty_medium() -> None:
+    found = volumes(TABLE._replace(resorts=wire.Resort.UNFINISHED), partition(1, b"swap", usage=b"other"))
+    with pytest.raises(UserError, match="was ended before a file system was found") as failure:
+        choose(found, None, None, "disk.img")
+    assert failure.value.code == ExitCode.DEADLINE
 
 
 def test_it_is_not_in_the_way_of_a_file_system() -> None:
