@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
@@ -47,8 +48,19 @@ def end(say: Say) -> None:
     say("policy: every file is as it was before")
     if SYSTEMD.is_dir():
         _systemctl("--global", "disable", AGENT)
+        _end_agents()
         _systemctl("disable", "--now", SERVICE)
         say(f"{SERVICE} and {AGENT}: ended, and not started again")
+
+
+def _end_agents() -> None:
+    """End what runs in the sessions of those who are logged in; that one has none is no reason to stop here."""
+    listed = subprocess.run(
+        ["loginctl", "list-users", "--no-legend"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    for user in (line.split()[1] for line in listed.stdout.splitlines()):
+        with suppress(UserError):
+            _systemctl("--user", f"--machine={user}@", "stop", AGENT)
 
 
 def _systemctl(*words: str) -> None:
