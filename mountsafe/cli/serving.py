@@ -59,7 +59,7 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     with screen.progress(quiet=False) as progress:
         build.ensure(progress)
     from mountsafe.daemon import person
-    from mountsafe.daemon.keeper import Wishes
+    from mountsafe.daemon.keeper import DisplaySettings
     from mountsafe.daemon.service import Service
     from mountsafe.daemon.spare import Spare
     from mountsafe.system.units import for_medium
@@ -71,4 +71,4 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         raise UserError(f"there is no user {user}", "Name one of this machine.", ExitCode.USAGE) from error
     who = person.at_seat if found is None else lambda: found
     supervisors = Spare(spare, partial(for_medium, memory, cpu, MEDIUM_PROCESSES))
-    run(Service(rules, Wishes(who, str(media), HIDDEN, idle, supervisors), most).run)
+    run(Service(rules, DisplaySettings(who, str(media), HIDDEN, idle, supervisors), most).run)

@@ -108,7 +108,7 @@ class Control:
         self._announce(new_signal(_EMITTER, "MediumRemoved", "s", (device,)))
 
     def incident(self, device: str, kind: str, words: str) -> None:
-        """Tell everybody that something went wrong with a medium: see `keeper.Trouble` for the kinds."""
+        """Tell everybody that something went wrong with a medium: see `keeper.IncidentKind` for the kinds."""
         self._announce(new_signal(_EMITTER, "Incident", "sss", (device, kind, words)))
 
     def _announce(self, signal: Message) -> None:

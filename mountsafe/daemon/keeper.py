@@ -46,7 +46,7 @@ EJECT_PATIENCE, RELEASE_PATIENCE = 40.0, 40.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class DisplaySettings:
     """How media are shown. `person` is asked for whenever one is: it returns None while nobody is there.
 
     `base`: where each user has a folder of his media; `hidden`: the same for those that desktops are not to show.
@@ -59,7 +59,7 @@ class Wishes:
     spare: Spare
 
 
-class Trouble(StrEnum):
+class IncidentKind(StrEnum):
     """What can go wrong with a medium: the kinds of incidents."""
 
     CLAIM = "claim"  # it cannot be claimed
@@ -108,7 +108,7 @@ class Keeper:
         self,
         device: Device,
         decision: Decision,
-        wishes: Wishes,
+        display: DisplaySettings,
         public: Public,
         decide: Callable[[Facts], Decision] | None = None,
     ) -> None:
@@ -124,7 +124,7 @@ class Keeper:
         self._public = public
         self._log = MediumLog(log, self.told)
         self._wanted = trio.Event()  # somebody wants it opened
-        self._wishes = wishes
+        self._display = display
         self._claim: Claim | None = None
         self._ejecting = False
         self._scope = trio.CancelScope()
@@ -144,14 +144,14 @@ class Keeper:
 
     async def _is_claimed(self) -> bool:
         if self._claim is None:
-            with self._surviving(Trouble.CLAIM, "it cannot be claimed"):
+            with self._surviving(IncidentKind.CLAIM, "it cannot be claimed"):
                 self._claim = await self._claimed()
                 self._log.info("%s is claimed: %s", self._shown, self.decision.reason)
         return self._claim is not None
 
     async def _care(self) -> None:
         """Treat it for ever; return after a fault of ours. The claim stays."""
-        with self._surviving(Trouble.OPEN, "it cannot be kept"):
+        with self._surviving(IncidentKind.OPEN, "it cannot be kept"):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._end_when_detached)
                 nursery.start_soon(self._treat)
@@ -163,7 +163,7 @@ class Keeper:
         while True:
             state = State.FAILED
             # The claim stays: what the guest cannot read, the host's kernel might.
-            with self._surviving(Trouble.OPEN, ""):
+            with self._surviving(IncidentKind.OPEN, ""):
                 state = await self._shown_as()
             if state != State.UNMOUNTED:
                 self.person = None
@@ -183,7 +183,7 @@ class Keeper:
         return State.UNMOUNTED
 
     @contextmanager
-    def _surviving(self, kind: Trouble, words: str) -> Iterator[None]:
+    def _surviving(self, kind: IncidentKind, words: str) -> Iterator[None]:
         """Say what goes wrong, and go on: no fault of a medium, of the host's files or of ours lets a medium go."""
         try:
             yield
@@ -191,7 +191,7 @@ class Keeper:
             self._suffer(kind, ": ".join(filter(None, (words, printable(str(error), 500)))))
         except Exception:  # noqa: BLE001  # logged in full
             self._log.exception("a bug in keeping %s", self._shown)
-            self._suffer(Trouble.BUG, "a bug in mountsafe: the log shows it")
+            self._suffer(IncidentKind.BUG, "a bug in mountsafe: the log shows it")
 
     async def _until_wanted(self, state: State) -> None:
         """Be in a state until somebody asks for more."""
@@ -224,7 +224,7 @@ class Keeper:
             self.state = checked(self.state, state)
             self._public.changed(self.told())
 
-    def _suffer(self, kind: Trouble, words: str) -> None:
+    def _suffer(self, kind: IncidentKind, words: str) -> None:
         self._log.warning("%s: %s", self._shown, words)
         self.problem = words
         self._public.incident(self.device.name, kind, words)
@@ -232,7 +232,7 @@ class Keeper:
     def pulled(self) -> None:
         """Take note that it is not there any more."""
         if self.mounts:
-            self._suffer(Trouble.PULLED, "it was pulled out while it was shown")
+            self._suffer(IncidentKind.PULLED, "it was pulled out while it was shown")
 
     def told(self) -> dict[str, str | list[str]]:
         """What others are told of it."""
@@ -296,19 +296,19 @@ class Keeper:
         """
         self.person = person = await self._who()
         assert self._claim is not None
-        base = self._wishes.hidden if wished.hide else self._wishes.base
+        base = self._display.hidden if wished.hide else self._display.base
         target = await aside(lambda: held(Path(folder_of(person, base))), FILES_PATIENCE, undo=Place.close)
         options = MountOptions(
             owner=wished.owner,
             timezone=wished.timezone,
-            idle=self._wishes.idle,
+            idle=self._display.idle,
             foreground=True,
             by_label=True,
             judged=True,
         )
         self.problem = ""
         self._become(State.OPENING)
-        starting = await self._wishes.spare.take()
+        starting = await self._display.spare.take()
         try:
             starting.order(self._claim.medium, target, options, (person.uid, person.gid))
             target.close()
@@ -322,7 +322,7 @@ class Keeper:
                 self._log.warning("%s: %s", self._shown, note)
             if missing := record.missing:
                 words = f"{len(missing)} of its file systems are not shown; the first: {missing[0].message}"
-                self._suffer(Trouble.PARTIAL, words)
+                self._suffer(IncidentKind.PARTIAL, words)
             self._become(State.OPEN)
             await self._hear(starting)
             await _ended(starting.pid)
@@ -349,14 +349,14 @@ class Keeper:
         # In a thread: of a longer message there may be a piece, and its sender be stopped.
         while (words := await aside(starting.incident)) is not None:
             if words:  # or it was told of something else, KVM that does not work for example
-                self._suffer(Trouble.GUEST, f"its virtual machine was lost: {words}")
+                self._suffer(IncidentKind.GUEST, f"its virtual machine was lost: {words}")
                 self._public.changed(self.told())
             await trio.lowlevel.wait_readable(starting.report)
 
     async def _who(self) -> Person:
         """Wait until somebody is there, and his screen is not locked."""
         while True:
-            person = await aside(self._wishes.person, PERSON_PATIENCE)
+            person = await aside(self._display.person, PERSON_PATIENCE)
             if person is not None and not person.locked:
                 return person
             self._become(State.WAITING)

@@ -20,7 +20,7 @@ from mountsafe.daemon.aside import Remembered, aside, quietly
 from mountsafe.daemon.control import Control, Request
 from mountsafe.daemon.interface import Told
 from mountsafe.daemon.journal import about
-from mountsafe.daemon.keeper import NOTES, Keeper, Wishes
+from mountsafe.daemon.keeper import NOTES, DisplaySettings, Keeper
 from mountsafe.daemon.notify import Pulse
 from mountsafe.daemon.states import State
 from mountsafe.errors import ExitCode, MountsafeError, UserError
@@ -49,9 +49,9 @@ class Service:
     something compares the keeper again afterwards: another medium may be in its place.
     """
 
-    def __init__(self, rules: Path, wishes: Wishes, most: int) -> None:
+    def __init__(self, rules: Path, display: DisplaySettings, most: int) -> None:
         self._rules = rules
-        self._wishes = wishes
+        self._display = display
         self._most = most
         self._keepers: dict[str, Keeper] = {}
         self._ending: set[Keeper] = set()  # what is being unmounted and let go, which may take its time
@@ -76,7 +76,7 @@ class Service:
             nursery.start_soon(self._obey_signals)
             nursery.start_soon(notify.keep_watchdog_quiet, self._pulse.beats)
             nursery.start_soon(self._control.run)
-            nursery.start_soon(self._wishes.spare.run)
+            nursery.start_soon(self._display.spare.run)
             await self._look_at_all()
             notify.tell("READY=1")
             log.info("watching")
@@ -180,7 +180,7 @@ class Service:
                 log.warning("%s is left alone: there are %d media already", name, self._most, extra=about(name))
             self._left_alone.add(node.disk)
             return
-        keeper = self._keepers[name] = Keeper(node, decision, self._wishes, self._control, self._policy.decide)
+        keeper = self._keepers[name] = Keeper(node, decision, self._display, self._control, self._policy.decide)
         self._control.added(keeper.told())
         self._nursery.start_soon(self._run, keeper)
 

@@ -14,7 +14,7 @@ from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
 from mountsafe.limits import LAUNCH_DEADLINE, MAX_INCIDENTS_LOGGED
 from mountsafe.process import said_by
-from mountsafe.session.deaths import Deaths
+from mountsafe.session.restarts import RestartLimit
 from mountsafe.session.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class Machines:
         self._spare = spare
         self._starting = trio.Lock()
         self._users: set[object] = set()
-        self._deaths = Deaths("the virtual machine")
+        self._restarts = RestartLimit("the virtual machine")
         self._incidents = 0
         self._last: Machine | None = None
 
@@ -184,7 +184,7 @@ class Machines:
                 return await self._life.machine.open_stream()
             except MountsafeError as error:
                 await self._bury(str(error))
-        self._deaths.check()
+        self._restarts.check()
         since = time.monotonic()
         try:
             machine, disk = await self._start()
@@ -196,7 +196,7 @@ class Machines:
                 raise
         except MountsafeError as error:
             log.warning("no virtual machine: %s", error)
-            self._deaths.note(time.monotonic() - since)
+            self._restarts.note(time.monotonic() - since)
             raise
         self.number += 1
         self.accelerator = machine.accelerator
@@ -233,7 +233,7 @@ class Machines:
         life, self._life = self._life, None
         if life is not None:
             self._last = life.machine
-            self._deaths.note()
+            self._restarts.note()
             self._tell(f"its kernel crashed ({life.machine.crash})" if life.machine.crash else why)
             await life.let_go()
 

@@ -65,7 +65,7 @@ class MountRequest:
     follow_links: bool = False
 
 
-class Keeper:
+class Unmounter:
     """A process that unmounts when this one is gone, however it ended.
 
     fusermount3 has an option for that, auto_unmount, but it leaves mounts that are in use, and up to 3.14 every mount
@@ -102,11 +102,11 @@ def _environment() -> dict[str, str]:
 class FuseMount:
     """A mount with its descriptor. `links_followed` says whether the kernel follows symbolic links in it."""
 
-    def __init__(self, which: MountId, fd: int, links_followed: bool, keeper: "Keeper | None" = None) -> None:
+    def __init__(self, which: MountId, fd: int, links_followed: bool, unmounter: "Unmounter | None" = None) -> None:
         self.which = which
         self.fd = fd
         self.links_followed = links_followed
-        self._keeper = keeper
+        self._unmounter = unmounter
         self._unmounting = threading.Lock()  # a client, the session's end and ours may want it at the same time
 
     @property
@@ -138,9 +138,9 @@ class FuseMount:
         """Unmount; UserError (BUSY) if it is in use and `lazy` is not set. Nothing happens if it is unmounted."""
         with self._unmounting:
             unmount(self.which, lazy)
-            if self._keeper is not None:
-                self._keeper.let_go()
-                self._keeper = None
+            if self._unmounter is not None:
+                self._unmounter.let_go()
+                self._unmounter = None
 
 
 def mount(request: MountRequest) -> FuseMount:
@@ -241,7 +241,7 @@ def _mount_as_user(request: MountRequest) -> FuseMount:
     except OSError as error:
         os.close(fds[0])
         raise UserError(f"cannot mount on {shown}: {error.strerror}", HINT, ExitCode.TARGET) from error
-    return _in_place(FuseMount(which, fds[0], True, Keeper(request.place.path, which)), request.place)
+    return _in_place(FuseMount(which, fds[0], True, Unmounter(request.place.path, which)), request.place)
 
 
 def unmount(which: MountId, lazy: bool = False) -> None:

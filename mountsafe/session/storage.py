@@ -15,7 +15,7 @@ from mountsafe.errors import GuestFault
 from mountsafe.medium.formats import Format
 from mountsafe.medium.part import UNIT, WHOLE, Part
 from mountsafe.medium.source import Medium
-from mountsafe.session.deaths import Deaths
+from mountsafe.session.restarts import RestartLimit
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Storage:
         self._nursery = nursery
         self._container: Container | None = None
         self._starting = trio.Lock()
-        self._deaths = Deaths("the container process")
+        self._restarts = RestartLimit("the container process")
         self._lost = trio.Event()
 
     @property
@@ -90,7 +90,7 @@ class Storage:
             return
         async with self._starting:
             if self._container is None:
-                self._deaths.check()
+                self._restarts.check()
                 container, size = await self._started()
                 self._container = container
                 if size != self._whole:
@@ -120,7 +120,7 @@ class Storage:
     async def _bury(self, container: Container, why: str) -> None:
         if self._container is container:
             self._container = None
-            self._deaths.note()
+            self._restarts.note()
             self._lost.set()
             log.warning("the container process is lost: %s", why)
             await container.stop()

@@ -14,7 +14,7 @@ import trio
 from mountsafe import channel, pieces, trios
 from mountsafe.daemon import aside as asides
 from mountsafe.daemon import keeper as keepers
-from mountsafe.daemon.keeper import Keeper, Wishes
+from mountsafe.daemon.keeper import DisplaySettings, Keeper
 from mountsafe.daemon.person import Person
 from mountsafe.errors import UserError
 from mountsafe.hotplug.devices import Device
@@ -46,8 +46,8 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
     monkeypatch.setattr(keepers, "Claim", StandInClaim)
     monkeypatch.setattr(keepers, "is_to_be_detached", lambda _: None)
     spare = SimpleNamespace(take=None)
-    wishes = Wishes(lambda: Person("u", 1000, 1000), "/run/media", "/x", 60, spare)  # type: ignore[arg-type]
-    return Keeper(DEVICE, Decision(Verdict.SANDBOX, "", "", "external", Options()), wishes, Mock())
+    display = DisplaySettings(lambda: Person("u", 1000, 1000), "/run/media", "/x", 60, spare)  # type: ignore[arg-type]
+    return Keeper(DEVICE, Decision(Verdict.SANDBOX, "", "", "external", Options()), display, Mock())
 
 
 async def become(keeper: Keeper, state: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mountsafe import wire
 from mountsafe.agent.worker import Worker
-from mountsafe.daemon.keeper import Keeper, Wishes
+from mountsafe.daemon.keeper import DisplaySettings, Keeper
 from mountsafe.daemon.states import NEXT, OPENABLE, State, checked
 from mountsafe.errors import ProtocolFault, UserError
 from mountsafe.hotplug.devices import Device
@@ -36,8 +36,8 @@ DEVICE = Device("sdb", "sdb", "/dev/sdb", (8, 16), {}, (), Facts(device="sdb", f
 
 @pytest.fixture
 def keeper() -> Keeper:
-    wishes = Wishes(lambda: None, "/run/media", "/x", 60, Mock())
-    return Keeper(DEVICE, Decision(Verdict.SANDBOX, "", "", "external", Options()), wishes, Mock())
+    display = DisplaySettings(lambda: None, "/run/media", "/x", 60, Mock())
+    return Keeper(DEVICE, Decision(Verdict.SANDBOX, "", "", "external", Options()), display, Mock())
 
 
 def reached(start: Any, after: Mapping[Any, Any]) -> set[Any]:

@@ -16,6 +16,7 @@ from mountsafe.appliance.console import Console
 from mountsafe.appliance.machine import MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
 from mountsafe.limits import DEATHS, DEATHS_WINDOW, LAUNCH_DEADLINE, MAX_INCIDENTS_LOGGED
+from mountsafe.medium.part import WHOLE, Part
 from mountsafe.session import machines as machines_module
 from mountsafe.session.machines import Listener, Machines
 
@@ -39,7 +40,7 @@ class FakeMachine:
         theirs.close()
         return ours
 
-    async def attach(self, fd: int, model: str) -> None:
+    async def attach(self, fd: int, model: str, part: Part) -> None:
         await trio.lowlevel.checkpoint()
         if self.refuses == "attach":
             raise GuestGone("no medium")
@@ -57,6 +58,7 @@ class FakeStorage:
 
     raw = False
     pid = None
+    part = WHOLE
 
     def __init__(self) -> None:
         self.medium = types.SimpleNamespace(model=lambda: "")

@@ -108,7 +108,7 @@ BREAKS: dict[int, list[Break]] = {
         )
     ],
     33: [Break("limits.py", "AGENT_CHUNKS = 24", "AGENT_CHUNKS = 2400")],
-    34: [Break("session/deaths.py", "time.monotonic()", "time.time()")],
+    34: [Break("session/restarts.py", "time.monotonic()", "time.time()")],
     35: [
         Break("container/serve.py", "    if why is not None:\n        raise Refused(why.name)\n", ""),
         Break("container/serve.py", "resource.RLIMIT_NOFILE, (lowest, before[1])", "resource.RLIMIT_NOFILE, before"),
@@ -139,8 +139,8 @@ BREAKS: dict[int, list[Break]] = {
         Break("daemon/bus.py", "(not asked.answerer or message.sender in (asked.answerer, BUS))", "True"),
     ],
     43: [
-        Break("daemon/keeper.py", 'with self._surviving(Trouble.OPEN, ""):', "with suppress(UserError):"),
-        Break("daemon/keeper.py", 'with self._surviving(Trouble.OPEN, "it cannot be kept"):', "if True:"),
+        Break("daemon/keeper.py", 'with self._surviving(IncidentKind.OPEN, ""):', "with suppress(UserError):"),
+        Break("daemon/keeper.py", 'with self._surviving(IncidentKind.OPEN, "it cannot be kept"):', "if True:"),
     ],
     44: [Break("session/machines.py", " and self._life.number == number", "")],
     45: [Break("session/logs.py", "if not share.takes(size):", "if False:")],

@@ -7,7 +7,7 @@ from mountsafe.errors import GuestGone
 from mountsafe.limits import DEATHS, DEATHS_WINDOW
 
 
-class Deaths:
+class RestartLimit:
     """The latest ends of what is called `what`."""
 
     def __init__(self, what: str) -> None:
