@@ -174,7 +174,7 @@ def mount_medium(target: Target) -> Mount:
         read, size = copies.reader(file.fileno()), file.seek(0, os.SEEK_END)
         whole = claimed(target.fstype, read, size)
         target = target._replace(size=size)
-        first = copies.before(target.fstype, read) or copies.Way(0)
+        first = copies.before(target.fstype, read, size) or copies.Way(0)
         try:
             return _mount_so(target, first)
         except Refused as refused:
@@ -198,7 +198,8 @@ def _mount_so(target: Target, way: copies.Way) -> Mount:
         patches = copies.missing_end(fstype, target.size, target.whole) + patches
     target.layer.device = target.device
     if patches:
-        target.layer.device = target.patched.start(target.device, max(target.size, target.whole), patches)
+        size = copies.reach(target.size, target.whole, patches)
+        target.layer.device = target.patched.start(target.device, size, patches)
     options = MOUNT_AS.get(fstype, [(fstype.decode("ascii", "replace"), "")])
     more = [way.options, *(f"device={each}" for each in copies.other_devices(target.device) if fstype == b"btrfs")]
     attempts = [(kind, ",".join(filter(None, (plain, *more)))) for kind, plain in options]
