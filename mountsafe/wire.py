@@ -114,7 +114,9 @@ class Resort:
     JOURNAL_UNREADABLE = 512  # its journal is damaged or not there, and nothing in it was missing
     AMBIGUOUS = 1024  # there are signatures of other types on it
     UNFINISHED = 2048  # of the disk: there was more on it than could be looked at
-    ALL = 4095
+    LAST_SESSION = 4096  # of several on a disc
+    PART_OF_DISC = 8192  # a session whose disc is not there before it
+    ALL = 16383
 
 
 class Extent(NamedTuple):
@@ -159,7 +161,8 @@ class Volume(NamedTuple):
     no members that could be missing). `places`: those of its bytes that can be read from the medium, for what is
     neither the disk nor one of its partitions. `resorts`: bits of `Resort`. `claimed`: the bytes that its file system,
     or the table that has it, says it has, if those are more than there are. `sector`: the size of the sectors that the
-    table counts which a partition is in, if they are not the disk's own.
+    table counts which a partition is in, if they are not the disk's own. `inside`: its bytes are those of the file
+    system that the disk has as a whole.
     """
 
     device: bytes
@@ -182,6 +185,7 @@ class Volume(NamedTuple):
     resorts: int = 0
     claimed: int = 0
     sector: int = 0
+    inside: bool = False
 
 
 class Mounted(NamedTuple):
@@ -289,7 +293,7 @@ _LIST = struct.Struct(">QH")
 _READ = struct.Struct(">QIH")
 _ENTRY = struct.Struct(">IIIIQQQqqqHH")
 _EXTENT = struct.Struct(">QQQB")
-_VOLUME = struct.Struct(">BIQQHHBBHHQH")
+_VOLUME = struct.Struct(">BIQQHHBBHHQH?")
 _PLACE = struct.Struct(">QQQ")
 _PAGE = struct.Struct(">QH")
 _EXTENTS = struct.Struct(">QI")
@@ -351,7 +355,7 @@ def pack_volumes(volumes: list[Volume]) -> bytes:
     parts = [_U16.pack(len(volumes))]
     for v in volumes:
         counts = (v.present, v.wanted, v.trouble, len(v.parents), len(v.places), v.resorts, v.claimed, v.sector)
-        parts.append(_VOLUME.pack(v.kind, v.number, v.start, v.size, *counts))
+        parts.append(_VOLUME.pack(v.kind, v.number, v.start, v.size, *counts, v.inside))
         parts.append(_pack_text(v.device, v.fstype, v.usage, v.label, v.uuid, v.table, v.part_name, v.name))
         parts += [_U16.pack(parent) for parent in v.parents]
         parts += [_PLACE.pack(*place) for place in v.places]
@@ -368,7 +372,7 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
     all_places = 0
     for _ in range(count):
         kind, number, start, size, present, wanted, trouble, *counts = body.unpack(_VOLUME)
-        parent_count, place_count, resorts, claimed, sector = counts
+        parent_count, place_count, resorts, claimed, sector, inside = counts
         all_places += place_count
         if parent_count > MAX_PARENTS or place_count > MAX_PLACES or all_places > MAX_ALL_PLACES:
             raise WireError(f"a volume of {parent_count} others in {place_count} places")
@@ -377,7 +381,8 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
         parents = tuple(body.unpack(_U16)[0] for _ in range(parent_count))
         places = tuple(Place._make(body.unpack(_PLACE)) for _ in range(place_count))
         told = (device, kind, number, start, size, fstype, usage, label, uuid, table, part_name)
-        volumes.append(Volume(*told, name, parents, present, wanted, trouble, places, resorts, claimed, sector))
+        layers = (name, parents, present, wanted, trouble, places, resorts, claimed)
+        volumes.append(Volume(*told, *layers, sector, bool(inside)))
     body.end()
     return volumes
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from mountsafe.agent import sessions
 from mountsafe.agent.patched import ABSENT, SECTOR, Patch
 from mountsafe.wire import SECTOR_SIZES, Resort
 
@@ -79,10 +80,12 @@ def guess(read: Read, size: int) -> Guess | None:
     return Guess(b"f2fs", Resort.BACKUP_SUPERBLOCK) if read(4096 + 1024, 4) == b"\x10\x20\xf5\xf2" else None
 
 
-def before(fstype: bytes, read: Read) -> Way | None:
+def before(fstype: bytes, read: Read, size: int) -> Way | None:
     """Return how to mount something of which it can be seen that the plain way fails, or would show what is damaged."""
     if fstype in EXT and journal_elsewhere(read(1024, 1024)):
         return Way(Resort.JOURNAL_ELSEWHERE, "noload", unreplayed=_needs_recovery(read(1024, 1024)))
+    if fstype == b"iso9660" and (session := sessions.last(read, size)) and session.start:
+        return Way(Resort.LAST_SESSION if session.earlier else 0, f"sbsector={session.start}")
     if fstype in FAT:
         boot = _fat_boot(read)
         if patch := _second_fat(read, read(boot.source if boot else 0, 512)):
@@ -104,11 +107,21 @@ def ways(fstype: bytes, read: Read, size: int, first: Way) -> Iterator[Way]:
         first_header, last_header = Patch(1024, 512, size - 1024), Patch(size - 1024, 512, 1024)
         good = _is_hfsplus(read(1024, 512))
         yield Way(Resort.BACKUP_SUPERBLOCK, "", (last_header if good else first_header,))
+    elif fstype == b"iso9660":
+        if missing := sessions.missing_before(read, size):
+            there = missing * sessions.SECTOR
+            patches = (Patch(0, there, ABSENT), Patch(there, size, 0))
+            yield Way(Resort.PART_OF_DISC, f"sbsector={missing}", patches)
     elif fstype == b"btrfs":
         yield Way(Resort.DEGRADED, "degraded")
         for resort, options in ((Resort.OLDER_ROOT, "rescue=usebackuproot"), (Resort.UNVERIFIED, "rescue=all")):
             yield Way(resort, options)
             yield Way(Resort.DEGRADED | resort, f"degraded,{options}")
+
+
+def reach(size: int, whole: int, patches: tuple[Patch, ...]) -> int:
+    """Return how large a device is with patches in place."""
+    return max(size, whole, *(patch.start + patch.length for patch in patches))
 
 
 def missing_end(fstype: bytes, size: int, whole: int) -> tuple[Patch, ...]:

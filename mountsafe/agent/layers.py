@@ -36,6 +36,7 @@ class Node:
         self.trouble = wire.Trouble.NONE
         self.resorts = 0
         self.claimed = 0
+        self.inside = False  # of the file system that its disk has as a whole
         self.places: Places = ()
         self.facts: dict[str, bytes] = {}
         self.loop = ""  # the read-only loop device over it, for who would open it for writing
@@ -123,7 +124,7 @@ def _volume(node: Node, parents: tuple[int, ...], places: Places) -> wire.Volume
         fact("ID_FS_LABEL_ENC", "ID_FS_LABEL"), fact("ID_FS_UUID_ENC", "ID_FS_UUID"),
         fact("ID_PART_TABLE_TYPE"), fact("ID_PART_ENTRY_NAME", "ID_PART_ENTRY_TYPE"),
         node.name.encode("utf-8", "replace")[: wire.MAX_TEXT], parents, node.present, node.wanted, node.trouble, places,
-        node.resorts, node.claimed, node.sector,
+        node.resorts, node.claimed, node.sector, node.inside,
     )  # fmt: skip
 
 

@@ -182,7 +182,7 @@ def mount_medium(target: Target) -> Mount:
         read, size = copies.reader(file.fileno()), file.seek(0, os.SEEK_END)
         whole = claimed(target.fstype, read, size)
         target = target._replace(size=size)
-        first = copies.before(target.fstype, read) or copies.Way(0)
+        first = copies.before(target.fstype, read, size) or copies.Way(0)
         try:
             return _mount_so(target, first)
         except Refused as refused:
@@ -206,7 +206,8 @@ def _mount_so(target: Target, way: copies.Way) -> Mount:
         patches = copies.missing_end(fstype, target.size, target.whole) + patches
     target.layer.device = target.device
     if patches:
-        target.layer.device = target.patched.start(target.device, max(target.size, target.whole), patches)
+        size = copies.reach(target.size, target.whole, patches)
+        target.layer.device = target.patched.start(target.device, size, patches)
     more = [way.options, *(f"device={each}" for each in copies.other_devices(target.device) if fstype == b"btrfs")]
     try:
         kernel_type, state, changed = _mount_or_replay(target.layer, fstype, target.where, _attempts(target, more))

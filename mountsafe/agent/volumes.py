@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 
 from mountsafe import wire
-from mountsafe.agent import copies, sectors, tables
+from mountsafe.agent import copies, sectors, sessions, tables
 from mountsafe.agent.assembling import PHYSICAL_VOLUME, RAID_MEMBERS, VolumeGroups, assemble_arrays, loop_over
 from mountsafe.agent.claimed import claimed
 from mountsafe.agent.layers import Graph, Node, size_of
@@ -43,11 +43,18 @@ def _opens(device: str) -> bool:
     return True
 
 
-def _is_iso9660(device: str) -> bool:
-    """Whether it is an ISO 9660 image: blkid(8) looks for none on a disk of up to 1.44 MB with a partition table."""
-    with open(f"/dev/{device}", "rb") as file, suppress(OSError):  # a place that cannot be read
-        return os.pread(file.fileno(), 5, 16 * 2048 + 1) == b"CD001"
-    return False
+def _small_iso9660(read: copies.Read) -> dict[str, bytes]:
+    """Return what blkid(8) would say of an ISO 9660 image (ECMA-119, 8.4); nothing if it is none.
+
+    On a disk of up to 1.44 MB with a partition table it looks for none.
+    """
+    block = read(sessions.DESCRIPTOR * sessions.SECTOR, sessions.SECTOR)
+    if block[1:6] != b"CD001":
+        return {}
+    when = block[830:846] if block[830:846].strip(b"0\0 ") else block[813:829]
+    parts = (when[:4], *(when[at : at + 2] for at in range(4, 16, 2)))
+    facts = {"ID_FS_TYPE": b"iso9660", "ID_FS_USAGE": b"filesystem", "ID_FS_LABEL": block[40:72].rstrip(b" \0")}
+    return facts | ({"ID_FS_UUID": b"-".join(parts)} if when.isdigit() else {})
 
 
 def _look(node: Node, facts: dict[str, bytes] | None = None) -> None:
@@ -56,12 +63,25 @@ def _look(node: Node, facts: dict[str, bytes] | None = None) -> None:
     node.facts = blkid(node.path.removeprefix("/dev/")) if facts is None else facts
     if node.facts.get(AMBIVALENT) and node.fstype:
         node.resorts |= wire.Resort.AMBIGUOUS
-    if node.kind == wire.VolumeKind.DISK and not node.fstype and _is_iso9660(node.device):
-        node.facts |= {"ID_FS_TYPE": b"iso9660", "ID_FS_USAGE": b"filesystem"}
     with open(node.path, "rb") as file:
         read = copies.reader(file.fileno())
+        if node.kind == wire.VolumeKind.DISK and not node.fstype:
+            node.facts |= _small_iso9660(read)
         node.claimed = claimed(node.fstype, read, node.size)
+        if node.fstype == b"iso9660":
+            _find_session(node, read)
     node.claimed = node.claimed or _cut_partition(node)
+
+
+def _find_session(node: Node, read: copies.Read) -> bool:
+    """Learn of a disc's last session; return whether there is one that is not at its beginning."""
+    session = sessions.last(read, node.size)
+    if session is None or not session.start:
+        return False
+    told = blkid(node.path.removeprefix("/dev/"), "-O", str(session.start * sessions.SECTOR))
+    node.facts |= {key: value for key, value in told.items() if key.startswith("ID_FS_")}
+    node.resorts |= wire.Resort.LAST_SESSION if session.earlier else 0
+    return True
 
 
 def _cut_partition(node: Node) -> int:
@@ -80,7 +100,10 @@ def _guess(graph: Graph) -> None:
         if node.fstype or not node.path or id(node) in outer:
             continue
         with open(node.path, "rb") as file:
-            guess = copies.guess(copies.reader(file.fileno()), node.size)
+            read = copies.reader(file.fileno())
+            guess = copies.guess(read, node.size)
+            if not guess and node.kind == wire.VolumeKind.DISK and _find_session(node, read):
+                continue
         if guess:
             node.resorts |= guess.resorts
             node.facts |= {"ID_FS_TYPE": guess.fstype, "ID_FS_USAGE": b"filesystem", "ID_PART_TABLE_TYPE": b""}
@@ -142,9 +165,11 @@ def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
         sectors.adopt(disk, table)
         parent.facts |= {key: value for key, value in table.facts.items() if key.startswith("ID_PART_TABLE_")}
     found = []
+    hybrid = _hybrid_size(parent)
     for name, number, start, size in sectors.partitions_of(disk):
         node = Node(f"/dev/{name}", wire.VolumeKind.PARTITION, number, [parent])
         node.start, node.size = start, size
+        node.inside = hybrid is not None and (not start or start + size <= hybrid)
         if parent.kind != wire.VolumeKind.DISK:
             node.device = f"{parent.device}p{number}"
         if table is not None:
@@ -161,6 +186,15 @@ def _partitions(graph: Graph, parent: Node, disk: str) -> list[Node]:
         node.device, node.trouble = f"{parent.device}p{number}", wire.Trouble.CUT_OFF
         graph.add(node)
     return found
+
+
+def _hybrid_size(disk: Node) -> int | None:
+    """Return the bytes of an image of a disc that lies on a whole disk, beside a partition table; None if none does."""
+    if disk.kind != wire.VolumeKind.DISK or disk.fstype not in (b"iso9660", b"udf"):
+        return None
+    with open(disk.path, "rb") as file:
+        session = sessions.last(copies.reader(file.fileno()), disk.size)
+    return (session.start + session.blocks) * sessions.SECTOR if session else 0
 
 
 def _is_divided(node: Node) -> bool:

@@ -43,6 +43,11 @@ RESORTS = {
         "unfinished",
         "there is more on it than is shown: the search for file systems was ended",
     ),
+    Resort.LAST_SESSION: (
+        "last-session",
+        "its last session is shown, as a drive shows it: what an earlier one has beside that is not",
+    ),
+    Resort.PART_OF_DISC: ("part-of-disc", "it is a part of a disc, and what lies before it is missing"),
 }
 
 

@@ -31,7 +31,7 @@ KINDS = {
 }
 PREFIXES = {"disk": "disk", "partition": "p", "volume": "lv", "array": "md"}
 _NAME = re.compile(rb"[A-Za-z0-9_.+-]{1,64}")
-# Types that span a whole disk beside a partition table that only boot loaders read.
+# Types that span a whole disk beside a partition table, of which some partitions are parts of it.
 _HYBRID = frozenset({"iso9660", "udf"})
 
 
@@ -43,8 +43,8 @@ class Volume:
     (which is not named) inwards. `condition`: what is wrong with it or with what it lies in, or "". `absent`: it is
     told of, and not there. `sector_size`: see `wire.Volume.sector`; None if it is the disk's. `places`: see `Window`;
     `nested`: it is not the disk nor one of its partitions. `resorts`: what it took to find it, as bits
-    (`mountsafe.medium.resorts`). `claimed`: the bytes that it should have, if it has fewer. `options`: what it is to be
-    mounted with (`mountsafe.fsoptions`).
+    (`mountsafe.medium.resorts`). `claimed`: the bytes that it should have, if it has fewer. `inside`: it is a part of
+    the file system that the whole disk has. `options`: what it is to be mounted with (`mountsafe.fsoptions`).
     """
 
     device: str
@@ -68,6 +68,7 @@ class Volume:
     claimed: int = 0
     sector_size: int | None = None
     options: tuple[str, ...] = ()
+    inside: bool = False
 
     @property
     def mountable(self) -> bool:
@@ -214,6 +215,7 @@ class _Check:
                 resorts=untrusted.resorts,
                 claimed=conditions.claimed(untrusted),
                 sector_size=untrusted.sector or None,
+                inside=untrusted.inside and untrusted.kind == wire.VolumeKind.PARTITION,
             )
         )
 
@@ -304,7 +306,9 @@ def choose(
     if fstype:
         matching = [v for v in volumes if v.fstype == fstype and not v.absent]
         return [_as(v, fstype) for v in (matching or disk)[:1]]
-    if disk and disk[0].mountable and (disk[0].fstype in _HYBRID or len(volumes) == 1 or not disk[0].table):
+    if disk and disk[0].mountable and disk[0].fstype in _HYBRID:
+        return [*disk[:1], *(v for v in volumes if v.mountable and v.kind != "disk" and not v.inside)]
+    if disk and disk[0].mountable and (len(volumes) == 1 or not disk[0].table):
         return disk[:1]
     chosen = [v for v in volumes if v.mountable and v.kind != "disk"] or [v for v in disk if v.mountable]
     if chosen:
@@ -328,6 +332,13 @@ def choose(
 def left_out(volumes: Sequence[Volume]) -> list[Volume]:
     """Return what the medium tells of and cannot be mounted, because something is missing or wrong."""
     return [volume for volume in volumes if volume.absent]
+
+
+def parts(volumes: Sequence[Volume], chosen: Sequence[Volume]) -> list[Volume]:
+    """Return the file systems in partitions that lie inside another one which is shown, unless they are the same."""
+    whole = [v for v in chosen if v.kind == "disk" and v.fstype in _HYBRID]
+    inside = [v for v in volumes if v.inside and v.mountable and v not in chosen] if whole else []
+    return [v for v in inside if (v.fstype, v.uuid) != (whole[0].fstype, whole[0].uuid)]
 
 
 def _as(volume: Volume, fstype: str | None) -> Volume:

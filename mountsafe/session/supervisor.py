@@ -22,7 +22,7 @@ from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.medium.options import with_options, with_wished
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import Volume, choose, folder_names, label_name, left_out, seen
+from mountsafe.medium.volumes import Volume, choose, folder_names, label_name, left_out, parts, seen
 from mountsafe.session import logs
 from mountsafe.session.answering import answer_all, listen
 from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
@@ -173,6 +173,9 @@ class Supervisor:
         if self._options.partition is None:
             for volume in left_out(found):
                 self._reporter.warn(f"not mounted: {volume.describe()}")
+            for volume in parts(found, chosen):
+                what = f"not mounted, for it is a part of the {chosen[0].fstype}: {volume.describe()}"
+                self._reporter.warn(f"{what}. --partition {volume.name} shows it")
         return chosen
 
     async def _permitted(self, found: list[Volume], chosen: list[Volume]) -> list[Volume]:

@@ -10,7 +10,7 @@ from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.incidents import Incidents
 from mountsafe.medium.extents import Window
-from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name
+from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name, parts
 from mountsafe.wire import VolumeKind
 
 SIZE = 1 << 20
@@ -115,8 +115,23 @@ def test_logical_volumes() -> None:
     assert chosen(found) == ["dm-0"]
 
 
-def test_a_hybrid_image_is_its_disk() -> None:
-    assert chosen(volumes(told(fstype=b"iso9660", table=b"dos"), partition(2, b"vfat"))) == ["sda"]
+def test_a_hybrid_image_is_its_disk_and_what_lies_beside_it() -> None:
+    within, beside = partition(2, b"vfat")._replace(inside=True), partition(3, b"ext4")
+    found = volumes(told(fstype=b"iso9660", table=b"dos"), within, beside)
+    assert chosen(found) == ["sda", "sda3"]
+    assert [volume.device for volume in parts(found, choose(found, None, None))] == ["sda2"]
+
+
+def test_a_partition_that_is_the_image_is_not_told_twice() -> None:
+    itself = partition(1, b"iso9660")._replace(inside=True)
+    found = volumes(told(fstype=b"iso9660", table=b"dos"), itself)
+    assert chosen(found) == ["sda"]
+    assert parts(found, choose(found, None, None)) == []
+
+
+def test_what_lies_in_no_image_is_no_part_of_one() -> None:
+    found = volumes(TABLE, partition(1, b"vfat")._replace(inside=True))
+    assert parts(found, choose(found, None, None)) == []
 
 
 def test_a_stale_signature_before_a_partition_table_does_not_win() -> None:

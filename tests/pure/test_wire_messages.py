@@ -31,7 +31,7 @@ ENTRY = st.builds(
     target=st.binary(max_size=300),
 )
 PLACES = st.lists(st.builds(wire.Place, U64, U64, U64), max_size=3).map(tuple)
-LAYERS = (TEXT, st.lists(U16, max_size=3).map(tuple), U16, U16, U8, PLACES, U16, U64, U16)
+LAYERS = (TEXT, st.lists(U16, max_size=3).map(tuple), U16, U16, U8, PLACES, U16, U64, U16, st.booleans())
 VOLUME = st.builds(wire.Volume, TEXT, U8, U32, U64, U64, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, *LAYERS)
 XATTR = st.tuples(TEXT, st.binary(max_size=300))
 
