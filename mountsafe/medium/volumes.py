@@ -311,22 +311,27 @@ def choose(
     if disk and disk[0].mountable and (len(volumes) == 1 or not disk[0].table):
         return disk[:1]
     chosen = [v for v in volumes if v.mountable and v.kind != "disk"] or [v for v in disk if v.mountable]
-    if chosen:
-        return chosen
+    if not chosen:
+        raise _nothing_of(volumes, medium)
+    return chosen
+
+
+def _nothing_of(volumes: Sequence[Volume], medium: str) -> UserError:
+    """Say why there is nothing to mount."""
     if absent := left_out(volumes):
-        raise UserError(absent[0].describe(), _there_is(volumes), ExitCode.SOURCE)
+        return UserError(absent[0].describe(), _there_is(volumes), ExitCode.SOURCE)
     if encrypted := [v for v in volumes if v.encrypted]:
         which = medium if encrypted[0].kind == "disk" else f"{encrypted[0].title} of {medium}"
         hint = "mountsafe cannot unlock encrypted media yet."
-        raise UserError(f"{which} is encrypted: {encrypted[0].fstype}", hint, ExitCode.SOURCE)
+        return UserError(f"{which} is encrypted: {encrypted[0].fstype}", hint, ExitCode.SOURCE)
     if any(volume.resorts & wire.Resort.UNFINISHED for volume in volumes):
         hint = "Try again when this machine has less to do."
-        raise UserError(f"the search on {medium} was ended before a file system was found", hint, ExitCode.DEADLINE)
+        return UserError(f"the search on {medium} was ended before a file system was found", hint, ExitCode.DEADLINE)
     if known := next((v for v in volumes if v.fstype in UNOPENED and not v.mountable), None):
         which = "it" if known.kind == "disk" else known.title
         kind = UNOPENED[known.fstype]
-        raise UserError(f"{NOTHING_FOUND} on {medium}: {which} is {kind.what}", kind.what_to_do, ExitCode.SOURCE)
-    raise UserError(f"{NOTHING_FOUND} on {medium}", _there_is(volumes), ExitCode.SOURCE)
+        return UserError(f"{NOTHING_FOUND} on {medium}: {which} is {kind.what}", kind.what_to_do, ExitCode.SOURCE)
+    return UserError(f"{NOTHING_FOUND} on {medium}", _there_is(volumes), ExitCode.SOURCE)
 
 
 def left_out(volumes: Sequence[Volume]) -> list[Volume]:
