@@ -16,8 +16,8 @@ from mountsafe.cli.mounting import (
     Verbose,
     checked_sectors,
     named,
-    require_formats,
 )
+from mountsafe.cli.opening import require_formats
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App
 from mountsafe.jobs.inspection import Found, inspected

@@ -2,30 +2,25 @@
 
 import os
 import re
-import shlex
-import signal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mountsafe import sandbox
-from mountsafe.appliance import build
-from mountsafe.cli import completion, screen
+from mountsafe.cli import already, completion, screen
+from mountsafe.cli.opening import begin
+from mountsafe.cli.shown import DAEMON, ShownMedium, by_daemon, shown, to_me
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, argument, option
-from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
 from mountsafe.medium.options import checked_options
-from mountsafe.medium.source import Medium, explained, open_medium
+from mountsafe.medium.source import open_medium
 from mountsafe.session import running
 from mountsafe.session.messages import MountOptions, Record
-from mountsafe.session.mounter import require_fuse
 from mountsafe.session.start import Starting
-from mountsafe.session.targets import prepare_target
 from mountsafe.system import zones
 from mountsafe.text import printable
 from mountsafe.wire import SECTOR_SIZES
@@ -211,34 +206,16 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     zones.rules_of(timezone)  # or an error, before anything is done
     options = MountOptions(
         *(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries),
+        judged=True,
         timezone=timezone,
         mount_options=checked_options(mount_option or [], fstype),
     )
-    part = checked_part(offset, sizelimit)
-    medium = open_medium(source, named(format_), checked_sectors(sector_size), part)
-    _check_not_mounted(medium)
-    sandbox.require()
-    require_formats(medium)
-    require_fuse()
-    quiet = json or verbose
-    with screen.progress(quiet) as progress:
-        build.ensure(progress)
-        target = prepare_target(directory or default_target(medium))
-        starting = Starting(verbose)
-        starting.order(medium, target, options)
-        try:
-            record = starting.follow(progress, screen.warn)
-            if not foreground:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the mount is there: Ctrl-C comes too late
-        except KeyboardInterrupt:
-            starting.abandon()
-            if target.created:
-                target.remove()  # unless the supervisor was faster
-            raise
-        except UserError as error:
-            if target.created:
-                target.remove()  # unless the supervisor was faster
-            raise explained(medium, error) from error
+    kind, sectors, part = named(format_), checked_sectors(sector_size), checked_part(offset, sizelimit)
+    if (there := shown(source) or already.mounted(source, options, kind, sectors, part)) is not None:
+        _already(there, json)
+        return
+    medium = open_medium(source, kind, sectors, part, already.lent(source))
+    starting, record = begin(medium, directory, options, json)
     if json:
         screen.print_json(record.facts())
     else:
@@ -272,12 +249,6 @@ def checked_sectors(sector_size: int | None) -> int | None:
     return sector_size
 
 
-def require_formats(medium: Medium) -> None:
-    """Raise UserError if what opens the medium's format is missing."""
-    if medium.format is not formats.Format.RAW:
-        opened.require()
-
-
 def _tell(record: Record) -> None:
     for mounted in record.mounts:
         label = f' "{mounted.label}"' if mounted.label else ""
@@ -303,30 +274,17 @@ def _stay(starting: Starting, quiet: bool) -> None:
         starting.end()
 
 
-def _check_not_mounted(medium: Medium) -> None:
-    for _, record in running.running(screen.warn):
-        if _same(Path(record.source), medium):
-            hint = f"mountsafe unmount {shlex.quote(printable(os.fsencode(medium.path), 500))}"
-            raise UserError(f"{medium.name} is already mounted on {_shown(record.target)}", hint, ExitCode.TARGET)
-
-
-def _same(source: Path, medium: Medium) -> bool:
-    try:
-        return os.path.samestat(source.stat(), os.fstat(medium.fd))
-    except OSError:  # removed, or replaced by what we may not see
-        return source == medium.path
-
-
-def default_target(medium: Medium) -> Path:
-    """Return a new folder for a medium in ~/mountsafe, numbered if its name is taken."""
-    parent = Path.home() / "mountsafe"
-    parent.mkdir(exist_ok=True)
-    name = re.sub(r"[^\w.+-]+", "_", medium.path.stem).strip("._-") or "medium"
-    for number in range(1, 1000):
-        target = parent / (name if number == 1 else f"{name}-{number}")
-        if not target.exists():
-            return target
-    raise UserError(f"{parent} is full of mounts", "Name a folder.", ExitCode.TARGET)
+def _already(medium: ShownMedium | Record, json: bool) -> None:
+    """Say where a medium is that is mounted already."""
+    if json:
+        screen.print_json(medium.facts())
+    elif isinstance(medium, ShownMedium):
+        for folder in medium.folders:
+            screen.say(f"{medium.source} is already shown on {folder.target}, by the daemon")
+    else:
+        for mounted in medium.mounts:
+            screen.say(f"{_shown(medium.source)} is already mounted on {_shown(mounted.target)}")
+        _tell_missing(medium)
 
 
 def _shown(path: str) -> str:
@@ -372,18 +330,24 @@ def unmount(
 
 
 def list_mounts(json: Json = False) -> None:
-    """List what is mounted."""
+    """List what is mounted, by you or by the daemon for you; for root, all that the daemon shows."""
     records = running.status(screen.warn)
+    kept = {medium.source: medium for medium in to_me()}
     if json:
-        screen.print_json([record.facts() for record in records])
+        told = [record.facts() | by_daemon(kept.pop(record.source, None)) for record in records]
+        screen.print_json(told + [medium.facts() for medium in kept.values()])
         return
     rows = [
-        [_shown(record.source), mounted.fstype, mounted.label, _shown(mounted.target)]
+        [_shown(record.source), mounted.fstype, mounted.label, _shown(mounted.target), by]
         for record in records
+        for by in [DAEMON if kept.pop(record.source, None) else "mount"]
         for mounted in record.mounts
     ]
-    if rows:
-        screen.table(["SOURCE", "TYPE", "LABEL", "MOUNTED ON"], rows)
+    rows += [[each.source, *row, DAEMON] for each in kept.values() for row in each.rows()]
+    if any(row[-1] == DAEMON for row in rows):
+        screen.table(["SOURCE", "TYPE", "LABEL", "MOUNTED ON", "BY"], rows)
+    elif rows:
+        screen.table(["SOURCE", "TYPE", "LABEL", "MOUNTED ON"], [row[:-1] for row in rows])
     else:
         screen.note("nothing is mounted")
     for record in records:

@@ -8,10 +8,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from mountsafe.errors import UserError
@@ -21,6 +21,7 @@ from mountsafe.text import printable
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 1 << 16)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 _programs_read = False
+GAP = "  "  # between two columns
 MOST = 1 << 16  # characters of a line; no word of ours is as long, and no path
 
 
@@ -100,18 +101,30 @@ def table(headings: list[str], rows: Sequence[Sequence[str | Sequence[str]]]) ->
 
     No line is broken: it may be a path or a command, which somebody copies.
     """
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        made.add_column(heading, no_wrap=True, overflow="ignore")
-    for row in rows:
-        made.add_row(*(Text("\n").join(map(shown, [cell] if isinstance(cell, str) else cell)) for cell in row))
-    if made.__rich_measure__(out, out.options.update(max_width=MOST)).maximum <= out.width:
-        out.print(made)
+    cells = [[[cell] if isinstance(cell, str) else [*filter(None, cell)] for cell in row] for row in rows]
+    lines = [line for row in cells for line in zip_longest(*row, fillvalue="")]
+    printed = [[shown(cell) for cell in line] for line in lines]
+    head = [Text(heading, style="bold") for heading in headings]
+    widths = [max(each.cell_len for each in column) for column in zip(head, *printed, strict=True)]
+    if sum(widths) + len(GAP) * (len(widths) - 1) <= out.width:
+        for texts in (head, *printed):
+            out.print(_padded(texts, widths))
         return
-    for number, row in enumerate(rows):
+    for number, row in enumerate(cells):
         if number:
             say("")
         for heading, cell in zip(headings, row, strict=True):
-            for line in [cell] if isinstance(cell, str) else cell:
-                if line:
-                    say(f"{heading}: {line}" if heading else line)
+            for line in filter(None, cell):
+                say(f"{heading}: {line}" if heading else line)
+
+
+def _padded(line: Sequence[Text], widths: Sequence[int]) -> Text:
+    """Return the cells of a line, each as wide as its column; nothing stands after the last one that is not empty."""
+    filled = [number for number, cell in enumerate(line) if cell]
+    last = filled[-1] if filled else -1
+    made = Text()
+    for number, cell in enumerate(line[: last + 1]):
+        made.append_text(cell)
+        if number < last:
+            made.append(" " * (widths[number] - cell.cell_len) + GAP)
+    return made

@@ -249,6 +249,8 @@ class Keeper:
             "problem": self.problem,
             "note": noted(self.mounts),
             "mounts": [printable(os.fsencode(mounted.target), 500) for mounted in self.mounts],
+            "types": [printable(mounted.fstype) for mounted in self.mounts],
+            "labels": [printable(mounted.label) for mounted in self.mounts],
         }
 
     async def end(self) -> None:

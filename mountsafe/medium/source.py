@@ -50,12 +50,17 @@ class Medium:
 
 
 def open_medium(
-    source: Path, wanted: Format | None = None, sector_size: int | None = None, part: Part = WHOLE
+    source: Path,
+    wanted: Format | None = None,
+    sector_size: int | None = None,
+    part: Part = WHOLE,
+    lent: int | None = None,
 ) -> Medium:
     """Open an image file or a block device; it is of the format `wanted`, or of that which it looks like.
 
     A block device is opened with O_EXCL: that fails while it is mounted, and while it is held nobody can mount it. It
-    is taken as raw if nothing is said: who made it does not get to choose.
+    is taken as raw if nothing is said: who made it does not get to choose. `lent`: a descriptor of a device that a
+    mount of the same user holds already, which is shared with it, and so held until the last of both is gone.
     Raises UserError: SOURCE for anything that cannot be a medium, USAGE for a part that it does not have.
     """
     shown = printable(os.fsencode(source))
@@ -68,7 +73,7 @@ def open_medium(
     if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
         hint = "Name an image file or a block device."
         raise UserError(f"{shown} is neither a file nor a block device", hint, ExitCode.SOURCE)
-    fd = _opened(source, stat.S_ISBLK(kind), shown)
+    fd = _opened(source, stat.S_ISBLK(kind), shown) if lent is None else lent
     try:
         # The name may lead elsewhere by now: only what was opened counts.
         opened = os.fstat(fd)

@@ -9,7 +9,7 @@ import trio
 from mountsafe import channel, pieces
 from mountsafe.errors import ExitCode, ProtocolFault
 from mountsafe.limits import CONTROL_MESSAGE
-from mountsafe.session.messages import ANSWERS, Answer, Failed, Request
+from mountsafe.session.messages import ANSWERS, Answer, Done, Failed, Request, Verb
 from mountsafe.session.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -25,20 +25,25 @@ async def listen(runtime: Runtime) -> trio.socket.SocketType:
     return listening
 
 
-async def answer_all(listening: trio.socket.SocketType, do: Do, nursery: trio.Nursery) -> None:
-    """Answer whoever connects, each in a task of its own: one that reads nothing keeps nobody waiting."""
+async def answer_all(listening: trio.socket.SocketType, do: Do, nursery: trio.Nursery, medium: int) -> None:
+    """Answer whoever connects, each in a task of its own: one that reads nothing keeps nobody waiting.
+
+    `medium`: a descriptor that is lent. Who may ask is the same user, and it is open for reading alone.
+    """
     while True:
         client, _ = await listening.accept()
-        nursery.start_soon(answer, client, do)
+        nursery.start_soon(answer, client, do, medium)
 
 
-async def answer(client: trio.socket.SocketType, do: Do) -> None:
+async def answer(client: trio.socket.SocketType, do: Do, medium: int) -> None:
     """Answer a client until it has gone. Whatever goes wrong with it is its loss, and not that of the mounts."""
     with client:
         try:
             while packet := await client.recv(CONTROL_MESSAGE):
-                for piece in pieces.split(ANSWERS.told(await _answered(channel.decode(packet), do))):
-                    await client.send(piece)
+                told = await _answered(channel.decode(packet), do)
+                fds = channel.descriptors([medium] if told == Done(Verb.LEND) else [])
+                for piece in pieces.split(ANSWERS.told(told)):
+                    await client.sendmsg([piece], fds)
         except (OSError, ProtocolFault):
             return
         except Exception:

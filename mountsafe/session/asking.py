@@ -5,11 +5,11 @@ import select
 import shlex
 import socket
 import struct
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from mountsafe import channel, codec, pieces
 from mountsafe.errors import ProtocolFault, UserError
-from mountsafe.session.messages import ANSWERS, Answer, Failed, Request
+from mountsafe.session.messages import ANSWERS, Answer, Failed, Request, Verb
 from mountsafe.session.runtime import RecordFault, Runtime
 from mountsafe.text import printable
 
@@ -39,6 +39,18 @@ def ask(runtime: Runtime, request: Request, until_gone: bool = False, deadline: 
                 return None
             raise NoAnswer(f"no answer from the mount's supervisor: {error}", _how_to_end(runtime)) from error
     return answer
+
+
+def lent(runtime: Runtime, deadline: float) -> int | None:
+    """Return a descriptor of the medium, which may be a device that is held alone; None if there is none to be had."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock, suppress(OSError, ProtocolFault):
+        sock.settimeout(deadline)
+        with runtime.control() as address:
+            sock.connect(address)
+        channel.send(sock, codec.plain(Request(Verb.LEND)))
+        _, fds = channel.receive(sock) or ({}, [])
+        return fds[0] if fds else None  # an earlier version does not lend
+    return None
 
 
 def _how_to_end(runtime: Runtime) -> str:

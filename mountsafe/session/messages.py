@@ -122,10 +122,29 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked for, as in `MountOptions`: who asks for the same has it already."""
+
+    partition: int | str | None
+    fstype: str | None
+    owner: str
+    links: str
+    timezone: str = ""
+    mount_options: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, options: MountOptions) -> "Asked":
+        """Return what options ask for."""
+        looks = (options.owner, options.links, options.timezone, options.mount_options)
+        return cls(options.partition, options.fstype, *looks)
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A medium and its mounts. `virtual_machine` and `container`: process ids of boxes that run. No mount: not yet.
 
     `offset` and `sizelimit`, in bytes: what counts of its disk; a limit of None is the disk's end.
+    `asked`: None where an earlier version made it.
     """
 
     source: str
@@ -136,6 +155,7 @@ class Record:
     sector_size: int | None = None
     offset: int = 0
     sizelimit: int | None = None
+    asked: Asked | None = None
     accelerator: str = ""
     virtual_machine: int | None = None
     container: int | None = None
@@ -231,6 +251,7 @@ class Verb(StrEnum):
 
     STATUS = "status"
     UNMOUNT = "unmount"
+    LEND = "lend"  # a descriptor of the medium comes with the answer
 
 
 @dataclass(frozen=True, slots=True)

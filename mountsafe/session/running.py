@@ -58,11 +58,13 @@ def clean_up(runtime: Runtime, record: Record | None) -> None:
 
 def status(warn: Callable[[str], None] = log.warning) -> list[Record]:
     """Return the record of every medium, as its supervisor tells it now."""
-    told = []
-    for runtime, record in running(warn):
-        answer = ask(runtime, Request(Verb.STATUS), deadline=STATUS_DEADLINE)
-        told.append(answer.record if isinstance(answer, Mounted) else record)
-    return told
+    return [told(runtime, record) for runtime, record in running(warn)]
+
+
+def told(runtime: Runtime, record: Record) -> Record:
+    """Return the record of a medium as its supervisor tells it now; the one that is known if it is ending."""
+    answer = ask(runtime, Request(Verb.STATUS), deadline=STATUS_DEADLINE)
+    return answer.record if isinstance(answer, Mounted) else record
 
 
 def end(runtime: Runtime, record: Record, force: bool) -> None:
@@ -116,9 +118,14 @@ def unmount_one(name: Path, force: bool = False) -> str:
     for wanted in _spellings(name):
         for runtime, record in media:
             targets = {record.target, *(mount.target for mount in record.mounts), *_places(record)}
-            if wanted in targets or wanted in (record.source, spelled(Path(record.source))):
+            if wanted in targets:
                 end(runtime, record, force)
                 return record.source
+        parts = [each for each in media if wanted in (each[1].source, spelled(Path(each[1].source)))]
+        for runtime, record in parts:
+            end(runtime, record, force)
+        if parts:
+            return parts[0][1].source
         if (which := at(Path(wanted))) is not None:
             unmount(which, lazy=force)
             return wanted

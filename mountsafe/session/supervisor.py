@@ -29,6 +29,7 @@ from mountsafe.session.finding import inspect_medium, machine_settings, open_sto
 from mountsafe.session.machines import Machines, started
 from mountsafe.session.messages import (
     Answer,
+    Asked,
     Begin,
     Done,
     Failed,
@@ -102,7 +103,7 @@ class Supervisor:
             await self._mount_all()
             mounting.cancel_scope.cancel()
         listening = await listen(self._runtime)  # before anybody hears that it is mounted, and may ask
-        self._nursery.start_soon(answer_all, listening, self._do, self._nursery)
+        self._nursery.start_soon(answer_all, listening, self._do, self._nursery, self._medium.fd)
         self._reporter.tell(Mounted(self._record()))
         if self._options.foreground:
             self._nursery.start_soon(self._end_when_gone)
@@ -222,6 +223,7 @@ class Supervisor:
             sector_size=self._medium.sector_size,
             offset=self._order.part.offset,
             sizelimit=self._order.part.size,
+            asked=Asked.of(self._options),
             accelerator=self._machines.accelerator,
             virtual_machine=self._machines.pid,
             container=self._machines.storage.pid,
@@ -260,6 +262,8 @@ class Supervisor:
     async def _do(self, request: Request) -> Answer:
         if request.do is Verb.STATUS:
             return Mounted(self._record())
+        if request.do is Verb.LEND:
+            return Done(request.do)
         for served in list(self._served):
             try:
                 await trio.to_thread.run_sync(partial(served.unmount, request.force))

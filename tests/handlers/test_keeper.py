@@ -179,6 +179,7 @@ def test_a_message_that_stops_in_the_middle_stops_nothing_else(keeper: Keeper) -
 def test_what_is_to_be_known_of_its_files_is_told(keeper: Keeper) -> None:
     keeper.mounts = (mount("A", "its journal\x1b[2J was replayed"),)
     assert keeper.told()["note"] == r"its journal\x1b[2J was replayed"
+    assert (keeper.told()["types"], keeper.told()["labels"]) == (["ext4"], ["A"])
     keeper.mounts += (mount("B", ""), mount("C", "cut"))
     assert keeper.told()["note"] == r"A: its journal\x1b[2J was replayed; C: cut"
 

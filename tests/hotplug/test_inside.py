@@ -1,10 +1,13 @@
 """A stick whose partition table the host does not parse: what the virtual machine finds inside decides and shows."""
 
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mountsafe.errors import ExitCode
+from tests.done import Done
 from tests.hotplug.daemon import MEDIA, RULES, Daemon, label
 from tests.hotplug.machine import USER, Machine, wait_for
 from tests.hotplug.test_agent import Desktop, desktop
@@ -149,3 +152,53 @@ def test_what_a_rule_hides_is_hidden_though_only_the_guest_can_tell_its_type(
         daemon.wait_for_words(f"is on {hidden}")
         assert daemon.mounts() == []
     wait_for(lambda: daemon.machine.run("ls", hidden).code != 0, "its folder's end")
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------
+def as_user(machine: Machine, *words: str) -> Done:
+    """Run mountsafe as the user, who needs a place for records."""
+    place = "/run/user-of-tests"
+    machine.run("install", "-d", "-o", USER, "-m", "700", place).ok()
+    return machine.run("env", f"XDG_RUNTIME_DIR={place}", sys.executable, "-m", "mountsafe", *words, user=True)
+
+
+def test_what_the_daemon_shows_is_listed_and_mounting_it_says_where(
+    daemon: Daemon, image: Image, tmp_path: Path
+) -> None:
+    machine = daemon.machine
+    with machine.loop(stick(tmp_path / "stick.img", image("vfat"), image("ext2"))) as device:
+        become(machine, device, "open")
+        shown = [(f"{MEDIA}/{label('vfat')}", "vfat"), (f"{MEDIA}/{label('ext2')}", "ext2")]
+        for mountsafe in (machine.mountsafe, lambda *words: as_user(machine, *words)):
+            (told,) = mountsafe("list", "--json").ok().json()
+            assert (told["source"], told["shown_by"], told["user"]) == (device, "daemon", USER)
+            assert [(each["target"], each["fstype"]) for each in told["mounts"]] == shown
+            assert [line.split()[-1] for line in mountsafe("list").ok().out.splitlines()] == ["BY", "daemon", "daemon"]
+            again = mountsafe("mount", "--json", device).ok().json()
+            assert [each["target"] for each in again["mounts"]] == [target for target, _ in shown]
+            assert f"{device} is already shown on {shown[0][0]}" in mountsafe("mount", device).ok().out
+        assert len(daemon.mounts()) == len(shown)
+
+
+REFUSED = '[[rule]]\nname = "no FAT"\nverdict = "refuse"\nfstype = "vfat"\nreason = "not here"\n'
+
+
+def test_by_hand_nothing_is_shown_that_the_policy_refuses(daemon: Daemon, image: Image, tmp_path: Path) -> None:
+    machine = daemon.machine
+    disk = stick(tmp_path / "two.img", image("vfat"), image("ext2"))
+    with rules(machine, REFUSED):
+        done = machine.mountsafe("mount", "--json", image("vfat"), "/run/by-hand")
+        assert done.code == ExitCode.SOURCE
+        assert done.json()["error"]["message"] == 'the policy refuses vfat.img: not here (rule "no FAT")'
+        assert machine.run("ls", "/run/by-hand").code != 0
+        part = machine.mountsafe("mount", "--json", disk, "/run/by-hand")
+        try:
+            assert part.code == ExitCode.PARTIAL
+            assert [each["fstype"] for each in part.json()["mounts"]] == ["ext2"]
+            assert "the policy refuses it: not here" in part.json()["missing"][0]["message"]
+        finally:
+            machine.mountsafe("unmount", disk)
+    with rules(machine, REFUSED.replace("refuse", "ask")):
+        done = machine.mountsafe("mount", image("vfat"), "/run/by-hand").ok()  # who names it has answered
+        assert "the policy asks before it opens vfat.img: not here" in done.err
+        machine.mountsafe("unmount", image("vfat")).ok()

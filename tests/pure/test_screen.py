@@ -154,3 +154,18 @@ def test_no_line_of_a_table_is_broken_however_narrow_the_terminal(monkeypatch: p
         assert uuid in made.getvalue()
         assert "sudo mountsafe policy install" in made.getvalue()
         assert made.getvalue().count("\n") <= lines
+
+
+def test_a_table_that_is_piped_has_nothing_after_its_last_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody cuts it into columns: no trailing space, no line broken, and wide characters count as they are shown."""
+    path = "/run/media/somebody/" + "x" * 300
+    screen.table(["SOURCE", "LABEL", "DO"], [[path, "日本", ["one", "", "two"]], ["/a", "", ""], ["/b", "B", "three"]])
+    lines = capsys.readouterr().out.splitlines()
+    width = len(path)
+    assert lines == [
+        f"{'SOURCE':{width}}  LABEL  DO",
+        f"{path}  日本   one",
+        f"{'':{width}}         two",
+        "/a",
+        f"{'/b':{width}}  B      three",
+    ]

@@ -73,6 +73,14 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
             "sector_size": None,
             "offset": 0,
             "sizelimit": None,
+            "asked": {
+                "partition": None,
+                "fstype": None,
+                "owner": "user",
+                "links": "nofollow",
+                "timezone": "",
+                "mount_options": [],
+            },
             "created": [str(target)],
             "supervisor": record["supervisor"],
             "accelerator": record["accelerator"],
@@ -103,7 +111,12 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
         assert person.run(target / "README.txt", program=["stat", "-c", "%u"]).ok().out.strip() == str(person.uid)
         writing = person.python("import sys; open(sys.argv[1], 'w')", target / "new")
         assert os.strerror(errno.EROFS) in writing.err
-        assert person.run("mount", source, folder / "again").code == 4  # the same one twice
+        again = person.run("mount", source, folder / "again").ok()
+        assert again.out == f"{source} is already mounted on {target}\n"
+        assert person.run("mount", "--json", source).ok().json() == record
+        other = person.run("mount", source, folder / "again", "--owner", "image")
+        assert other.code == ExitCode.TARGET
+        assert "already mounted" in other.err
         assert not (folder / "again").exists()
     assert not target.exists()
     assert person.run("list", "--json").ok().json() == []
@@ -230,6 +243,25 @@ def test_one_partition(person: Person, folder: Path, image: Image) -> None:
         check_tree(person, folder / "m", volume.entries)
 
 
+def test_another_partition_beside_one_that_is_mounted(person: Person, folder: Path, image: Image) -> None:
+    source, before = image("disk-mbr"), Traces.taken(person)
+    first, second = [v for v in images.volumes("disk-mbr") if v.filesystem in ("ext2", "vfat")][:2]
+    records = [
+        person.run("mount", "--json", source, folder / f"m{v.partition}", "--partition", str(v.partition)).ok().json()
+        for v in (first, second)
+    ]
+    assert records[0]["supervisor"] != records[1]["supervisor"]
+    for volume in (first, second):
+        check_tree(person, folder / f"m{volume.partition}", volume.entries)
+        again = person.run("mount", source, folder / "x", "--partition", str(volume.partition)).ok()
+        assert again.out == f"{source} is already mounted on {folder / f'm{volume.partition}'}\n"
+    person.run("unmount", folder / f"m{first.partition}").ok()
+    check_tree(person, folder / f"m{second.partition}", second.entries)  # it has a virtual machine of its own
+    person.run("mount", source, folder / "again", "--partition", str(first.partition)).ok()
+    person.run("unmount", source).ok()  # both
+    before.assert_same(person)
+
+
 @pytest.mark.parametrize("name", ["disk-gpt", "encrypted-luks"])
 def test_inspect(person: Person, image: Image, name: str) -> None:
     told = person.run("inspect", image(name), "--json").ok().json()
@@ -292,7 +324,7 @@ def test_a_link_to_the_source_is_the_source(person: Person, folder: Path, image:
     link = folder / "link.img"
     link.symlink_to(image("romfs"))
     with mounted(person, link, folder / "m"):
-        assert person.run("mount", image("romfs"), folder / "again").code == 4
+        assert str(folder / "m") in person.run("mount", image("romfs"), folder / "again").ok().out
         person.run("unmount", image("romfs")).ok()
         person.run("mount", link, folder / "m").ok()
 

@@ -1,0 +1,88 @@
+"""What is mounted already: whoever asks for it once more is told where, and another part of it is mounted beside it."""
+
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.limits import STATUS_DEADLINE
+from mountsafe.medium.formats import Format
+from mountsafe.medium.part import Part
+from mountsafe.session import asking, running
+from mountsafe.session.messages import Asked, MountOptions, Record
+from mountsafe.session.runtime import Runtime
+from mountsafe.text import printable
+
+
+def mounted(
+    source: Path, options: MountOptions, format_: Format | None, sector_size: int | None, part: Part
+) -> Record | None:
+    """Return the record of the mount that shows what is asked for; None if there is none.
+
+    Raises UserError (TARGET) if one shows it in another way than is asked for.
+    """
+    for runtime, record in _of(source):
+        if not _shows(record, options.partition):
+            continue
+        if not _so(record, options, format_, sector_size, part):
+            shown = printable(os.fsencode(source.name))
+            hint = f"mountsafe unmount {shlex.quote(_printed(record.target))}, then it can be mounted in this way."
+            message = f"{shown} is already mounted on {_printed(record.target)}, with other options"
+            raise UserError(message, hint, ExitCode.TARGET)
+        return running.told(runtime, record)
+    return None
+
+
+def lent(source: Path) -> int | None:
+    """Return a descriptor of a device that a mount of the caller's holds alone, for another part of it; else None."""
+    try:
+        if not stat.S_ISBLK(source.stat().st_mode):
+            return None
+    except OSError:
+        return None
+    return next(filter(None, (asking.lent(runtime, STATUS_DEADLINE) for runtime, _ in _of(source))), None)
+
+
+def _of(source: Path) -> Iterator[tuple[Runtime, Record]]:
+    """Yield the media of the caller that are this source, by whatever name."""
+    for runtime, record in running.running():
+        if _same(Path(record.source), source):
+            yield runtime, record
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        first, second = one.stat(), other.stat()
+    except OSError:  # removed, or replaced by what we may not see
+        return one == other.absolute()
+    if stat.S_ISBLK(first.st_mode) and stat.S_ISBLK(second.st_mode):
+        return first.st_rdev == second.st_rdev
+    return os.path.samestat(first, second)
+
+
+def _shows(record: Record, partition: int | str | None) -> bool:
+    """Whether it was asked for the same part, or shows that part among others."""
+    asked = record.asked.partition if record.asked is not None else None
+    if partition is None:
+        return asked is None
+    return partition in (asked, *(each.name for each in record.mounts))
+
+
+def _so(record: Record, options: MountOptions, format_: Format | None, sector_size: int | None, part: Part) -> bool:
+    """Whether it is shown in the way that is asked for, so far as its supervisor tells."""
+    if record.asked is None:
+        return True
+    same = Asked.of(options) == replace(record.asked, partition=options.partition)
+    return (
+        same
+        and format_ in (None, record.format)
+        and sector_size == record.sector_size
+        and part == Part(record.offset, record.sizelimit)
+    )
+
+
+def _printed(path: str) -> str:
+    return printable(os.fsencode(path), 500)

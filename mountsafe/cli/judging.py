@@ -1,0 +1,58 @@
+"""What the policy says of a medium that somebody opens by hand, asked once it is known what is inside."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from mountsafe.cli import screen
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.medium.source import Medium
+from mountsafe.policy import files
+from mountsafe.policy.facts import Facts
+from mountsafe.policy.inside import Seen, judge
+from mountsafe.policy.rules import Decision
+from mountsafe.session.start import Judge
+from mountsafe.text import printable
+
+
+def judge_of(medium: Medium) -> Judge:
+    """Return who judges what is found in a medium: what the policy refuses is not shown.
+
+    What it asks about is: naming a medium by hand is the answer. The reason is said.
+    """
+    policy = files.load()
+    known = _known(medium)
+
+    def judged(found: Sequence[Seen]) -> tuple[list[str], str]:
+        judgement = judge(policy.decide, known, found)
+        if judgement.nothing:
+            raise _refusal(medium, next(iter(judgement.refused.values())))
+        if judgement.asks is not None:
+            screen.warn(f"the policy asks before it opens {medium.name}: {judgement.asks.reason}")
+        return list(judgement.refused), judgement.words
+
+    return judged
+
+
+def _known(medium: Medium) -> Facts:
+    """Return what is known from outside: of an image nothing but its size, as `policy explain` has it."""
+    if not medium.block_device:
+        return Facts(bus="image", size=medium.size)
+    from mountsafe.hotplug.devices import facts_of  # loads libudev, which few verbs need
+
+    name = Path(os.path.realpath(medium.path)).name
+    try:
+        found = facts_of(medium.path)
+    except UserError:  # no udev here: then nobody can say that it is inside the machine
+        return Facts(device=name, size=medium.size)
+    made_here = Facts(device=name, size=medium.size, external=False)
+    return next((facts for facts in found if facts.device == name), made_here)
+
+
+def _refusal(medium: Medium, decision: Decision) -> UserError:
+    rule = f' (rule "{decision.rule}")' if decision.rule else ""
+    hint = (
+        f"mountsafe policy explain {shlex.quote(printable(os.fsencode(medium.path), 500))} says where that is written."
+    )
+    return UserError(f"the policy refuses {medium.name}: {decision.reason}{rule}", hint, ExitCode.SOURCE)
