@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mountsafe.cli import screen
@@ -10,7 +11,7 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.policy import files
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.inside import Seen, judge
+from mountsafe.policy.inside import Judgement, Seen, judge
 from mountsafe.policy.rules import Decision
 from mountsafe.session.start import Judge
 from mountsafe.text import printable
@@ -24,13 +25,13 @@ def judge_of(medium: Medium) -> Judge:
     policy = files.load()
     known = _known(medium)
 
-    def judged(found: Sequence[Seen]) -> tuple[list[str], str]:
+    def judged(found: Sequence[Seen]) -> Judgement:
         judgement = judge(policy.decide, known, found)
         if judgement.nothing:
             raise _refusal(medium, next(iter(judgement.refused.values())))
         if judgement.asks is not None:
             screen.warn(f"the policy asks before it opens {medium.name}: {judgement.asks.reason}")
-        return list(judgement.refused), judgement.words
+        return replace(judgement, mount_options={})  # those are named by hand as well
 
     return judged
 

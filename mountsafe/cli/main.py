@@ -21,6 +21,7 @@ from mountsafe.cli import (
     serving,
     setting,
     trusting,
+    viewing,
 )
 from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, MountsafeError, NoRight, UserError
@@ -43,6 +44,7 @@ setting.register(app)
 serving.register(app)
 media.register(app)
 desktop.register(app)
+viewing.register(app)
 app.add_typer(appliance.app, name="appliance")
 app.add_typer(policies.app, name="policy")
 

@@ -7,23 +7,21 @@ import logging
 import os
 import pwd
 import signal
-import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 import trio
-from jeepney import DBusErrorResponse, HeaderFields, MatchRule, MessageType, message_bus
+from jeepney import HeaderFields, MatchRule, MessageType
 
 from mountsafe.daemon import address, client, person
-from mountsafe.daemon.bus import BUS, Bus, BusGone, connected
+from mountsafe.daemon.bus import Bus, BusGone, connected
 from mountsafe.desktop import notifications
+from mountsafe.desktop.folders import open_folder
 from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure, is_blocked, notice_of
 from mountsafe.desktop.notifications import NOBODY, Notifications
+from mountsafe.desktop.signals import owner_of, subscribe
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.system.messages import Heard, Malformed
-from mountsafe.system.units import apart
-from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
 PAUSE = 0.1  # seconds between two looks, however many signals come: anybody may send them
@@ -69,8 +67,8 @@ class Agent:
     async def _serve(self, session: Bus, system: Bus) -> None:
         self._desktop = Notifications(session)
         async with trio.open_nursery() as self._nursery:
-            await _subscribe(session, _owner_of(notifications.NAME), MatchRule(interface=notifications.NAME))
-            await _subscribe(system, _owner_of(address.NAME), MatchRule(sender=address.NAME), MatchRule(path=_SEAT))
+            await subscribe(session, owner_of(notifications.NAME), MatchRule(interface=notifications.NAME))
+            await subscribe(system, owner_of(address.NAME), MatchRule(sender=address.NAME), MatchRule(path=_SEAT))
             self._nursery.start_soon(self._obey_signals)
             self._nursery.start_soon(self._hear_desktop)
             self._look()
@@ -184,28 +182,4 @@ class Agent:
 
     def _open_folders(self, medium: Medium) -> None:
         for folder in medium["mounts"]:
-            self._nursery.start_soon(_open_folder, folder)
-
-
-async def _open_folder(folder: str) -> None:
-    command = partial(subprocess.run, [*apart(), "xdg-open", folder], stdin=subprocess.DEVNULL, check=False)
-    try:
-        # It may last as long as the program that shows the folder, which outlives us.
-        await in_thread(partial(command, start_new_session=True))
-    except OSError as error:
-        log.warning("cannot open %s: %s", folder, error)
-
-
-def _owner_of(name: str) -> MatchRule:
-    """Match the news that a name has another owner."""
-    rule = MatchRule(sender=BUS, interface=BUS, member="NameOwnerChanged")
-    rule.add_arg_condition(0, name)
-    return rule
-
-
-async def _subscribe(bus: Bus, *rules: MatchRule) -> None:
-    for rule in rules:
-        try:
-            await bus.ask(message_bus.AddMatch(rule))
-        except DBusErrorResponse as error:
-            raise BusGone(f"it does not tell what happens: {error}") from error
+            self._nursery.start_soon(open_folder, folder)

@@ -25,6 +25,7 @@ class Action(StrEnum):
     EJECT = "eject"
     TRUST = "trust"
     DETAILS = "details"
+    UNMOUNT = "unmount"
 
 
 LABELS = {
@@ -33,6 +34,7 @@ LABELS = {
     Action.EJECT: "Eject",
     Action.TRUST: "Trust",
     Action.DETAILS: "Details",
+    Action.UNMOUNT: "Unmount",
 }
 
 

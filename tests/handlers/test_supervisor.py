@@ -145,7 +145,7 @@ async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: 
         made = await many(tmp_path, monkeypatch, RealReporter(theirs))
         async with trio.open_nursery() as nursery:
             made._nursery = nursery
-            nursery.start_soon(answer, trio.socket.from_stdlib_socket(server, 0), made._do)
+            nursery.start_soon(answer, trio.socket.from_stdlib_socket(server), made._do, 0)
             await made._mount_all()
             with trio.fail_after(PATIENCE):
                 record = made._record()
@@ -170,7 +170,7 @@ async def test_a_client_that_cannot_be_answered_ends_no_mount(tmp_path: Path, mo
     client, server = channel.pair()
     with client:
         client.send(channel.encode({"do": "status"}))
-        await answer(trio.socket.from_stdlib_socket(server, 0), made._do)  # and nothing is raised
+        await answer(trio.socket.from_stdlib_socket(server), made._do, 0)  # and nothing is raised
         assert pieces.receive(client) is None
 
 
@@ -199,7 +199,7 @@ async def test_what_is_no_request_is_answered_and_does_nothing(
     made = supervisor(tmp_path, Reporter(), [volume()])
     client, server = channel.pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(answer, trio.socket.from_stdlib_socket(server, 0), made._do)
+        nursery.start_soon(answer, trio.socket.from_stdlib_socket(server), made._do, 0)
         with client, trio.fail_after(PATIENCE):
             for _ in range(2):
                 client.send(channel.encode(request_))

@@ -68,7 +68,7 @@ BREAKS: dict[int, list[Break]] = {
     14: [Break("appliance/client.py", "with trio.move_on_after(deadline)", f"with trio.move_on_after({FOR_EVER})")],
     15: [Break("sandbox.py", ', "--die-with-parent"', ""), Break("process.py", "kill -s KILL 0", ":")],
     16: [
-        Break("cli/mounting.py", "                target.remove()  # unless", "                pass  # unless"),
+        Break("cli/opening.py", "                target.remove()  # unless", "                pass  # unless"),
         Break("session/supervisor.py", "            self._remove_folders()\n", "            pass\n"),
     ],
     17: [Break("text.py", "import unicodedata\n", "import unicodedata\n\nimport guestfs\n")],
