@@ -6,14 +6,14 @@ import fcntl
 import marshal
 import os
 import stat
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import islice
 
 from mountsafe import wire
 from mountsafe.agent import twin
-from mountsafe.agent.amended import Amend, Amended, padded
+from mountsafe.agent.amended import Amended, padded
+from mountsafe.agent.entries import fitting, numbers, packed, packed_of_ntfs
 from mountsafe.agent.extents import ExtentMap
 from mountsafe.agent.names import Names, names_in
 from mountsafe.agent.programs import Refused
@@ -22,8 +22,7 @@ Work = Callable[[bytes, list[bytes]], list[bytes]]
 WORTH_SHARING = 16  # names of one question: looking at a file takes 0.1 ms in an emulated machine, the sharing as much
 READ_WORTH_SHARING = 128 << 10  # bytes for each: a block of squashfs or of btrfs that only one should decompress
 NOTHING_PREPARED = (0, b"")
-UNSEEN = (0,) * 10  # the numbers of what cannot be looked at
-
+NTFS = "ntfs-3g"
 EXT = ("ext2", "ext3", "ext4")
 FINDS_BY_INDEX = frozenset({"xfs", "btrfs", "f2fs"})
 FS_IOC_GETFLAGS, EXT4_INDEX_FL = 0x80086601, 0x1000  # include/uapi/linux/fs.h, fs/ext4/ext4.h
@@ -80,7 +79,7 @@ class Tree:
 
     def root(self) -> wire.Entry:
         """The root's attributes, under an empty name."""
-        return wire.Entry._make((b"", *_fitting(self._amended.root(_numbers(os.fstat(self._root)))), b""))
+        return wire.Entry._make((b"", *fitting(self._amended.root(numbers(os.fstat(self._root)))), b""))
 
     def _parent(self, path: bytes) -> tuple[int, bytes, bool]:
         """Return (descriptor of the folder, last name, whether to close it). Deep paths are walked in steps."""
@@ -105,10 +104,18 @@ class Tree:
             if close:
                 os.close(folder)
 
+    def _opened(self, path: bytes) -> int:
+        try:
+            return self._open(path, os.O_RDONLY)
+        except OSError as error:
+            if error.errno == errno.ELOOP and self._type == NTFS:
+                raise Refused(errno.EOPNOTSUPP, "only Windows can read it") from error
+            raise
+
     def _file(self, path: bytes) -> int:
         fd = self._files.pop(path, -1)
         if fd < 0:
-            fd = self._open(path, os.O_RDONLY)
+            fd = self._opened(path)
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise Refused(errno.EINVAL, "not a regular file")
@@ -171,8 +178,11 @@ class Tree:
     def _attributes(self, path: bytes, names: list[bytes]) -> list[bytes]:
         folder = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            if self._type == NTFS:
+                depth = path.count(b"/") + 1 if path else 0
+                return [packed_of_ntfs(name, folder, self._where, depth) for name in names]
             amend = self._amended.in_folder(path)
-            return [_packed(name, folder, amend) for name in names]
+            return [packed(name, folder, amend) for name in names]
         finally:
             os.close(folder)
 
@@ -323,7 +333,7 @@ class Tree:
 
     def xattrs(self, path: bytes) -> bytes:
         """Return the extended attributes of anything but a symbolic link, which Linux gives none."""
-        fd = self._open(path, os.O_RDONLY)
+        fd = self._opened(path)
         try:
             pairs = list(_held(fd))
         except OSError as error:
@@ -350,36 +360,3 @@ def _held(fd: int) -> Iterator[tuple[bytes, bytes]]:
         except OSError as error:
             if error.errno != errno.ENODATA:
                 raise
-
-
-def _packed(name: bytes, folder: int, amend: Amend | None = None) -> bytes:
-    """Return one wire.Entry. Spelled out: this is where the guest's time is spent."""
-    target = b""
-    try:
-        st = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        if st.st_mode & 0o170000 == stat.S_IFLNK:
-            target = os.readlink(name, dir_fd=folder)[: wire.MAX_TARGET]
-    except OSError:
-        return wire.pack_entry(name, UNSEEN, target)
-    numbers = _numbers(st) if amend is None else amend(name, _numbers(st))
-    try:
-        return wire.pack_entry(name, numbers, target)
-    except struct.error:
-        return wire.pack_entry(name, _fitting(numbers), target)
-
-
-def _numbers(st: os.stat_result) -> tuple[int, ...]:
-    """The numbers of a wire.Entry."""
-    return (
-        st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_ino, st.st_size, st.st_blocks,
-        st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns,
-    )  # fmt: skip
-
-
-def _fitting(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """The same, cut to what fits: there are media with times beyond the year 2262, and damaged ones with sizes that the
-    kernel takes for negative. The host finds those too large.
-    """
-    mode, nlink, uid, gid, ino, size, blocks, *times = numbers
-    rest = (number & 0xFFFFFFFFFFFFFFFF for number in (ino, size, blocks))
-    return (mode, nlink & 0xFFFFFFFF, uid, gid, *rest, *(max(-(1 << 63), min((1 << 63) - 1, t)) for t in times))
