@@ -56,7 +56,7 @@ class Peer:
             return channel.decode(packet)
         raise DeadlinePassed(f"{self._what} did not {doing} in {deadline:.0f} s")
 
-    async def ask(self, what: str, fds: list[int], deadline: float, **how: str) -> None:
+    async def ask(self, what: str, fds: list[int], deadline: float, **how: str | int | None) -> None:
         """Have it do something; `how` goes along. Raises GuestGone if it could not, DeadlinePassed, ProtocolFault."""
         async with self._requests:
             try:

@@ -125,9 +125,10 @@ class Guest:
         sys.stderr.flush()
         return bool(data)
 
-    def attach(self, fd: int, model: str = "") -> None:
+    def attach(self, fd: int, model: str = "", offset: int = 0, size: int | None = None) -> None:
         """Plug the medium behind `fd` into the VM, read-only. A socket leads to who serves it by NBD.
 
+        The VM has `size` bytes of it from `offset` on, or all up to its end: QEMU lets it read no other.
         `model` tells the agent of the medium's sectors. The disk's own are always of 512 bytes: see `agent.sectors`.
         """
         assert self.qmp is not None
@@ -136,7 +137,8 @@ class Guest:
             source = {"driver": "nbd", "server": {"type": "fd", "str": MEDIUM}, "read-only": True}
         else:
             source = self.qmp.take_medium(fd)
-        node = {"driver": "raw", "node-name": MEDIUM, "read-only": True, "file": source}
+        node: dict[str, Any] = {"driver": "raw", "node-name": MEDIUM, "read-only": True, "file": source}
+        node |= ({"offset": offset} if offset else {}) | ({"size": size} if size is not None else {})
         self.qmp.execute("blockdev-add", node)
         place = {"bus": "scsi.0", "channel": 0, "scsi-id": 8, "lun": 0}
         named = {"product": model} if model else {}

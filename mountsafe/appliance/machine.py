@@ -18,6 +18,7 @@ from mountsafe.limits import (
     LAUNCH_DEADLINE,
     REQUEST_DEADLINE,
 )
+from mountsafe.medium.part import WHOLE, Part
 from mountsafe.peer import Peer
 from mountsafe.process import Child
 from mountsafe.text import printable
@@ -94,9 +95,9 @@ class Machine(Peer):
             raise GuestGone(f"the virtual machine did not start: {printable(str(untrusted.get('why')), 500)}")
         self.console.started = True
 
-    async def attach(self, fd: int, model: str = "") -> None:
-        """Plug the medium behind `fd` in; `model` is what its disk is called."""
-        await self.ask("attach", [fd], ATTACH_DEADLINE, model=model)
+    async def attach(self, fd: int, model: str = "", part: Part = WHOLE) -> None:
+        """Plug the medium behind `fd` in, or a part of it; `model` is what its disk is called."""
+        await self.ask("attach", [fd], ATTACH_DEADLINE, model=model, offset=part.offset, size=part.size)
 
     async def detach(self) -> None:
         """Unplug it again. Only tests and a shared warm VM do; a medium's own VM ends with it."""

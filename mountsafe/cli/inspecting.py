@@ -7,13 +7,16 @@ from mountsafe.cli.mounting import (
     Format,
     FormatOption,
     Json,
+    Offset,
     SectorSize,
+    SizeLimit,
     Source,
     Verbose,
     checked_sectors,
     named,
     require_formats,
 )
+from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App
 from mountsafe.jobs.inspection import Found, inspected
 from mountsafe.medium import formats
@@ -24,7 +27,8 @@ from mountsafe.text import size
 def register(app: App) -> None:
     """Add the verb."""
     app.command(
-        epilog="Examples: [bold]mountsafe inspect disk.img --json[/bold], [bold]mountsafe inspect machine.vhdx[/bold]"
+        epilog="Examples: [bold]mountsafe inspect disk.img --json[/bold], [bold]mountsafe inspect machine.vhdx[/bold], "
+        "[bold]mountsafe inspect dump.bin --offset 1MiB[/bold]"
     )(inspect)
 
 
@@ -32,14 +36,17 @@ def inspect(
     source: Source,
     format_: FormatOption = Format.AUTO,
     sector_size: SectorSize = None,
+    offset: Offset = None,
+    sizelimit: SizeLimit = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Show the partitions and file systems of an image or a device, and how risky each type is to mount."""
-    medium = open_medium(source, named(format_), checked_sectors(sector_size))
+    part = checked_part(offset, sizelimit)
+    medium = open_medium(source, named(format_), checked_sectors(sector_size), part)
     found = find(medium, json or verbose, verbose)
     if json:
-        facts = {"source": str(medium.path), "format": medium.format, "size": found.size}
+        facts = {"source": str(medium.path), "format": medium.format, "offset": part.offset, "size": found.size}
         screen.print_json(facts | {"volumes": [volume.facts() for volume in found.volumes]})
     else:
         _tell(medium, found)
@@ -57,7 +64,8 @@ def find(medium: Medium, quiet: bool, verbose: bool = False) -> Found:
 
 def _tell(medium: Medium, found: Found) -> None:
     what = "" if medium.format is formats.Format.RAW else f"{medium.format}, a disk of "
-    screen.say(f"{medium.name}: {what}{size(found.size)}")
+    where = f", from byte {medium.part.offset} on" if medium.part.offset else ""
+    screen.say(f"{medium.name}: {what}{size(found.size)}{where}")
     layered = any(volume.layers for volume in found.volumes)
     rows = []
     for volume in found.volumes:

@@ -13,6 +13,7 @@ import typer
 from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
+from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, argument, option
 from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
@@ -73,6 +74,7 @@ _MOUNT_EXAMPLES = (
     "[bold]mountsafe mount machine.vmdk ~/mnt[/bold], "
     "[bold]mountsafe mount odd.img ~/mnt --format raw[/bold], "
     "[bold]mountsafe mount copy.img ~/mnt --sector-size 4096[/bold], "
+    "[bold]mountsafe mount dump.bin ~/mnt --offset 1MiB --sizelimit 512MiB[/bold], "
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
 # readable=False: who may read what is found out by opening it, and told with its own exit code.
@@ -94,6 +96,20 @@ SectorSize = Annotated[
         " of the device come first (of an image: 512), and the others where nothing is found so.",
         show_default=False,
     ),
+]
+Offset = Annotated[
+    str | None,
+    option(
+        "--offset",
+        metavar="BYTES",
+        help="The disk or file system begins after so many bytes (of the disk in a container): 1048576, 0x100000,"
+        " 1MiB, or 2048s for sectors of 512.",
+        show_default=False,
+    ),
+]
+SizeLimit = Annotated[
+    str | None,
+    option("--sizelimit", metavar="BYTES", help="It ends after so many bytes: a multiple of 512.", show_default=False),
 ]
 Json = Annotated[bool, option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")]
 Verbose = Annotated[bool, option("--verbose", "-v", help="Show the sandbox command and the guest's console.")]
@@ -126,6 +142,8 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     ] = None,
     format_: FormatOption = Format.AUTO,
     sector_size: SectorSize = None,
+    offset: Offset = None,
+    sizelimit: SizeLimit = None,
     owner: Annotated[Owner, option(help="Show the files as yours, or as the image says.")] = Owner.USER,
     links: Annotated[
         Links,
@@ -152,7 +170,8 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     """
     _check_words(fstype, partition)
     options = MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries)
-    medium = open_medium(source, named(format_), checked_sectors(sector_size))
+    part = checked_part(offset, sizelimit)
+    medium = open_medium(source, named(format_), checked_sectors(sector_size), part)
     _check_not_mounted(medium)
     sandbox.require()
     require_formats(medium)

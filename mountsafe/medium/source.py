@@ -12,6 +12,7 @@ from mountsafe import landlock
 from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.medium import wrappers
 from mountsafe.medium.formats import Format, detect
+from mountsafe.medium.part import WHOLE, Part
 from mountsafe.medium.sealed import sealed
 from mountsafe.text import printable
 from mountsafe.wire import SECTOR_SIZES
@@ -23,7 +24,8 @@ BLKROGET, BLKGETSIZE64, BLKSSZGET = 0x125E, 0x80081272, 0x1268  # include/uapi/l
 class Medium:
     """An open medium: a read-only descriptor and its size in bytes. `format`: what holds the disk in it.
 
-    `sector_size`: the one that the user says its partition table counts, or None.
+    `sector_size`: the one that the user says its partition table counts, or None. `part`: what counts of the
+    disk in it.
     """
 
     path: Path
@@ -32,6 +34,7 @@ class Medium:
     block_device: bool
     format: Format = Format.RAW
     sector_size: int | None = None
+    part: Part = WHOLE
 
     @property
     def name(self) -> str:
@@ -46,12 +49,14 @@ class Medium:
         return f"sector {own}" if own in SECTOR_SIZES else ""
 
 
-def open_medium(source: Path, wanted: Format | None = None, sector_size: int | None = None) -> Medium:
+def open_medium(
+    source: Path, wanted: Format | None = None, sector_size: int | None = None, part: Part = WHOLE
+) -> Medium:
     """Open an image file or a block device; it is of the format `wanted`, or of that which it looks like.
 
     A block device is opened with O_EXCL: that fails while it is mounted, and while it is held nobody can mount it. It
     is taken as raw if nothing is said: who made it does not get to choose.
-    Raises UserError (ExitCode.SOURCE) for anything that cannot be a medium.
+    Raises UserError: SOURCE for anything that cannot be a medium, USAGE for a part that it does not have.
     """
     shown = printable(os.fsencode(source))
     try:
@@ -63,11 +68,7 @@ def open_medium(source: Path, wanted: Format | None = None, sector_size: int | N
     if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
         hint = "Name an image file or a block device."
         raise UserError(f"{shown} is neither a file nor a block device", hint, ExitCode.SOURCE)
-    exclusive = os.O_EXCL if stat.S_ISBLK(kind) else 0
-    try:
-        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | exclusive)
-    except OSError as error:
-        raise _cannot_open(shown, error) from error
+    fd = _opened(source, stat.S_ISBLK(kind), shown)
     try:
         # The name may lead elsewhere by now: only what was opened counts.
         opened = os.fstat(fd)
@@ -82,10 +83,19 @@ def open_medium(source: Path, wanted: Format | None = None, sector_size: int | N
             _check_device(fd, opened.st_mode, shown)
         if wanted is None:
             wanted = Format.RAW if stat.S_ISBLK(opened.st_mode) else detect(partial(_readable, fd), size)
-        return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode), wanted, sector_size)
+        if wanted is Format.RAW:  # of the disk in a container the size is not known yet
+            part.within(size, printable(os.fsencode(source.name)))
+        return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode), wanted, sector_size, part)
     except BaseException:
         os.close(fd)
         raise
+
+
+def _opened(source: Path, exclusive: bool, shown: str) -> int:
+    try:
+        return os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_EXCL if exclusive else 0))
+    except OSError as error:
+        raise _cannot_open(shown, error) from error
 
 
 def _sealed(fd: int, source: Path, shown: str) -> int:
@@ -122,7 +132,7 @@ def _check_device(fd: int, mode: int, shown: str) -> None:
 
 def explained(medium: Medium, error: UserError) -> UserError:
     """Return what a user is told when a medium could not be mounted: what the file is, if that is another thing."""
-    if medium.block_device or medium.format is not Format.RAW:
+    if medium.block_device or medium.format is not Format.RAW or medium.part != WHOLE:
         return error
     path = printable(os.fsencode(medium.path))
     return wrappers.explained(error, medium.name, path, partial(_readable, medium.fd), medium.size)

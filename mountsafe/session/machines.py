@@ -205,7 +205,7 @@ class Machines:
         try:
             async with self.storage.lent(to_qemu=True) as fd:
                 number = self.storage.number
-                await machine.attach(fd, self.storage.medium.model())
+                await machine.attach(fd, self.storage.medium.model(), self.storage.part)
         except BaseException as error:
             self._last = machine
             await machine.stop()

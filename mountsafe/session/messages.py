@@ -13,6 +13,7 @@ from mountsafe import codec
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium.formats import Format
+from mountsafe.medium.part import WHOLE, Part
 from mountsafe.policy.inside import Seen
 
 VERSION = 2
@@ -52,7 +53,7 @@ class MountOptions:
 class Order:
     """What to mount where, and for whom. Three descriptors come with it: the medium, the target's parent, the target.
 
-    `source` to `sector_size` as in `mountsafe.medium.source.Medium`; `uid` and `gid` of whom it is for.
+    `source` to `sector_size`, and `part`, as in `mountsafe.medium.source.Medium`; `uid` and `gid` of whom it is for.
     """
 
     source: str
@@ -65,6 +66,7 @@ class Order:
     uid: int
     gid: int
     options: MountOptions
+    part: Part = WHOLE
 
 
 # --- the record -----------------------------------------------------------------------------------------------------
@@ -112,7 +114,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A medium and its mounts. `virtual_machine` and `container`: process ids of boxes that run. No mount: not yet."""
+    """A medium and its mounts. `virtual_machine` and `container`: process ids of boxes that run. No mount: not yet.
+
+    `offset` and `sizelimit`: the part of the disk that counts, in bytes.
+    """
 
     source: str
     target: str
@@ -120,6 +125,8 @@ class Record:
     created: tuple[str, ...] = ()
     format: Format = Format.RAW
     sector_size: int | None = None
+    offset: int = 0
+    sizelimit: int | None = None
     accelerator: str = ""
     virtual_machine: int | None = None
     container: int | None = None

@@ -142,6 +142,8 @@ class ServedVolume:
             "start": window.start,
             "size": window.size,
             "places": window.places,
+            "reach": self._machines.storage.reach,
+            "offset": self._machines.storage.part.offset,
             "disk_size": self._machines.storage.size,
             "uid": uid,
             "gid": gid,

@@ -29,6 +29,7 @@ from mountsafe.incidents import Incidents
 from mountsafe.limits import PREFETCH_ENTRIES
 from mountsafe.medium.block import BlockReader, Disk
 from mountsafe.medium.extents import Window
+from mountsafe.medium.part import DiskPart
 from mountsafe.trios import run
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,9 @@ class SessionProcess:
         )
         if (fuse := channel.only(fds)) is None:
             raise SystemExit(1)
-        disk = self._open_disk(settings["disk_size"], self._parent, self._nursery)
+        disk = self._open_disk(settings["reach"], self._parent, self._nursery)
+        if settings["reach"] != settings["disk_size"]:  # who reads all of it is spared one call for each read
+            disk = DiskPart(disk, settings["offset"], settings["disk_size"])
         reader = Reader(agents, disk, incidents, self._nursery)
         view = View(settings["uid"], settings["gid"], bool(answer.get("guard_links", True)))
         operations = Operations(index, reader, agents, statfs, view)

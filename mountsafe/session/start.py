@@ -73,6 +73,7 @@ class Starting:
             block_device=medium.block_device,
             format=medium.format,
             sector_size=medium.sector_size,
+            part=medium.part,
             target=os.fspath(target.path),
             created_target=target.created,
             uid=uid,

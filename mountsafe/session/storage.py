@@ -13,6 +13,7 @@ import trio
 from mountsafe.container.opened import Container
 from mountsafe.errors import GuestFault
 from mountsafe.medium.formats import Format
+from mountsafe.medium.part import UNIT, WHOLE, Part
 from mountsafe.medium.source import Medium
 from mountsafe.session.deaths import Deaths
 
@@ -20,11 +21,17 @@ log = logging.getLogger(__name__)
 
 
 class Storage:
-    """Lends descriptors from which the disk is read. `open` first; `size` of the disk is in bytes."""
+    """Lends descriptors from which the disk is read. `open` first.
+
+    `part`: what counts of the disk, and its `size` in bytes; `reach`: what a reader must know of the disk, in bytes.
+    """
 
     def __init__(self, medium: Medium, nursery: trio.Nursery) -> None:
         self.medium = medium
-        self.size = medium.size
+        self.part = medium.part
+        self.size = self.reach = medium.size
+        if self.raw:
+            self._measure(medium.size)
         self.number = 0  # how many container processes there were
         self._nursery = nursery
         self._container: Container | None = None
@@ -42,11 +49,20 @@ class Storage:
         """The process id of the container process's box, if there is one."""
         return self._container.pid if self._container else None
 
+    def _measure(self, whole: int) -> None:
+        """Learn how large the disk is. A file is read up to the part's end; who serves a disk has all of it."""
+        part = self.medium.part
+        self._whole = whole
+        self.size = part.within(whole, f"the disk in {self.medium.name}")
+        self.reach = part.offset + self.size if self.raw else whole
+        self.part = Part(part.offset, None if self.size % UNIT or part == WHOLE else self.size)
+
     async def open(self) -> None:
-        """Start what opens the medium. Raises UserError (SOURCE), GuestGone, DeadlinePassed."""
+        """Start what opens the medium. Raises UserError (SOURCE, USAGE), GuestGone, DeadlinePassed."""
         if not self.raw:
             async with self._starting:
-                self._container, self.size = await self._started()
+                self._container, whole = await self._started()
+                self._measure(whole)
 
     async def _started(self) -> tuple[Container, int]:
         container = Container.start(self.medium)
@@ -75,7 +91,7 @@ class Storage:
                 self._deaths.check()
                 container, size = await self._started()
                 self._container = container
-                if size != self.size:
+                if size != self._whole:
                     await self._bury(container, "the image has another size than before")
                     raise GuestFault("the image has another size than before")
             with await self._container.connect(to_qemu) as sock:

@@ -210,6 +210,8 @@ class Supervisor:
             created=tuple(os.fspath(place.path) for place in self._made_for_this()),
             format=self._medium.format,
             sector_size=self._medium.sector_size,
+            offset=self._medium.part.offset,
+            sizelimit=self._medium.part.size,
             accelerator=self._machines.accelerator,
             virtual_machine=self._machines.pid,
             container=self._machines.storage.pid,
@@ -314,9 +316,8 @@ async def _supervise(begin: Begin, runtime: Runtime, reporter: Reporter) -> None
             try:
                 if (received := await reporter.order()) is not None:
                     order, (fd, parent, folder) = received
-                    medium = Medium(
-                        Path(order.source), fd, order.size, order.block_device, order.format, order.sector_size
-                    )
+                    told = (order.size, order.block_device, order.format, order.sector_size, order.part)
+                    medium = Medium(Path(order.source), fd, *told)
                     place = Place(Path(order.target), parent, folder, order.created_target)
                     await Supervisor(order, medium, place, runtime, reporter).run(machine, acceleration, spare)
             finally:

@@ -72,7 +72,7 @@ BREAKS: dict[int, list[Break]] = {
         Break("session/supervisor.py", "            self._remove_folders()\n", "            pass\n"),
     ],
     17: [Break("text.py", "import unicodedata\n", "import unicodedata\n\nimport guestfs\n")],
-    18: [Break("medium/source.py", "exclusive = os.O_EXCL if stat.S_ISBLK(kind) else 0", "exclusive = 0")],
+    18: [Break("medium/source.py", "os.O_EXCL if exclusive else 0", "0")],
     19: [
         Break("policy/udev.py", 'ENV{{ID_FS_TYPE}}="{MASK}", ENV{{ID_FS_USAGE}}="other"\n', ""),
         Break("policy/udev.py", 'ENV{UDISKS_IGNORE}="1", ENV{UDISKS_AUTO}="0", ', ""),
@@ -166,4 +166,5 @@ BREAKS: dict[int, list[Break]] = {
             "if False:",
         )
     ],
+    53: [Break("appliance/guest.py", '{"size": size} if size is not None else {}', "{}")],
 }

@@ -28,6 +28,7 @@ from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, ExitCode, GuestGone, MountsafeError, UserError
 from mountsafe.limits import KVM_PROBE_DEADLINE
+from mountsafe.medium.part import WHOLE, Part
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume, choose
 from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
@@ -97,6 +98,7 @@ class Look:
     direct: bool = True
     owner: tuple[int, int] | None = None
     sector_size: int | None = None
+    part: Part = WHOLE
 
 
 # --- the walk ------------------------------------------------------------------------------------------------------
@@ -225,9 +227,10 @@ async def opened(
     acceleration: Acceleration,
     tapped: Callable[..., M],
     sector_size: int | None = None,
+    part: Part = WHOLE,
 ) -> AsyncIterator[tuple[M, Medium, list[Volume]]]:
     """Start an image's virtual machine and give what is on it; end the machine. Raises UserError."""
-    medium = open_medium(image, None, sector_size)
+    medium = open_medium(image, None, sector_size, part)
     async with trio.open_nursery() as nursery:
         machines = tapped(settings, acceleration, Storage(medium, nursery), nursery)
         machines.nursery = nursery
@@ -243,7 +246,7 @@ async def _look(look: Look, settings: MachineSettings, acceleration: Acceleratio
     sights: list[Sight] = []
     with ExitStack() as stack, trio.fail_after(DEADLINE):
         folder = _folder(stack)
-        started = opened(look.image, settings, acceleration, TappedMachines, look.sector_size)
+        started = opened(look.image, settings, acceleration, TappedMachines, look.sector_size, look.part)
         async with started as (machines, medium, found):
             machines.direct = look.direct
             for number, volume in enumerate(choose(found, look.partition, look.fstype)):

@@ -71,6 +71,8 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
             "target": str(target),
             "format": "raw",
             "sector_size": None,
+            "offset": 0,
+            "sizelimit": None,
             "created": [str(target)],
             "supervisor": record["supervisor"],
             "accelerator": record["accelerator"],
