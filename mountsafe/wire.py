@@ -33,6 +33,7 @@ MAX_VOLUMES = 256  # disks, partitions, arrays and logical volumes of one medium
 MAX_PARENTS = 32  # volumes that one is made of
 MAX_PLACES = 128  # runs of one volume on the medium; where there are more, the agent reads
 MAX_ALL_PLACES = 4096  # of all volumes together: what checking them costs
+MAX_OPTIONS = 16  # of one mount
 MAX_XATTRS = 512  # extended attributes of one file
 MAX_XATTR_VALUE = 64 << 10  # XATTR_SIZE_MAX
 
@@ -374,17 +375,21 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
 
 
 # --- MOUNT ---------------------------------------------------------------------------------------------------------
-def pack_mount(device: bytes, fstype: bytes) -> bytes:
-    """Ask to mount `device` (a name as PROBE gave it) read-only."""
-    return _pack_text(device, fstype)
+def pack_mount(device: bytes, fstype: bytes, options: tuple[bytes, ...] = ()) -> bytes:
+    """Ask to mount `device` (a name as PROBE gave it) read-only, with options of `mountsafe.fsoptions`."""
+    return _pack_text(device, fstype) + _U16.pack(len(options)) + _pack_text(*options)
 
 
-def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes]:
-    """Return (device, fstype)."""
+def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes, tuple[bytes, ...]]:
+    """Return (device, fstype, options)."""
     body = _Body(body_bytes)
     device, fstype = _unpack_text(body), _unpack_text(body)
+    (count,) = body.unpack(_U16)
+    if count > MAX_OPTIONS:
+        raise WireError(f"{count} options")
+    options = tuple(_unpack_text(body) for _ in range(count))
     body.end()
-    return device, fstype
+    return device, fstype, options
 
 
 def pack_mounted(mounted: Mounted) -> bytes:

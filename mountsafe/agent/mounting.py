@@ -3,12 +3,13 @@
 import errno
 import itertools
 import os
+import re
 import struct
 import sys
 from contextlib import suppress
 from typing import NamedTuple
 
-from mountsafe import wire
+from mountsafe import fsoptions, wire
 from mountsafe.agent import copies
 from mountsafe.agent.claimed import claimed
 from mountsafe.agent.patched import Patched, replaced
@@ -46,6 +47,7 @@ MOUNT_AS: dict[bytes, list[tuple[str, str]]] = {
 }
 # Modules that a driver asks for by a name that they do not have.
 NEEDS = {"hfs": ("mac-roman",)}
+_MAC = re.compile("=mac([a-z]+)")
 # Journals that need a writable device to replay, and the option that does without.
 WITHOUT_REPLAY = {
     b"ext2": "noload", b"ext3": "noload", b"ext4": "noload", b"xfs": "norecovery", b"btrfs": "rescue=nologreplay",
@@ -57,7 +59,7 @@ def _mount(device: str, where: str, fstype: str, options: str) -> str:
     """Mount read-only; return "" or what mount(8) and the kernel said."""
     if fstype == "ntfs-3g":
         options += ",allow_other"
-    for module in NEEDS.get(fstype, ()):
+    for module in (*NEEDS.get(fstype, ()), *(f"mac-{name}" for name in _MAC.findall(options))):
         run("modprobe", "-q", module)
     log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -152,7 +154,8 @@ class Mount(NamedTuple):
 class Target(NamedTuple):
     """What is to be mounted, as what, and where. `whole`: the bytes that it should have, if they are more than `size`.
 
-    `layer` and `patched` are what may be put above its device; who asks ends them after unmounting.
+    `layer` and `patched` are what may be put above its device; who asks ends them after unmounting. `options`: those
+    that a person gave.
     """
 
     device: str
@@ -162,6 +165,7 @@ class Target(NamedTuple):
     patched: Patched
     size: int = 0
     whole: int = 0
+    options: tuple[str, ...] = ()
 
 
 def mount_medium(target: Target) -> Mount:
@@ -169,6 +173,10 @@ def mount_medium(target: Target) -> Mount:
 
     Of something whose end is missing the end is made up, of bytes that cannot be read: drivers insist on it.
     """
+    try:
+        fsoptions.check(target.options, [os.fsdecode(target.fstype)])
+    except fsoptions.NotTaken as wrong:
+        raise Refused(errno.EINVAL, wrong.message) from wrong
     os.makedirs(target.where, exist_ok=True)
     with open(target.device, "rb") as file:
         read, size = copies.reader(file.fileno()), file.seek(0, os.SEEK_END)
@@ -197,20 +205,29 @@ def _mount_so(target: Target, way: copies.Way) -> Mount:
     target.layer.device = target.device
     if patches:
         target.layer.device = target.patched.start(target.device, max(target.size, target.whole), patches)
-    options = MOUNT_AS.get(fstype, [(fstype.decode("ascii", "replace"), "")])
     more = [way.options, *(f"device={each}" for each in copies.other_devices(target.device) if fstype == b"btrfs")]
-    attempts = [(kind, ",".join(filter(None, (plain, *more)))) for kind, plain in options]
     try:
-        kernel_type, state, changed = _mount_or_replay(target.layer, fstype, target.where, attempts)
+        kernel_type, state, changed = _mount_or_replay(target.layer, fstype, target.where, _attempts(target, more))
     except Refused:
         target.patched.stop()
         raise
     resorts = way.resorts
-    if state == wire.MountState.CLEAN and way.unreplayed:
+    left_out = fsoptions.WITHOUT_REPLAY.intersection(target.options) and fstype in copies.EXT
+    if state == wire.MountState.CLEAN and (way.unreplayed or (left_out and not copies.is_clean(target.device))):
         state = wire.MountState.SKIPPED
     elif state == wire.MountState.SKIPPED and fstype in copies.EXT and copies.is_clean(target.device):
         state, resorts = wire.MountState.CLEAN, resorts | wire.Resort.JOURNAL_UNREADABLE
     return Mount(kernel_type, state, resorts, sorted(changed + replaced(patches)))
+
+
+def _attempts(target: Target, more: list[str]) -> list[tuple[str, str]]:
+    """Return (kernel type, options) of what is tried in turn: what does not take the given options is left out."""
+    options = MOUNT_AS.get(target.fstype, [(target.fstype.decode("ascii", "replace"), "")])
+    return [
+        (kind, fsoptions.merged(kind, ",".join(filter(None, (plain, *more))), target.options))
+        for kind, plain in options
+        if fsoptions.taken(target.options, kind) == target.options
+    ]
 
 
 def _mount_or_replay(

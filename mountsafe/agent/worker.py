@@ -50,9 +50,10 @@ class Worker:
         return wire.pack_hello(wire.VERSION, os.uname().release.encode())
 
     def _mount(self, body: bytes) -> bytes:
-        device, fstype = wire.unpack_mount(body)
+        device, fstype, options = wire.unpack_mount(body)
         path, placed = device_of(os.fsdecode(device))
-        self._target = Target(path, fstype, self._where, CowLayer(path, self._tag), Patched(self._tag))
+        layers = (CowLayer(path, self._tag), Patched(self._tag))
+        self._target = Target(path, fstype, self._where, *layers, options=tuple(map(os.fsdecode, options)))
         mount = mount_medium(self._target)
         tree = Tree(self._where, mount.fstype, not placed, mount.changed, path)
         tree.share_work()

@@ -19,7 +19,7 @@ _AGENT = (
     *("__init__", "assembling", "claimed", "copies", "extents", "layers", "mounting", "names", "patched", "programs"),
     *("runs", "sectors", "tables", "tree", "twin", "volumes", "worker"),
 )
-CODE = ("__init__.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
+CODE = ("__init__.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
 _OURS = (*CODE, "appliance/init", "appliance/packages")
 _MAKERS = ("build.py", "contents.py", "features.py", "freeze.py", "hardware.py", "inputs.py", "kernel.py", "modules.py")
 

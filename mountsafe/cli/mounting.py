@@ -19,6 +19,7 @@ from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
+from mountsafe.medium.options import checked_options
 from mountsafe.medium.source import Medium, explained, open_medium
 from mountsafe.session import running
 from mountsafe.session.messages import MountOptions, Record
@@ -75,6 +76,7 @@ _MOUNT_EXAMPLES = (
     "[bold]mountsafe mount odd.img ~/mnt --format raw[/bold], "
     "[bold]mountsafe mount copy.img ~/mnt --sector-size 4096[/bold], "
     "[bold]mountsafe mount dump.bin ~/mnt --offset 1MiB --sizelimit 512MiB[/bold], "
+    "[bold]mountsafe mount disc.iso ~/mnt -o map=off[/bold], "
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
 # readable=False: who may read what is found out by opening it, and told with its own exit code.
@@ -111,6 +113,17 @@ SizeLimit = Annotated[
     str | None,
     option("--sizelimit", metavar="BYTES", help="It ends after so many bytes: a multiple of 512.", show_default=False),
 ]
+MountOption = Annotated[
+    list[str] | None,
+    option(
+        "--mount-option",
+        "-o",
+        metavar="OPT",
+        help="An option of its type, as map=off (iso9660), codepage=850 (vfat), subvol=NAME (btrfs) or ufstype=44bsd"
+        " (ufs); may be repeated. inspect --json shows what each file system takes.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")]
 Verbose = Annotated[bool, option("--verbose", "-v", help="Show the sandbox command and the guest's console.")]
 Force = Annotated[bool, option("--force", "-f", help="Detach it even if programs use it.")]
@@ -144,6 +157,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     sector_size: SectorSize = None,
     offset: Offset = None,
     sizelimit: SizeLimit = None,
+    mount_option: MountOption = None,
     owner: Annotated[Owner, option(help="Show the files as yours, or as the image says.")] = Owner.USER,
     links: Annotated[
         Links,
@@ -169,7 +183,10 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
     """
     _check_words(fstype, partition)
-    options = MountOptions(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries)
+    options = MountOptions(
+        *(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries),
+        mount_options=checked_options(mount_option or [], fstype),
+    )
     part = checked_part(offset, sizelimit)
     medium = open_medium(source, named(format_), checked_sectors(sector_size), part)
     _check_not_mounted(medium)

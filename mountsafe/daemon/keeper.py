@@ -22,7 +22,7 @@ from mountsafe.errors import MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.inside import Seen, judge
+from mountsafe.policy.inside import Judgement, Seen, judge
 from mountsafe.policy.rules import Decision, Verdict
 from mountsafe.session.messages import Mount, MountOptions
 from mountsafe.session.mounter import unmount_at
@@ -310,7 +310,7 @@ class Keeper:
             self.mounts = ()
             await quietly(starting.end, f"ending what shows {self.device.name}", END_PATIENCE)
 
-    def _judge(self, found: Sequence[Seen]) -> tuple[list[str], str]:
+    def _judge(self, found: Sequence[Seen]) -> Judgement:
         """Ask the policy again, now that it is known what is inside; in a thread. Raises HeldBack."""
         self._contents = self._contents.found([each for each in found if each.chosen] or found)
         judgement = judge(self._decide, self.device.facts or Facts(), found)
@@ -318,7 +318,7 @@ class Keeper:
             raise HeldBack(next(iter(judgement.refused.values())))
         if judgement.asks is not None and not self._approved:
             raise HeldBack(judgement.asks)
-        return list(judgement.refused), judgement.words
+        return judgement
 
     async def _hear(self, starting: Starting) -> None:
         """Take note of what goes wrong, until the supervisor ends."""

@@ -26,22 +26,21 @@ T = TypeVar("T")
 class Agents:
     """Hands out answers of the guest's agent, over as many VMs as it takes.
 
-    `get_client` returns a fresh, running stream to a VM that has the medium (it starts one if it must); `misbehaved` is
-    told when the guest broke a rule or a deadline, and in which VM: another may have taken its place.
+    `mount` is the question that has each VM mount the same in the same way. `get_client` returns a fresh, running
+    stream to a VM that has the medium (it starts one if it must); `misbehaved` is told when the guest broke a rule or a
+    deadline, and in which VM: another may have taken its place.
     """
 
     def __init__(
         self,
         get_client: Callable[[], Awaitable[AgentClient]],
         misbehaved: Callable[[int, MountsafeError], Awaitable[None]],
-        device: bytes,
-        fstype: bytes,
+        mount: bytes,
         window: Window,
     ) -> None:
         self._get_client = get_client
         self._misbehaved = misbehaved
-        self._device = device
-        self._fstype = fstype
+        self._mount = mount
         self._client: AgentClient | None = None
         self._reported: AgentClient | None = None
         self._starting = trio.Lock()
@@ -62,7 +61,7 @@ class Agents:
         client = await self._get_client()
         try:
             await client.hello()
-            body = await client.request(wire.Kind.MOUNT, wire.pack_mount(self._device, self._fstype), MOUNT_DEADLINE)
+            body = await client.request(wire.Kind.MOUNT, self._mount, MOUNT_DEADLINE)
             return client, wire.unpack_mounted(body)
         except wire.WireError as error:
             fault = GuestFault(str(error))

@@ -8,6 +8,7 @@ from typing import Any
 
 from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.fsoptions import of_type
 from mountsafe.incidents import Incidents
 from mountsafe.medium import conditions, resorts
 from mountsafe.medium.extents import Window
@@ -41,7 +42,8 @@ class Volume:
     (which is not named) inwards. `condition`: what is wrong with it or with what it lies in, or "". `absent`: it is
     told of, and not there. `sector_size`: see `wire.Volume.sector`; None if it is the disk's. `places`: see `Window`;
     `nested`: it is not the disk nor one of its partitions. `resorts`: what it took to find it, as bits
-    (`mountsafe.medium.resorts`). `claimed`: the bytes that it should have, if it has fewer.
+    (`mountsafe.medium.resorts`). `claimed`: the bytes that it should have, if it has fewer. `options`: what it is to be
+    mounted with (`mountsafe.fsoptions`).
     """
 
     device: str
@@ -64,6 +66,7 @@ class Volume:
     resorts: int = 0
     claimed: int = 0
     sector_size: int | None = None
+    options: tuple[str, ...] = ()
 
     @property
     def mountable(self) -> bool:
@@ -104,8 +107,8 @@ class Volume:
         if self.fstype:
             shown |= {"risk": risk.level.value, "risk_reason": risk.reason}
         told = asdict(self)
-        del told["places"]
-        return told | shown | {"resorts": resorts.codes(self.resorts)}
+        del told["places"], told["options"]
+        return told | shown | {"resorts": resorts.codes(self.resorts), "mount_options": sorted(of_type(self.fstype))}
 
 
 def checked(untrusted_volumes: Sequence[wire.Volume], medium_size: int, incidents: Incidents) -> list[Volume]:

@@ -31,6 +31,7 @@ class Judgement:
     refused: Mapping[str, Decision]
     asks: Decision | None
     nothing: bool  # all that was to be shown is refused
+    options: Mapping[str, Sequence[str]]  # what the others are to be mounted with, by the volumes' names
 
     @property
     def words(self) -> str:
@@ -50,7 +51,9 @@ def judge(decide: Callable[[Facts], Decision], known: Facts, found: Sequence[See
             refused[seen.name] = denied
         else:
             asks = asks or next((each for each in deciding if each.verdict == Verdict.ASK), None)
-    return Judgement(refused, asks, bool(chosen) and len(refused) == len(chosen))
+    options = {seen.name: decisions[seen.name].options.mount_options for seen in chosen if seen.name not in refused}
+    nothing = bool(chosen) and len(refused) == len(chosen)
+    return Judgement(refused, asks, nothing, {name: wished for name, wished in options.items() if wished})
 
 
 def _facts(known: Facts, seen: Seen) -> Facts:

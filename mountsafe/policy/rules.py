@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from mountsafe import fsoptions
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.risk import RiskClass
 from mountsafe.text import printable
@@ -31,10 +32,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it."""
+    """How it is opened. `owner` and `mount_options` as those of `mountsafe mount`; `hide`: desktops do not show it."""
 
     owner: str = "user"
     hide: bool = False
+    mount_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ _STRINGS = ("name", "reason", "owner")
 
 def _rule(table: dict[str, Any], origin: str) -> Rule:
     for key, value in table.items():
-        if key not in (*_STRINGS, "verdict", "hide", *_CHECKS):
+        if key not in (*_STRINGS, "verdict", "hide", "mount_options", *_CHECKS):
             raise PolicyError(f"{origin}: unknown key {key!r}")
         if key in _STRINGS and not isinstance(value, str):
             raise PolicyError(f"{origin}: {key} is a text")
@@ -143,8 +145,24 @@ def _rule(table: dict[str, Any], origin: str) -> Rule:
         raise PolicyError(
             f"{origin}: what is left to the system cannot depend on {late[0]}: udev decides, and cannot ask"
         )
-    options = Options(table.get("owner", "user"), table.get("hide", False))
+    options = Options(table.get("owner", "user"), table.get("hide", False), _mount_options(table, origin, verdict))
     return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
+
+
+def _mount_options(table: dict[str, Any], origin: str, verdict: Verdict) -> tuple[str, ...]:
+    """Return a rule's mount options. Those that a medium's types do not take are left out when it is opened."""
+    wanted = as_list(table.get("mount_options", []))
+    if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
+        raise PolicyError(f"{origin}: mount_options is a text or a list of texts")
+    if wanted and verdict in (Verdict.KERNEL, Verdict.REFUSE):
+        raise PolicyError(f"{origin}: mount_options are for what a virtual machine opens, not for {verdict}")
+    fstypes = as_list(table.get("fstype", []))
+    named = [each for each in fstypes if not set("*?[") & set(each)]
+    try:
+        fsoptions.check(wanted, named if named == fstypes else [])
+    except fsoptions.NotTaken as wrong:
+        raise PolicyError(f"{origin}: {wrong.message}. {wrong.hint}") from wrong
+    return tuple(wanted)
 
 
 # --- conditions ------------------------------------------------------------------------------------------------------

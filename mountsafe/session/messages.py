@@ -34,7 +34,8 @@ class MountOptions:
     """What the user asked for. `links` as in `mountsafe.session.served.Presentation`.
 
     `by_label`: each file system gets a folder of its own in the target, named after its label. `judged`:
-    `Starting.follow` is given a judge of what is found.
+    `Starting.follow` is given a judge of what is found. `mount_options`: of each type those that it takes; one that
+    none takes is an error.
     """
 
     partition: int | str | None = None
@@ -47,6 +48,7 @@ class MountOptions:
     entries: int = INDEX_ENTRIES
     by_label: bool = False
     judged: bool = False
+    mount_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,10 @@ class Order:
 # --- the record -----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A file system that is mounted. `session` is the process id of its box; `note` is to be known by its user."""
+    """A file system that is mounted. `session` is the process id of its box; `note` is to be known by its user.
+
+    `options`: mount options that were given.
+    """
 
     target: str
     device: str
@@ -85,6 +90,7 @@ class Mount:
     direct_reads: bool
     landlock: int
     session: int
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +181,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Which of the volumes that were found are not to be shown, by their positions, and why."""
+    """Which of the volumes that were found are not to be shown, by their positions, and why.
+
+    `options`: what others are to be mounted with, as far as their types take it, by positions.
+    """
 
     refused: tuple[int, ...]
     words: str
+    options: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,7 @@ class ServedVolume:
         return {
             "device": self.volume.device,
             "fstype": self.volume.fstype,
+            "options": self.volume.options,
             "start": window.start,
             "size": window.size,
             "places": window.places,
@@ -349,6 +350,7 @@ class ServedVolume:
             label=self.volume.label,
             note=self.note,
             resorts=tuple(resorts.codes(self._resorts)),
+            options=self.volume.options,
             direct_reads=self.direct,
             landlock=self.landlock,
             session=self.pid,

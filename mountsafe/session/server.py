@@ -135,9 +135,9 @@ class SessionProcess:
         settings = self._settings
         places = tuple(wire.Place._make(place) for place in settings["places"])
         window = Window(settings["start"], settings["size"], places)
-        agents = Agents(
-            self._client, self._misbehaved, os.fsencode(settings["device"]), os.fsencode(settings["fstype"]), window
-        )
+        options = tuple(map(os.fsencode, settings["options"]))
+        what = wire.pack_mount(os.fsencode(settings["device"]), os.fsencode(settings["fstype"]), options)
+        agents = Agents(self._client, self._misbehaved, what, window)
         incidents = Incidents()
         try:
             await agents.start()

@@ -12,7 +12,7 @@ from mountsafe.environment import caller
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
-from mountsafe.policy.inside import Seen
+from mountsafe.policy.inside import Judgement, Seen
 from mountsafe.sandbox import PACKAGE, PYTHON
 from mountsafe.session.messages import (
     ORDERS,
@@ -36,8 +36,8 @@ from mountsafe.system.units import Unit
 from mountsafe.text import printable
 
 REFUSAL = 500  # characters of the policy's words
-# What was found in; names of what is not to be shown, and why, out. One that raises UserError has nothing shown.
-Judge = Callable[[Sequence[Seen]], tuple[list[str], str]]
+# What was found in; what is not to be shown out. One that raises UserError has nothing shown.
+Judge = Callable[[Sequence[Seen]], Judgement]
 
 
 class Starting:
@@ -125,14 +125,16 @@ class Starting:
 
     def _judge(self, found: Sequence[Seen], judge: Judge | None) -> None:
         try:
-            refused, words = judge(found) if judge is not None else ([], "")
+            ruling = judge(found) if judge is not None else Judgement({}, None, False, {})
         except UserError:
             self.abandon()
             raise
         if any(each.chosen for each in found):
-            positions = tuple(position for position, each in enumerate(found) if each.name in refused)
+            numbers = {each.name: position for position, each in enumerate(found)}
+            refused = tuple(numbers[name] for name in ruling.refused)
+            options = tuple((numbers[name], tuple(wished)) for name, wished in ruling.options.items())
             with suppress(OSError):  # it has ended: `follow` says so
-                channel.send(self._report, ORDERS.told(Judged(positions, printable(words, REFUSAL))))
+                channel.send(self._report, ORDERS.told(Judged(refused, printable(ruling.words, REFUSAL), options)))
 
     @property
     def report(self) -> int:

@@ -21,6 +21,7 @@ from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.limits import CONTROL_MESSAGE
+from mountsafe.medium.options import with_options, with_wished
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume, choose, folder_names, label_name, left_out, seen
 from mountsafe.session import logs
@@ -157,6 +158,7 @@ class Supervisor:
             nursery.cancel_scope.cancel()
         try:
             chosen = choose(found, self._options.partition, self._options.fstype, self._medium.name)
+            chosen = with_options(chosen, self._options.mount_options)
         except UserError:
             self._reporter.tell(Found(seen(found, [])))
             raise
@@ -172,9 +174,10 @@ class Supervisor:
         answer = await self._reporter.asked(Found(seen(found, chosen)))
         names = {volume.name for position, volume in enumerate(found) if position in answer.refused}
         refused = [volume for volume in chosen if volume.name in names]
+        wished = {found[position].name: options for position, options in answer.options}
         why = f"the policy refuses it: {answer.words}"
         self._refused = [not_mounted(volume, why, ExitCode.SOURCE) for volume in refused]
-        return [volume for volume in chosen if volume not in refused]
+        return with_wished([volume for volume in chosen if volume not in refused], wished)
 
     def _presentation(self) -> Presentation:
         uid, gid, options = self._order.uid, self._order.gid, self._options
@@ -210,8 +213,8 @@ class Supervisor:
             created=tuple(os.fspath(place.path) for place in self._made_for_this()),
             format=self._medium.format,
             sector_size=self._medium.sector_size,
-            offset=self._medium.part.offset,
-            sizelimit=self._medium.part.size,
+            offset=self._order.part.offset,
+            sizelimit=self._order.part.size,
             accelerator=self._machines.accelerator,
             virtual_machine=self._machines.pid,
             container=self._machines.storage.pid,

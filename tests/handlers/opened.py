@@ -144,7 +144,9 @@ async def opened(
     try:
         async with trio.open_nursery() as nursery:
             host = Host(nursery, make)
-            agents = Agents(host.client, host.end_misbehaving, b"sdx", b"ext4", window or Window(0, size))
+            agents = Agents(
+                host.client, host.end_misbehaving, wire.pack_mount(b"sdx", b"ext4"), window or Window(0, size)
+            )
             await agents.start()
             incidents = Incidents()
             index = Index(agents, incidents, nursery, limit)

@@ -16,7 +16,7 @@ import pytest
 PACKAGE = "mountsafe"
 
 # Rooms from the lowest to the highest. A room knows rooms of its own line and of the lines above it, never below.
-WORDS = ("errors", "limits", "text", "model")
+WORDS = ("errors", "limits", "text", "model", "fsoptions")
 ROOMS = (
     WORDS,
     ("policy",),
@@ -52,7 +52,7 @@ CLOSED = {
     **{f"{PACKAGE}.{word}": WORDS for word in WORDS},
     f"{PACKAGE}.policy*": (*WORDS, "policy"),
     f"{PACKAGE}.wire": (),
-    f"{PACKAGE}.agent*": ("wire", "agent"),
+    f"{PACKAGE}.agent*": ("wire", "agent", "fsoptions"),
 }
 
 # Every import from outside the standard library: the modules that may do it.

@@ -166,5 +166,6 @@ BREAKS: dict[int, list[Break]] = {
             "if False:",
         )
     ],
+    54: [Break("fsoptions.py", "not re.fullmatch(known.pattern, value)", "False")],
     53: [Break("appliance/guest.py", '{"size": size} if size is not None else {}', "{}")],
 }

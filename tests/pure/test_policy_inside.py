@@ -73,3 +73,9 @@ def test_what_a_volume_lies_in_is_asked_about_as_well() -> None:
 def test_nothing_to_show_is_not_refused() -> None:
     assert not judge(policy(REFUSE), KNOWN, []).nothing
     assert not judge(policy(REFUSE), KNOWN, [volume("1", chosen=False)]).nothing
+
+
+def test_each_is_mounted_as_the_rule_says_that_decides_of_it() -> None:
+    rules = '[[rule]]\nverdict = "sandbox"\nfstype = "vfat"\nmount_options = ["codepage=850"]'
+    found = [volume("0", "", chosen=False), volume("1", "vfat"), volume("2"), volume("3", "vfat", chosen=False)]
+    assert judge(policy(rules), KNOWN, found).options == {"1": ("codepage=850",)}

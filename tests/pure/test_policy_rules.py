@@ -151,3 +151,28 @@ def test_the_default_file_explains_every_condition_as_it_is() -> None:
     from mountsafe.policy.rules import _CHECKS  # private, and the whole point
 
     assert set(rule.conditions) == set(_CHECKS)
+
+
+def test_a_rules_mount_options() -> None:
+    (rule,) = parse_rules(
+        "x", '[[rule]]\nverdict = "sandbox"\nfstype = "vfat"\nmount_options = ["codepage=850", "utf8=1"]'
+    )
+    assert rule.options.mount_options == ("codepage=850", "utf8=1")
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        ('mount_options = ["rw"]', "no type takes a mount option rw"),
+        ('mount_options = "codepage=x"', "the number of a code page"),
+        ("mount_options = [7]", "a text or a list of texts"),
+        ('fstype = "vfat"\nmount_options = ["map=off"]', "vfat takes no mount option map. vfat takes codepage="),
+        ('fstype = ["romfs"]\nmount_options = ["map=off"]', "There are none for romfs"),
+        ('mount_options = ["map=off", "map=off"]', "given twice"),
+    ],
+)
+def test_mount_options_that_cannot_be(rest: str, words: str) -> None:
+    with pytest.raises(PolicyError, match=f"^x, rule 1: .*{words}"):
+        parse_rules("x", f'[[rule]]\nverdict = "sandbox"\n{rest}')
+    with pytest.raises(PolicyError, match="not for kernel"):
+        parse_rules("x", '[[rule]]\nverdict = "kernel"\nmount_options = ["map=off"]')

@@ -55,7 +55,11 @@ MESSAGES: dict[str, Message] = {
         wire.pack_volumes,
         lambda b: (wire.unpack_volumes(b),),
     ),
-    "mount": (st.tuples(TEXT, TEXT), wire.pack_mount, wire.unpack_mount),
+    "mount": (
+        st.tuples(TEXT, TEXT, st.lists(TEXT, max_size=wire.MAX_OPTIONS).map(tuple)),
+        wire.pack_mount,
+        wire.unpack_mount,
+    ),
     "mounted": (
         st.tuples(st.builds(wire.Mounted, TEXT, U8, st.booleans(), ENTRY, U16)),
         wire.pack_mounted,

@@ -28,6 +28,7 @@ from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, ExitCode, GuestGone, MountsafeError, UserError
 from mountsafe.limits import KVM_PROBE_DEADLINE
+from mountsafe.medium.options import with_options
 from mountsafe.medium.part import WHOLE, Part
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume, choose
@@ -99,6 +100,7 @@ class Look:
     owner: tuple[int, int] | None = None
     sector_size: int | None = None
     part: Part = WHOLE
+    options: tuple[str, ...] = ()
 
 
 # --- the walk ------------------------------------------------------------------------------------------------------
@@ -249,7 +251,7 @@ async def _look(look: Look, settings: MachineSettings, acceleration: Acceleratio
         started = opened(look.image, settings, acceleration, TappedMachines, look.sector_size, look.part)
         async with started as (machines, medium, found):
             machines.direct = look.direct
-            for number, volume in enumerate(choose(found, look.partition, look.fstype)):
+            for number, volume in enumerate(with_options(choose(found, look.partition, look.fstype), look.options)):
                 target = folder / str(number)
                 target.mkdir()
                 sights.append(await _look_at(look, volume, target, medium, machines))

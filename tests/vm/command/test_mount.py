@@ -89,6 +89,7 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
                     "label": "EXT4",
                     "note": "",
                     "resorts": [],
+                    "options": [],
                     "direct_reads": True,
                     "landlock": landlock.version(),
                     "session": record["mounts"][0]["session"],
