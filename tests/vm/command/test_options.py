@@ -1,4 +1,4 @@
-"""What a user says of a medium beside its name: which part of it counts. It counts in the next virtual machine too."""
+"""What a user says of a medium beside its name: its part and mount options, in the next virtual machine too."""
 
 import os
 from pathlib import Path
@@ -51,3 +51,30 @@ def test_parts_that_are_not_there(user: Person, folder: Path, dump: Path) -> Non
     for words, options in wrong.items():
         refused(user, ExitCode.USAGE, words, "mount", dump, folder / "m", *options)
     refused(user, ExitCode.USAGE, "is beyond the end", "inspect", dump, "--offset", "1T")
+
+
+def test_mount_options_count_in_the_next_virtual_machine_too(user: Person, folder: Path, image: Image) -> None:
+    source, target = image("iso9660"), folder / "m"
+    told = user.run("inspect", source, "--json").ok().json()["volumes"][0]
+    assert "map" in told["mount_options"]
+    with mounted(user, source, target, "-o", "norock,nojoliet", "--mount-option", "map=off") as record:
+        assert record["mounts"][0]["options"] == ["norock", "nojoliet", "map=off"]
+        assert user.records_of(source)["mounts"][0]["options"] == ["norock", "nojoliet", "map=off"]
+        assert user.run(target / "README.TXT;1", program=["cat"]).ok().out
+        kill(machine(user, source)["qemu"])
+        user.python(ASK, target / "README.TXT;1").ok()
+        assert user.run(target / "README.TXT;1", program=["cat"]).ok().out
+
+
+def test_mount_options_that_cannot_be(user: Person, folder: Path, image: Image) -> None:
+    source = image("iso9660")
+    wrong = {
+        "no type takes a mount option rw": ("-o", "rw"),
+        "iso9660 takes no mount option subvol": ("-o", "subvol=x"),
+        "vfat takes no mount option map": ("-o", "map=off", "--type", "vfat"),
+        "map is one of off, normal, acorn": ("-o", "map=none"),
+        "given twice": ("-o", "norock", "-o", "norock"),
+    }
+    for words, options in wrong.items():
+        done = refused(user, ExitCode.USAGE, words, "mount", source, folder / "m", *options)
+    assert done.json()["error"]["hint"] == "Give each once."
