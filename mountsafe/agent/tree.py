@@ -9,10 +9,11 @@ import stat
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 
 from mountsafe import wire
-from mountsafe.agent import twin
+from mountsafe.agent import reparse, twin
 from mountsafe.agent.extents import ExtentMap
 from mountsafe.agent.names import Names, names_in
 from mountsafe.agent.programs import Refused
@@ -23,6 +24,8 @@ READ_WORTH_SHARING = 128 << 10  # bytes for each: a block of squashfs or of btrf
 NOTHING_PREPARED = (0, b"")
 UNSEEN = (0,) * 10  # the numbers of what cannot be looked at
 
+NTFS = "ntfs-3g"
+ONLY_WINDOWS = 0o444  # the mode of a file that ntfs-3g cannot read
 EXT = ("ext2", "ext3", "ext4")
 FINDS_BY_INDEX = frozenset({"xfs", "btrfs", "f2fs"})
 FS_IOC_GETFLAGS, EXT4_INDEX_FL = 0x80086601, 0x1000  # include/uapi/linux/fs.h, fs/ext4/ext4.h
@@ -96,10 +99,18 @@ class Tree:
             if close:
                 os.close(folder)
 
+    def _opened(self, path: bytes) -> int:
+        try:
+            return self._open(path, os.O_RDONLY)
+        except OSError as error:
+            if error.errno == errno.ELOOP and self._type == NTFS:
+                raise Refused(errno.EOPNOTSUPP, "only Windows can read it") from error
+            raise
+
     def _file(self, path: bytes) -> int:
         fd = self._files.pop(path, -1)
         if fd < 0:
-            fd = self._open(path, os.O_RDONLY)
+            fd = self._opened(path)
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise Refused(errno.EINVAL, "not a regular file")
@@ -162,6 +173,9 @@ class Tree:
     def _attributes(self, path: bytes, names: list[bytes]) -> list[bytes]:
         folder = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            if self._type == NTFS:
+                depth = path.count(b"/") + 1 if path else 0
+                return [_packed_of_ntfs(name, folder, self._where, depth) for name in names]
             return [_packed(name, folder) for name in names]
         finally:
             os.close(folder)
@@ -298,7 +312,7 @@ class Tree:
 
     def xattrs(self, path: bytes) -> bytes:
         """Return the extended attributes of anything but a symbolic link, which Linux gives none."""
-        fd = self._open(path, os.O_RDONLY)
+        fd = self._opened(path)
         try:
             pairs = list(_held(fd))
         except OSError as error:
@@ -340,6 +354,26 @@ def _packed(name: bytes, folder: int) -> bytes:
         return wire.pack_entry(name, _numbers(st), target)
     except struct.error:
         return wire.pack_entry(name, _fitting(_numbers(st)), target)
+
+
+def _packed_of_ntfs(name: bytes, folder: int, where: bytes, depth: int) -> bytes:
+    """Return one wire.Entry of a folder that lies in `depth` others: a reparse point is a link, or a file."""
+    try:
+        st = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if not stat.S_ISLNK(st.st_mode):
+            return _packed(name, folder)
+        shown = os.readlink(name, dir_fd=folder)
+    except OSError:
+        return _packed(name, folder)
+    data = b""
+    with suppress(OSError):
+        data = os.getxattr(os.path.join(b"/proc/self/fd/%d" % folder, name), reparse.XATTR, follow_symlinks=False)
+    target = reparse.told(shown, data, where, depth)
+    numbers = _fitting(_numbers(st))
+    if target is None:
+        return wire.pack_entry(name, (stat.S_IFREG | ONLY_WINDOWS, *numbers[1:]), b"")
+    target = target[: wire.MAX_TARGET]
+    return wire.pack_entry(name, (*numbers[:5], len(target), *numbers[6:]), target)
 
 
 def _numbers(st: os.stat_result) -> tuple[int, ...]:

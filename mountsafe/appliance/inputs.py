@@ -17,7 +17,7 @@ OPTIONAL = "optional"
 # The files of ours that go into the appliance, code and others, and those that decide how it is made.
 _AGENT = (
     *("__init__", "assembling", "claimed", "copies", "extents", "layers", "mounting", "names", "patched", "programs"),
-    *("runs", "sectors", "tables", "tree", "twin", "volumes", "worker"),
+    *("reparse", "runs", "sectors", "tables", "tree", "twin", "volumes", "worker"),
 )
 CODE = ("__init__.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
 _OURS = (*CODE, "appliance/init", "appliance/packages")
