@@ -211,7 +211,7 @@ def test_it_is_shown_again_where_what_is_inside_belongs_and_no_third_time(
     async def take() -> StandInStarting:
         return StandInStarting()
 
-    keeper._wishes.spare.take = take  # type: ignore[assignment, method-assign]
+    keeper._display.spare.take = take  # type: ignore[assignment, method-assign]
     keeper._decide = lambda facts: replace(keeper.decision, options=Options(hide=facts.fstype == "romfs"))
     monkeypatch.setattr(keepers, "folder_of", folder)
     monkeypatch.setattr(keepers, "held", Mock())

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-import trio
 
+from mountsafe import trios
 from mountsafe.appliance import trial
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import MachineSettings
@@ -31,25 +31,25 @@ def test_where_a_guest_does_its_work_nothing_is_said_against_it(
     settings: MachineSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _with_kvm(monkeypatch)
-    assert trio.run(trial.against_kvm, settings) == ""
+    assert trios.run(trial.against_kvm, settings) == ""
 
 
 def test_one_that_hangs_is_found_out(settings: MachineSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "TRIAL_PATIENCE", 0.5)
     _with_kvm(monkeypatch, "-S")
-    assert "was not done" in trio.run(trial.against_kvm, settings)
+    assert "was not done" in trios.run(trial.against_kvm, settings)
 
 
 def test_qemus_words_are_passed_on(settings: MachineSettings) -> None:
-    assert "kvm" in trio.run(trial.against_kvm, settings).lower()
+    assert "kvm" in trios.run(trial.against_kvm, settings).lower()
 
 
 def test_where_nothing_runs_nothing_is_said_of_kvm(settings: MachineSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "qemu", lambda accelerator: ["/usr/bin/false"])
-    assert trio.run(trial.against_kvm, settings) == ""
+    assert trios.run(trial.against_kvm, settings) == ""
 
 
 @pytest.mark.skipif(bool(Acceleration(Path("/nowhere")).usable()), reason="/dev/kvm cannot be used here")
 def test_what_it_says_of_this_hosts_kvm_it_says_again() -> None:
-    told = [trio.run(trial.against_kvm, MachineSettings(Path("/usr/share"))) for _ in range(3)]
+    told = [trios.run(trial.against_kvm, MachineSettings(Path("/usr/share"))) for _ in range(3)]
     assert len({bool(each) for each in told}) == 1, told

@@ -123,3 +123,31 @@ def test_a_device_that_a_box_may_write_to_needs_landlock(
         assert claim(writable) == 0
     finally:
         writable.chmod(before)
+
+
+@pytest.fixture
+def large_sectors(program: Callable[[str], str], tmp_path: Path, image: Image) -> Iterator[Path]:
+    """A device whose sectors have 4,096 bytes, with a GPT that counts them and our own ext4 image in a partition."""
+    content = image("ext4").read_bytes()
+    path = tmp_path / "disk"
+    with path.open("wb") as file:
+        file.truncate(len(content) + (2 << 20))
+    command = [program("losetup"), "--find", "--show", "--sector-size", "4096", str(path)]
+    device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    script = f"label: gpt\nstart=256, size={len(content) // 4096}\n"
+    quiet = [program("sfdisk"), "-q", "--no-reread", "--no-tell-kernel", device]
+    subprocess.run(quiet, input=script.encode(), check=True, capture_output=True)
+    with open(device, "r+b") as file:
+        file.seek(1 << 20)
+        file.write(content)
+    yield Path(device)
+    subprocess.run([program("losetup"), "--detach", device], check=True)
+
+
+def test_the_sectors_of_a_device_are_its_own(root: Person, folder: Path, large_sectors: Path) -> None:
+    told = root.run("inspect", large_sectors, "--json").ok().json()
+    (partition,) = [volume for volume in told["volumes"] if volume["kind"] == "partition"]
+    assert (partition["start"], partition["sector_size"], partition["condition"]) == (1 << 20, None, "")
+    with mounted(root, large_sectors, folder / "m"):
+        check_tree(root, folder / "m", images.expected("ext4"))
+    assert root.run("mount", "--sector-size", "512", large_sectors, folder / "m").code == ExitCode.SOURCE
