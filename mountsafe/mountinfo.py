@@ -9,8 +9,8 @@ from pathlib import Path
 class Mounted:
     """One mount. `number`: (major, minor) of its device. Undecodable bytes of names are surrogates.
 
-    `options` are the mount's own, such as nosuid; the file system may have more. `id` is the mount's number while it
-    is there, `parent` that of the one it is mounted in.
+    `options` are the mount's own, such as nosuid, and `shared` those of its file system. `id` is the mount's number
+    while it is there, `parent` that of the one it is mounted in.
     """
 
     number: tuple[int, int]
@@ -20,6 +20,7 @@ class Mounted:
     options: tuple[str, ...] = ()
     id: int = 0
     parent: int = 0
+    shared: tuple[str, ...] = ()
 
 
 def mounted(path: Path = Path("/proc/self/mountinfo")) -> list[Mounted]:
@@ -30,11 +31,11 @@ def mounted(path: Path = Path("/proc/self/mountinfo")) -> list[Mounted]:
 def _parsed(line: str) -> Mounted:
     before, _, after = line.partition(" - ")
     id_, parent, number, _, point, options, *_ = before.split(" ")
-    fstype, source, *_ = after.split(" ")
+    fstype, source, *shared = after.split(" ")
     major, minor = number.split(":")
     device = int(major), int(minor)
-    own = tuple(options.split(","))
-    return Mounted(device, unescaped(point), fstype, unescaped(source), own, int(id_), int(parent))
+    own, common = tuple(options.split(",")), tuple(",".join(shared).split(","))
+    return Mounted(device, unescaped(point), fstype, unescaped(source), own, int(id_), int(parent), common)
 
 
 def unescaped(field: str) -> str:

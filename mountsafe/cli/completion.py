@@ -1,9 +1,12 @@
 """What a shell is offered where a word begins as a person has typed it. Starts nothing, and says nothing of failures.
 
-Names may come from media: one that is not fit to be shown is not offered.
+Names may come from media and mailed images. One that is not fit to be shown is not offered, nor one in which a shell
+would see more than a word: bash puts it on the command line as it is, and what typer writes for zsh runs `$(...)` in it
+when the key is pressed. Where nothing is offered the shell completes by itself, and quotes what it finds.
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,6 +19,9 @@ from mountsafe.mountinfo import mounted
 from mountsafe.text import printable
 
 FSTYPE = "fuse.mountsafe"
+# What no shell takes for anything else, wherever in a word it is but at the beginning.
+_PLAIN = re.compile(r"[\w./,:=@%+~-]+")
+_MEANS_MORE_FIRST = "-~=%+"  # an option, a home folder, a program, a job
 PATIENCE = 1.0  # seconds for the daemon's answer: somebody waits with a finger on the key
 IMAGES = (
     *(".img", ".iso", ".raw", ".dd", ".bin", ".image", ".ima", ".vfd", ".dsk", ".udf", ".squashfs", ".sqsh"),
@@ -24,7 +30,13 @@ IMAGES = (
 
 
 def _offered(words: Iterable[str], incomplete: str) -> list[str]:
-    return sorted({word for word in words if word.startswith(incomplete) and printable(word, len(word)) == word})
+    fitting = (word for word in words if word.startswith(incomplete) and _is_plain(word))
+    return sorted({word for word in fitting if incomplete or word[0] not in _MEANS_MORE_FIRST})
+
+
+def _is_plain(word: str) -> bool:
+    """Whether a word stands for itself on a command line and a screen."""
+    return bool(_PLAIN.fullmatch(word)) and printable(word, len(word)) == word
 
 
 def mounts(incomplete: str) -> list[str]:
@@ -59,8 +71,14 @@ def types(incomplete: str) -> list[str]:
 
 
 def images(incomplete: str) -> list[str]:
-    """Offer folders, block devices, and files that are named as images are; one folder alone is looked into."""
-    found = _offered(_sources(incomplete), incomplete)
+    """Offer folders, block devices, and files that are named as images are; one folder alone is looked into.
+
+    Nothing, if one of them had to be quoted: the shell offers all of them then.
+    """
+    sources = [name for name in _sources(incomplete) if name.startswith(incomplete)]
+    found = _offered(sources, incomplete)
+    if any(printable(name, len(name)) == name and name not in found for name in sources):
+        return []
     if len(found) == 1 and found[0].endswith("/") and found[0] != incomplete:
         return images(found[0]) or found
     return found

@@ -4,18 +4,23 @@ A symbolic link that somebody else may put into the path while it is walked woul
 only if it, and every folder above it, are the caller's or root's alone. The kernel has such a rule for sticky folders
 (protected_symlinks), and systemd one for all (chase(), CHASE_SAFE). Without links no trick is left: who swaps a folder
 for another one can put only those of their own there, and `..` is the folder that the walk came from.
+
+Whose a link is, its file system says, and a FUSE server says what it likes: its mount is believed only if it is the
+caller's or root's own. Where the kernel follows no link (nosymfollow), none is followed here: a medium may have any.
 """
 
 import errno
 import os
 import stat
 from collections import deque
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from mountsafe.environment import caller
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.session.places import FOLDER
+from mountsafe.mountinfo import Mounted, mounted
+from mountsafe.session.places import FOLDER, number_of
 from mountsafe.text import printable
 
 LINKS = 40  # as many as the kernel follows: path_resolution(7)
@@ -91,7 +96,8 @@ class Chase:
                 if last:
                     return None
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            if status.st_uid not in self._owners or not all(map(self._is_theirs, self._held)):
+            theirs = status.st_uid in self._owners and all(map(self._is_theirs, self._held))
+            if not theirs or not self._are_believed([*self._held, fd]):
                 raise LedAside(os.path.join("/", *self._names, name))
             self._links += 1
             if self._links > LINKS:
@@ -107,6 +113,23 @@ class Chase:
         """Whether nobody else can put something of the owners' in a folder, or in its place."""
         status = os.fstat(folder)
         return status.st_uid in self._owners and (not status.st_mode & OTHERS or bool(status.st_mode & stat.S_ISVTX))
+
+    def _are_believed(self, fds: Collection[int]) -> bool:
+        """Whether all the mounts that descriptors are in may say whose their files are, and have links followed.
+
+        The one at / is not told of in a chroot; any other that is not has been detached meanwhile.
+        """
+        told = {each.id: each for each in mounted()}
+        numbers = set(map(number_of, fds)) - {number_of(self._held[0])}
+        return all(number in told and is_believed(told[number], self._owners) for number in numbers)
+
+
+def is_believed(mount: Mounted, owners: Collection[int]) -> bool:
+    """Whether links in a mount may be followed, for all that is known of the mount."""
+    if "nosymfollow" in mount.options:
+        return False
+    made_by = (option.removeprefix("user_id=") for option in mount.shared if option.startswith("user_id="))
+    return not mount.fstype.startswith("fuse") or all(int(uid) in owners for uid in made_by)
 
 
 def chase(path: Path) -> tuple[Path, int]:

@@ -6,7 +6,6 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from zoneinfo import TZPATH
 
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.policy import zones
@@ -14,6 +13,8 @@ from mountsafe.text import printable
 from mountsafe.wire import MAX_ZONE
 
 MACHINES = Path("/etc/localtime")
+# As zoneinfo has it where the environment (PYTHONTZPATH) names no other places, which are not looked at here.
+PLACES = tuple(map(Path, ("/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo")))
 UTC = b"UTC0"
 _POSIX = re.compile(r"([A-Za-z]{3,10}|<[A-Za-z0-9+-]{3,10}>)[+-]?\d[A-Za-z0-9<>:,./+-]{0,60}")
 
@@ -41,7 +42,7 @@ def _environments() -> bytes:
 
 
 def _named(name: str) -> bytes:
-    return next(filter(None, (_file(Path(folder, name)) for folder in TZPATH)), b"")
+    return next(filter(None, (_file(folder / name) for folder in PLACES)), b"")
 
 
 def _file(path: Path) -> bytes:

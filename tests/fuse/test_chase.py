@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.mountinfo import Mounted
 from mountsafe.session import running
-from mountsafe.session.chase import LedAside, chase
+from mountsafe.session.chase import LedAside, chase, is_believed
 from mountsafe.session.targets import prepare_target
 from tests.conftest import missing
-from tests.fuse.conftest import Person
+from tests.fuse.conftest import Mount, Person
 
 EVE = 61000
 ROUNDS = 500
@@ -114,6 +115,39 @@ def test_a_sticky_folder_holds_links_of_ones_own(person: Person, top: Path) -> N
             chase(top / "tmp/eves/dir")
 
     person.run(scene)
+
+
+def test_a_link_of_a_medium_is_followed_where_the_kernel_follows_it(mount: Mount, person: Person, top: Path) -> None:
+    """A medium may have a link of root's; in root's mounts the kernel follows none."""
+    (top / "tree/inside").mkdir(parents=True)
+    (top / "tree/link").symlink_to("inside")
+    shown = Path(os.path.realpath(mount(top / "tree").target))
+
+    def scene() -> None:
+        if not person.is_root:
+            assert led(shown / "link/new") == shown / "inside/new"
+            return
+        with pytest.raises(OSError, match="symbolic"):
+            os.stat(shown / "link/")
+        with pytest.raises(LedAside):
+            chase(shown / "link/new")
+
+    person.run(scene)
+
+
+@pytest.mark.parametrize(
+    ("fstype", "shared", "believed"),
+    [
+        ("fuse.x", ("rw", f"user_id={EVE}", "group_id=0", "allow_other"), False),
+        ("fuse", (f"user_id={EVE}",), False),
+        ("fuseblk", ("user_id=0",), True),
+        ("ext4", ("rw",), True),
+    ],
+)
+def test_a_server_of_another_user_does_not_say_whose_a_link_is(
+    fstype: str, shared: tuple[str, ...], believed: bool
+) -> None:
+    assert is_believed(Mounted((0, 1), "/mnt", fstype, "x", shared=shared), {0, 1000}) is believed
 
 
 def landed(top: Path, path: Path) -> bool:

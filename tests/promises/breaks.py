@@ -162,10 +162,11 @@ BREAKS: dict[int, list[Break]] = {
     52: [
         Break(
             "session/chase.py",
-            "if status.st_uid not in self._owners or not all(map(self._is_theirs, self._held)):",
-            "if False:",
+            "theirs = status.st_uid in self._owners and all(map(self._is_theirs, self._held))",
+            "theirs = True",
         )
     ],
     54: [Break("fsoptions.py", "not re.fullmatch(known.pattern, value)", "False")],
+    55: [Break("cli/completion.py", "return bool(_PLAIN.fullmatch(word)) and printable", "return printable")],
     53: [Break("appliance/guest.py", '{"size": size} if size is not None else {}', "{}")],
 }

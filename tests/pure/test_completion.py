@@ -34,22 +34,61 @@ def test_images_are_offered_and_folders_on_the_way_to_them(folder: Path) -> None
     assert completion.images("nowhere/") == []
 
 
+HOSTILE = (
+    *("$(touch RUN).img", "\\$(touch RUN).img", "`touch RUN`.img", "\\`touch RUN`.img", "x;touch RUN;.img", "x&.img"),
+    *('a"b.img', "a'b.img", "a\\.img", "two words.img", "x|y.img", "<x.img", "*.img", "a{b,c}.img", "#x.img", "!x.img"),
+)
+OPTIONS = ("-oloop.img", "~root.img", "=ls.img")
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *OPTIONS])
+def test_no_name_that_is_more_than_a_word_to_a_shell_is_offered(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / name).touch()
+    kept = [{"device": "sdb", "mounts": [name, f"/run/media/me/{name}"]}]
+    monkeypatch.setattr(client, "media", lambda timeout: kept)
+    assert completion.images("") == []
+    assert name not in completion.media("")
+    if name in HOSTILE:
+        assert completion.images(name[:1]) == completion.media(name[:1]) == completion.media("/") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_pressing_the_key_runs_nothing(folder: Path, shell: str) -> None:
+    """Bash puts an offer on the command line as it is, zsh evaluates all (which its _arguments does, here in bash)."""
+    for name in HOSTILE[:5]:
+        (folder / name).touch()
+    told = asked(shell, "mountsafe mount ", folder)
+    arguments = '_files() { :; }; _arguments() { a=${1#*:*:}; eval ws=\\( "${a:2:-2}" \\); }; '
+    script = f"printf %s {' '.join(told.splitlines())}" if shell == "bash" else arguments + told
+    subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, check=True)
+    assert not (folder / "RUN").exists()
+
+
+def test_a_name_that_needs_quotes_leaves_all_to_the_shell(folder: Path) -> None:
+    (folder / "two words.img").touch()
+    assert completion.images("") == completion.images("t") == []
+    assert completion.images("a") == ["a.iso"]
+
+
 def test_mounted_folders_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(
-        "40 29 0:50 / /home/me/a\\040disk ro - fuse.mountsafe mountsafe ro\n"
+        "40 29 0:50 / /home/me/disk ro - fuse.mountsafe mountsafe ro\n"
+        "43 29 0:50 / /home/me/a\\040disk;id ro - fuse.mountsafe mountsafe ro\n"
         "41 29 0:51 / /home/me/bad\\033 ro - fuse.mountsafe mountsafe ro\n"
         "42 29 0:52 / /home/me/other ro - fuse.sshfs x ro\n"
     )
     monkeypatch.setattr(completion, "mounted", lambda: mounted(table))
-    assert completion.mounts("") == ["/home/me/a disk"]
+    assert completion.mounts("") == ["/home/me/disk"]
     assert completion.mounts("/srv") == []
 
 
 def test_media_are_offered_by_device_and_place(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[dict[str, Any]] = [
         {"device": "sdb", "mounts": ["/run/media/me/PHOTOS"]},
-        {"device": "sdc", "mounts": ["/run/media/me/\x07"]},
+        {"device": "sdc", "mounts": ["/run/media/me/\x07", "/run/media/me/$(id)"]},
     ]
     monkeypatch.setattr(client, "media", lambda timeout: kept)
     assert completion.media("") == ["/run/media/me/PHOTOS", "sdb", "sdc"]
@@ -70,14 +109,22 @@ def test_types_are_those_of_what_was_built(tmp_path: Path) -> None:
     built = tmp_path / "current"
     built.mkdir()
     (built / "info.json").write_text(json.dumps({"filesystems": ["exfat", "ext4", "vfat"]}))
+    assert asked("bash", "mountsafe mount --type ex", tmp_path).split() == ["exfat", "ext4"]
+
+
+def asked(shell: str, line: str, folder: Path) -> str:
+    """What the program tells a shell at the end of a line; an appliance is looked for in the folder."""
     code = "import sys; sys.argv[0] = 'mountsafe'; from mountsafe.__main__ import run; run()"
-    asked = {"COMP_WORDS": "mountsafe mount --type ex", "COMP_CWORD": "3", "_MOUNTSAFE_COMPLETE": "complete_bash"}
+    told = {"_MOUNTSAFE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line, "COMP_WORDS": line}
+    repository = os.fspath(Path(__file__).parents[2])
+    more = {"COMP_CWORD": str(line.count(" ")), "MOUNTSAFE_APPLIANCE": os.fspath(folder), "PYTHONPATH": repository}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, **asked, "MOUNTSAFE_APPLIANCE": str(tmp_path)},
-        cwd=Path(__file__).parents[2],
+        env={**os.environ, **told, **more},
+        cwd=folder,
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
-    assert (done.stdout.split(), done.stderr) == (["exfat", "ext4"], "")
+    assert done.stderr == ""
+    return done.stdout

@@ -56,4 +56,4 @@ def test_many_unmount_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_mount_points_are_read_as_the_kernel_writes_them(tmp_path: Path, line: str, point: str) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(line + "\n")
-    assert mounted(table) == [Mounted((0, 52), point, "fuse.mountsafe", "x", ("rw", "nosuid"), 36, 35)]
+    assert mounted(table) == [Mounted((0, 52), point, "fuse.mountsafe", "x", ("rw", "nosuid"), 36, 35, ("ro",))]

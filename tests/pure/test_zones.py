@@ -1,6 +1,8 @@
 """Time zones: how they are spelled, where their rules come from, and how the guest tells local times by them."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -106,6 +108,16 @@ def test_a_rule_in_the_environment_is_passed_on_and_a_path_is_not(monkeypatch: p
     assert zones.rules_of("") == b"CET-1CEST,M3.5.0,M10.5.0/3"
     monkeypatch.setenv("TZ", "/usr/share/zoneinfo/Europe/Berlin")
     assert zones.rules_of("") == machines
+
+
+def test_no_place_that_the_environment_names_is_looked_at(tmp_path: Path) -> None:
+    """Python's zoneinfo has a variable for it, which sudo -E may keep."""
+    (tmp_path / "Evil").write_bytes(zones.rules_of("Asia/Tokyo"))
+    code = "from mountsafe.system import zones; zones.rules_of('Evil')"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONTZPATH": os.fspath(tmp_path)}
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    assert b"Evil is no time zone" in done.stderr
 
 
 def test_a_policy_names_a_zone() -> None:
