@@ -1,5 +1,6 @@
 """What is mounted already: whoever asks for it once more is told where, and another part of it is mounted beside it."""
 
+import fcntl
 import os
 import shlex
 import stat
@@ -39,11 +40,22 @@ def mounted(
 def lent(source: Path) -> int | None:
     """Return a descriptor of a device that a mount of the caller's holds alone, for another part of it; else None."""
     try:
-        if not stat.S_ISBLK(source.stat().st_mode):
-            return None
+        status = source.stat()
     except OSError:
         return None
-    return next(filter(None, (asking.lent(runtime, STATUS_DEADLINE) for runtime, _ in _of(source))), None)
+    for runtime, _ in _of(source) if stat.S_ISBLK(status.st_mode) else ():
+        if (fd := asking.lent(runtime, STATUS_DEADLINE)) is not None:
+            if _is_device(fd, status.st_rdev):
+                return fd
+            os.close(fd)
+    return None
+
+
+def _is_device(fd: int, number: int) -> bool:
+    """Whether a descriptor is that of a device, for reading alone: a name may lead elsewhere since it was looked at."""
+    status = os.fstat(fd)
+    reading = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    return stat.S_ISBLK(status.st_mode) and status.st_rdev == number and reading
 
 
 def _of(source: Path) -> Iterator[tuple[Runtime, Record]]:

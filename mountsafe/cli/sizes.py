@@ -6,6 +6,7 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.part import UNIT, Part
 from mountsafe.text import printable
 
+MOST = (1 << 63) - 1  # bytes of a file, and what our processes tell each other
 _NUMBER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19}) *([a-zA-Z]*)")
 # As those of util-linux and coreutils: K and KiB are 1024, KB is 1000; s are sectors, as parted prints them.
 _UNITS: dict[str, int] = {"": 1, "b": 1, "s": UNIT} | {
@@ -24,7 +25,9 @@ def bytes_of(option: str, words: str) -> int:
     if found[1] == "-":
         raise UserError(f"{option}: {words.strip()} is negative", "It counts from the beginning.", ExitCode.USAGE)
     number = int(found[2], 16 if found[2][:2].lower() == "0x" else 10)
-    return number * _UNITS[found[3].lower()]
+    if (count := number * _UNITS[found[3].lower()]) > MOST:
+        raise UserError(f"{option}: {words.strip()} is more than any disk has", "It counts bytes.", ExitCode.USAGE)
+    return count
 
 
 def checked_part(offset: str | None, sizelimit: str | None) -> Part:

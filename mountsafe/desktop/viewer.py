@@ -15,11 +15,12 @@ from jeepney import HeaderFields, MatchRule, MessageType
 from mountsafe.daemon.bus import Bus, BusGone, connected
 from mountsafe.desktop import notifications
 from mountsafe.desktop.folders import open_folder
-from mountsafe.desktop.notices import Action, Notice
+from mountsafe.desktop.notices import TEXT, Action, Notice
 from mountsafe.desktop.notifications import NOBODY, Notifications
 from mountsafe.desktop.signals import subscribe
 from mountsafe.errors import UserError
 from mountsafe.system.messages import Heard, Malformed
+from mountsafe.text import printable
 from mountsafe.trios import in_thread
 
 GRACE = 1.0  # seconds: a server may tell that a notification is closed before it tells which button did that
@@ -28,7 +29,7 @@ QUEUE = 100  # signals that wait
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An image that is mounted. `what`: types and labels; `problem`: what is missing. All words are fit to be shown."""
+    """An image that is mounted. `what`: types and labels; `problem`: what is missing. Both are fit to be shown."""
 
     folder: str
     what: str
@@ -105,7 +106,7 @@ class Viewer:
 
     def _open(self, opened: Opened) -> Notice:
         how = f"{opened.what}, read-only, in a virtual machine"
-        body = "\n".join(filter(None, (how, opened.folder, opened.problem)))
+        body = "\n".join(filter(None, (how, printable(os.fsencode(opened.folder), TEXT), opened.problem)))
         actions = (Action.DEFAULT, Action.OPEN, Action.UNMOUNT)
         return Notice(f"{self._name} is open", body, actions, category="device.added", lasts=True)
 

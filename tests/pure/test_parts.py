@@ -46,6 +46,8 @@ def test_what_is_no_number_of_bytes(words: str) -> None:
         (None, "-512", "negative"),
         (None, "0", "leaves nothing"),
         (None, "1000", "no multiple of 512"),
+        ("8E", None, "more than any disk has"),
+        (None, "9999999999999999999", "more than any disk has"),
     ],
 )
 def test_parts_that_no_disk_has(offset: str | None, limit: str | None, words: str) -> None:
