@@ -35,7 +35,11 @@ CHANGES = (
 FAMILIES = (0x4C00, 0x5300)
 WHOLE, FAMILY = 0xFFFFFFFF, 0xFFFFFF00  # the kernel looks at 32 bits of a request
 F_SETLEASE = 1024  # include/uapi/linux/fcntl.h
-FCNTL = (0, 1, 2, 3, 4, 1030, 1031, 1032)  # copies, flags and pipe sizes, of descriptors: no locks, leases, owners
+FCNTL = (0, 1, 2, 3, 1030, 1031, 1032)  # copies, flags and pipe sizes, of descriptors: no locks, leases, owners
+F_SETFL = 4
+# Flags of an open file, which everybody has who was given it, other mounts of a device too: how it is read, and whom it
+# sends signals. O_NONBLOCK is no such: reading a disk does not heed it.
+SHARED = os.O_DIRECT | os.O_ASYNC | os.O_APPEND | os.O_NOATIME
 LAST_KNOWN, LAST_POSSIBLE = 450, 511  # set_mempolicy_home_node of Linux 5.17; newer calls have one number everywhere
 
 
@@ -98,6 +102,7 @@ SESSION = Filter(
         Rule(0, ("clone",), (Argument(0, CLONE_THREAD, CLONE_THREAD),)),
         Rule(0, ("prctl",), (Argument(0, PR_SET_NAME),)),
         *(Rule(0, ("fcntl",), (Argument(1, command),)) for command in FCNTL),
+        Rule(0, ("fcntl",), (Argument(1, F_SETFL), Argument(2, 0, SHARED))),
         Rule(0, ("socketpair",), (Argument(0, socket.AF_UNIX),)),
         *(Rule(0, ("ioctl",), (Argument(1, request),)) for request in (TCGETS, FIONBIO, FIONCLEX, FIOCLEX)),
     ),
@@ -134,6 +139,7 @@ APPLIANCE = Filter(
             ),
         ),
         Rule(errno.EPERM, ("fcntl",), (Argument(1, F_SETLEASE, WHOLE),)),  # whoever opens it to write would wait
+        Rule(errno.EPERM, ("fcntl",), (Argument(1, F_SETFL, WHOLE), Argument(2, os.O_DIRECT, os.O_DIRECT))),
         *(Rule(errno.EPERM, ("clone",), (Argument(0, flag, flag),)) for flag in NAMESPACES),
         *(Rule(errno.EPERM, ("ioctl",), (Argument(1, request, WHOLE),)) for request in CHANGES),
         *(Rule(errno.EPERM, ("ioctl",), (Argument(1, family, FAMILY),)) for family in FAMILIES),

@@ -1,6 +1,5 @@
 """What is mounted already: whoever asks for it once more is told where, and another part of it is mounted beside it."""
 
-import fcntl
 import os
 import shlex
 import stat
@@ -52,10 +51,9 @@ def lent(source: Path) -> int | None:
 
 
 def _is_device(fd: int, number: int) -> bool:
-    """Whether a descriptor is that of a device, for reading alone: a name may lead elsewhere since it was looked at."""
+    """Whether a descriptor is that of a device: a name may lead elsewhere since it was looked at."""
     status = os.fstat(fd)
-    reading = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
-    return stat.S_ISBLK(status.st_mode) and status.st_rdev == number and reading
+    return stat.S_ISBLK(status.st_mode) and status.st_rdev == number
 
 
 def _of(source: Path) -> Iterator[tuple[Runtime, Record]]:

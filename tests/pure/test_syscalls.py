@@ -70,6 +70,12 @@ def pairs() -> None:
         each.close()
 
 
+def unblocked() -> None:
+    for each in socket.socketpair():
+        os.set_blocking(each.fileno(), False)
+        each.close()
+
+
 def forked() -> None:
     if (pid := os.fork()) == 0:
         os._exit(0)
@@ -104,6 +110,11 @@ def forked() -> None:
         pytest.param(lambda: fcntl.fcntl(1, fcntl.F_SETLEASE, fcntl.F_UNLCK), "ENOSYS", "EPERM", id="lease"),
         pytest.param(call(FCNTL, 1, 1 << 32 | fcntl.F_SETLEASE, 2), "ENOSYS", "EPERM", id="lease-in-64-bits"),
         pytest.param(lambda: fcntl.fcntl(1, fcntl.F_GETFL), "", "", id="flags-of-a-descriptor"),
+        pytest.param(unblocked, "", "", id="no-waiting"),
+        pytest.param(lambda: fcntl.fcntl(1, fcntl.F_SETFL, os.O_DIRECT), "ENOSYS", "EPERM", id="direct-io"),
+        pytest.param(
+            call(FCNTL, 1, 1 << 32 | fcntl.F_SETFL, os.O_DIRECT), "ENOSYS", "EPERM", id="direct-io-in-64-bits"
+        ),
         pytest.param(call(NEWER, 0, 0, 0, 0), "ENOSYS", "ENOSYS", id="newer-than-the-list"),
     ],
 )
