@@ -137,11 +137,11 @@ def test_mount_points_that_cannot_be(person: Person, folder: Path, image: Image)
     places = {
         "file": "is not a folder",
         "full": "is not empty",
-        "absent/below": "cannot make",
-        "file/below": "cannot make",
-        "dangling": "cannot make",
+        "absent/below": "cannot reach",
+        "file/below": "cannot reach",
+        "dangling": "cannot reach",
         "/proc/new": "cannot make",
-        "y" * 300: "cannot make",
+        "y" * 300: "cannot reach",
     }
     for name, words in places.items():
         refused(person, ExitCode.TARGET, words, "mount", image("ext4"), folder / name)
@@ -157,7 +157,7 @@ def test_a_file_that_is_no_disk_is_named(user: Person, folder: Path) -> None:
 def test_a_parent_that_is_not_the_users(user: Person, root: Person, image: Image) -> None:
     folder = root.folder()
     try:
-        refused(user, ExitCode.DEPENDENCY, "cannot make", "mount", image("ext4"), folder / "m")
+        refused(user, ExitCode.DEPENDENCY, "cannot reach", "mount", image("ext4"), folder / "m")
         folder.chmod(0o755)
         refused(user, ExitCode.DEPENDENCY, "is not yours", "mount", image("ext4"), folder)
     finally:
@@ -270,7 +270,7 @@ def test_output_that_nobody_reads(user: Person) -> None:
     assert "Traceback" not in done.err
     done = user.run(str(user.program), program=["sh", "-c", '"$0" list --json >/dev/full'])
     assert done.code == ExitCode.FAILURE
-    assert done.err == "mountsafe: No space left on device\nMake room there.\n"
+    assert done.err == "mountsafe: there is no space left\nMake room there.\n"
 
 
 def test_several_are_unmounted_and_one_that_is_not_there_keeps_none(user: Person, folder: Path, image: Image) -> None:
