@@ -10,7 +10,7 @@ DPKG = Path("var/lib/dpkg/status")
 # Where rpm keeps its packages: Fedora's place, then the one that everybody had.
 RPM = (Path("usr/lib/sysimage/rpm/rpmdb.sqlite"), Path("var/lib/rpm/rpmdb.sqlite"))
 
-# Fedora's names, where they are others. From its package database; nothing of this could be tried on a Fedora.
+# Fedora's names, where they are others. Written from memory: to be looked up on a Fedora, where none of this was tried.
 FEDORA = {
     "base-files": "filesystem",
     "cryptsetup-bin": "cryptsetup",

@@ -20,9 +20,11 @@ from mountsafe.cli.mounting import (
 from mountsafe.cli.opening import require_formats
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App
+from mountsafe.errors import UserError
 from mountsafe.jobs.inspection import Found, inspected
 from mountsafe.medium import formats
-from mountsafe.medium.source import Medium, open_medium
+from mountsafe.medium.source import Medium, explained, open_medium
+from mountsafe.medium.wrappers import NOTHING_FOUND
 from mountsafe.session.machines import Listener
 from mountsafe.text import size
 
@@ -47,12 +49,17 @@ def inspect(
     """Show the partitions and file systems of an image or a device, and how risky each type is to mount."""
     part = checked_part(offset, sizelimit)
     medium = open_medium(source, named(format_), checked_sectors(sector_size), part)
+    nothing = explained(medium, UserError(f"{NOTHING_FOUND} on {medium.name}"))  # it is closed when it was looked at
     found = find(medium, json or verbose, verbose)
+    empty = not any(volume.fstype or volume.table for volume in found.volumes)
+    note = ". ".join(filter(None, (nothing.message, nothing.hint))) if empty else ""
     if json:
         facts = {"source": str(medium.path), "format": medium.format, "offset": part.offset, "size": found.size}
-        screen.print_json(facts | {"volumes": [volume.facts() for volume in found.volumes]})
+        screen.print_json(facts | {"volumes": [volume.facts() for volume in found.volumes], "note": note})
     else:
         _tell(medium, found)
+        if note:
+            screen.say(note)
 
 
 def find(medium: Medium, quiet: bool, verbose: bool = False) -> Found:

@@ -77,7 +77,8 @@ def _misused(error: Any) -> NoReturn:
         screen.usage(context.get_help())
         sys.exit(int(ExitCode.USAGE))
     hint = f"{context.command_path} --help shows how." if context is not None else ""
-    screen.fail(UserError(error.format_message(), hint, ExitCode.USAGE))
+    words = error.format_message().replace("Value error, ", "", 1)  # pydantic's, of typer's newer releases
+    screen.fail(UserError(words, hint, ExitCode.USAGE))
 
 
 def _as_root() -> str:

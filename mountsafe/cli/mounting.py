@@ -212,7 +212,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     )
     kind, sectors, part = named(format_), checked_sectors(sector_size), checked_part(offset, sizelimit)
     if (there := shown(source) or already.mounted(source, options, kind, sectors, part)) is not None:
-        _already(there, json)
+        _already(there, partition, json)
         return
     medium = open_medium(source, kind, sectors, part, already.lent(source))
     starting, record = begin(medium, directory, options, json)
@@ -274,17 +274,19 @@ def _stay(starting: Starting, quiet: bool) -> None:
         starting.end()
 
 
-def _already(medium: ShownMedium | Record, json: bool) -> None:
-    """Say where a medium is that is mounted already."""
+def _already(medium: ShownMedium | Record, partition: str | None, json: bool) -> None:
+    """Say where a medium is that is mounted already, or the part of it that is asked for."""
     if json:
         screen.print_json(medium.facts())
     elif isinstance(medium, ShownMedium):
         for folder in medium.folders:
             screen.say(f"{medium.source} is already shown on {folder.target}, by the daemon")
     else:
-        for mounted in medium.mounts:
+        for mounted in [each for each in medium.mounts if each.name == partition] or medium.mounts:
             screen.say(f"{_shown(medium.source)} is already mounted on {_shown(mounted.target)}")
+    if isinstance(medium, Record) and medium.missing and partition is None:
         _tell_missing(medium)
+        raise typer.Exit(int(ExitCode.PARTIAL))
 
 
 def _shown(path: str) -> str:

@@ -283,6 +283,7 @@ def seen(volumes: Sequence[Volume], chosen: Sequence[Volume]) -> tuple[Seen, ...
             size=volume.size,
             layers=volume.layers,
             chosen=volume.name in to_show,
+            found=volume.fstype,
         )
         for volume in volumes
     )

@@ -13,7 +13,10 @@ from mountsafe.policy.rules import Decision, Options, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A volume that was found. `layers`: the names of what it lies in. `chosen`: it is to be shown. Bytes."""
+    """A volume that was found. `layers`: the names of what it lies in. `chosen`: it is to be shown. Bytes.
+
+    `fstype`: what it is to be mounted as; `found`: what it looks like, where somebody says that it is another type.
+    """
 
     name: str
     fstype: str
@@ -22,6 +25,7 @@ class Seen:
     size: int
     layers: tuple[str, ...]
     chosen: bool
+    found: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +50,28 @@ class Judgement:
 
 def judge(decide: Callable[[Facts], Decision], known: Facts, found: Sequence[Seen]) -> Judgement:
     """Judge what was found in a medium of which the host knows `known`."""
-    decisions = {seen.name: decide(_facts(known, seen)) for seen in found}
+    decisions = {seen.name: [decide(facts) for facts in _facts(known, seen)] for seen in found}
     refused: dict[str, Decision] = {}
     asks = None
     chosen = [seen for seen in found if seen.chosen]
     for seen in chosen:
-        deciding = [decisions[each.name] for each in found if each is seen or _holds(each, seen)]
+        around = [each for each in found if each is seen or _holds(each, seen)]
+        deciding = [decision for each in around for decision in decisions[each.name]]
         if denied := next((each for each in deciding if each.verdict == Verdict.REFUSE), None):
             refused[seen.name] = denied
         else:
             asks = asks or next((each for each in deciding if each.verdict == Verdict.ASK), None)
-    left = [decisions[seen.name].options for seen in chosen if seen.name not in refused]
+    left = [decisions[seen.name][0].options for seen in chosen if seen.name not in refused]
     options = replace(left[0], hide=any(each.hide for each in left), mount_options=()) if left else Options()
-    wished = {seen.name: decisions[seen.name].options.mount_options for seen in chosen if seen.name not in refused}
+    wished = {seen.name: decisions[seen.name][0].options.mount_options for seen in chosen if seen.name not in refused}
     mount_options = {name: each for name, each in wished.items() if each}
     return Judgement(refused, asks, not left and bool(chosen), options, mount_options)
 
 
-def _facts(known: Facts, seen: Seen) -> Facts:
-    return replace(known, fstype=seen.fstype, label=seen.label, uuid=seen.uuid, size=seen.size)
+def _facts(known: Facts, seen: Seen) -> list[Facts]:
+    """Return the facts as what it is to be mounted as, and then as what it was found to be: no type hides another."""
+    types = dict.fromkeys([seen.fstype, seen.found or seen.fstype])
+    return [replace(known, fstype=each, label=seen.label, uuid=seen.uuid, size=seen.size) for each in types]
 
 
 def _holds(outer: Seen, inner: Seen) -> bool:

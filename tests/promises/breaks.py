@@ -168,5 +168,9 @@ BREAKS: dict[int, list[Break]] = {
     ],
     54: [Break("fsoptions.py", "not re.fullmatch(known.pattern, value)", "False")],
     55: [Break("cli/completion.py", "return bool(_PLAIN.fullmatch(word)) and printable", "return printable")],
+    56: [
+        Break("cli/mounting.py", "judged=True", "judged=False"),
+        Break("policy/inside.py", "[seen.fstype, seen.found or seen.fstype]", "[seen.fstype]"),
+    ],
     53: [Break("appliance/guest.py", '{"size": size} if size is not None else {}', "{}")],
 }

@@ -39,6 +39,14 @@ def test_each_condition_is_asked_of_what_is_inside() -> None:
         assert judge(policy(REFUSE + rule), KNOWN, found[:1]).nothing
 
 
+def test_a_type_that_somebody_names_hides_none_that_was_found() -> None:
+    taken = [volume("1", "msdos", found="vfat")]
+    for refused in ("vfat", "msdos"):
+        assert judge(policy(f'{REFUSE}fstype = "{refused}"'), KNOWN, taken).nothing
+    options = judge(policy('[[rule]]\nverdict = "sandbox"\nfstype = "msdos"\nhide = true'), KNOWN, taken).options
+    assert options.hide  # how it is shown follows what it is mounted as
+
+
 def test_what_is_known_of_the_device_still_counts() -> None:
     trusted = """
         [[rule]]

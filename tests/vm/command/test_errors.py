@@ -99,6 +99,10 @@ def test_sources_without_a_file_system(user: Person, folder: Path, image: Image,
     source.write_bytes(made[name] if name in made else image(name).read_bytes())
     refused(user, ExitCode.SOURCE, "no file system was found", "mount", user.give(source), folder / "m")
     assert not (folder / "m").exists()
+    if name == "pdf":
+        note = user.run("inspect", source, "--json").ok().json()["note"]
+        assert note.startswith("no file system was found on pdf.img: it is a PDF document. ")
+        assert user.run("inspect", source).ok().out.splitlines()[-1] == note
 
 
 def test_a_truncated_image(person: Person, folder: Path, image: Image) -> None:

@@ -231,6 +231,10 @@ def test_a_file_system_that_is_asked_for_and_missing(user: Person, folder: Path)
     assert [path.name for path in target.iterdir()] == ["p1-whole"]
     assert user.records_of(source)["missing"] == [missing]
     assert missing["message"] in user.run("list").ok().err
+    again = user.run("mount", source, target)
+    assert (again.code, missing["message"] in again.err) == (ExitCode.PARTIAL, True)  # as it was said before
+    whole = user.run("mount", source, "--partition", "1").ok()
+    assert (whole.out, whole.err) == (f"{source} is already mounted on {target / 'p1-whole'}\n", "")
     user.run("unmount", source).ok()
     before.assert_same(user)
     assert not target.exists()
