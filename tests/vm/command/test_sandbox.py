@@ -43,7 +43,7 @@ BOXES = {
     ),
     "session": ("session/server.py", limits.SESSION_SCRATCH, limits.SESSION_ADDRESS_SPACE, limits.SESSION_PROCESSES),
 }
-FIRST = "settings = json.loads(sys.argv[1])"
+FIRST = "json.loads(sys.argv[1])"
 # What an ordinary user may do outside, so that the probe is known to be able to fail.
 ANYBODY = (
     *("read /etc/passwd", "connect to the host's loopback", "connect to an abstract socket", "see a host process"),
@@ -67,7 +67,7 @@ def probing(stage: Stage) -> dict[str, Path]:
     """The command lines with the probe in them, by what they take over."""
     programs = {}
     for name, (module, *_) in BOXES.items():
-        call = f"import mountsafe.probe; mountsafe.probe.main(); sys.exit(1); {FIRST}"
+        call = "__import__('mountsafe.probe').probe.main() or sys.exit(1)"
         programs[name] = stage.variant(f"probing-{name}", {module: {FIRST: call}})
         (programs[name].parent / "lib/mountsafe/probe.py").write_bytes(
             (Path(__file__).parent / "probe.py").read_bytes()
@@ -160,14 +160,14 @@ def test_what_code_in_a_box_can_do(
 
 # --- the medium itself ----------------------------------------------------------------------------------------------
 TRIES = {  # where each process has the medium and is confined: what is called there, right before or after which line
-    "appliance/serve.py": ("guest.attach(fds[0], model)", "__import__('mountsafe.changes').changes.tell(fds[0]); {}"),
+    "appliance/serve.py": ("guest.attach(fds[0], model, message.get("offset", 0), message.get("size"))", "__import__('mountsafe.changes').changes.tell(fds[0]); {}"),
     "container/serve.py": (
         "qemu, qmp, said = _open(settings)",
         "__import__('mountsafe.changes').changes.tell(settings['medium']); {}",
     ),
     "session/server.py": (
-        'settings["landlock"] = landlock.enclose()',
-        "tell = __import__('mountsafe.changes').changes.tell; {}; settings['medium'] and tell(settings['medium'])",
+        "held_in = landlock.enclose()",
+        "tell = __import__('mountsafe.changes').changes.tell; {}; settings.medium and tell(settings.medium)",
     ),
 }
 UNSEALED = {"medium/source.py": {"found = sealed(fd, source)": "found = None"}}
@@ -386,7 +386,7 @@ def _tried(path):
 
 
 def main() -> NoReturn:"""
-    after = 'settings["landlock"] = landlock.enclose()'
+    after = "held_in = landlock.enclose()"
     changes = {
         "def main() -> NoReturn:": tried,
         after: f'print("BEFORE", {tries}, file=sys.stderr); {after}; print("AFTER", {tries}, file=sys.stderr)',
