@@ -112,6 +112,12 @@ def test_a_double_click_shows_the_files_and_a_button_unmounts_them(
     wait_for(lambda: (desktop.place / "opened").exists(), "the folder in a file manager")
     assert (desktop.place / "opened").read_text().splitlines() == [str(target)]
     check_tree(user, target, images.expected("vfat"))
+    with user.start(target, program=["sh", "-c", 'cd "$1" && echo inside && exec sleep 600', "sh"]) as held:
+        assert held.stdout is not None
+        assert held.stdout.readline() == "inside\n"
+        desktop.run("dunstctl", "context").ok()
+        assert "fuser" in desktop.wait_for("photos.img cannot be unmounted")
+        held.kill()
     desktop.run("dunstctl", "context").ok()
     desktop.wait_for("photos.img is unmounted")
     assert user.run("list", "--json").ok().json() == []
