@@ -201,6 +201,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     """Mount an image or a device read-only, through a virtual machine.
 
     A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
+    What the policy refuses is left out: mountsafe policy explain SOURCE names the rule.
     """
     _check_words(fstype, partition)
     zones.rules_of(timezone)  # or an error, before anything is done
