@@ -160,7 +160,10 @@ def test_what_code_in_a_box_can_do(
 
 # --- the medium itself ----------------------------------------------------------------------------------------------
 TRIES = {  # where each process has the medium and is confined: what is called there, right before or after which line
-    "appliance/serve.py": ("guest.attach(fds[0], model, message.get("offset", 0), message.get("size"))", "__import__('mountsafe.changes').changes.tell(fds[0]); {}"),
+    "appliance/serve.py": (
+        'guest.attach(fds[0], model, message.get("offset", 0), message.get("size"))',
+        "__import__('mountsafe.changes').changes.tell(fds[0]); {}",
+    ),
     "container/serve.py": (
         "qemu, qmp, said = _open(settings)",
         "__import__('mountsafe.changes').changes.tell(settings['medium']); {}",
