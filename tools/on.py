@@ -77,15 +77,6 @@ def mirrors() -> tuple[str, str]:
     return archive, security
 
 
-def sources(release: str) -> list[str]:
-    """Return the lines of sources.list for a release, from where this machine has its Debian."""
-    archive, security = mirrors()
-    lines = [f"deb {archive} {release} main"]
-    if release not in ROLLING:
-        lines += [f"deb {archive} {release}-updates main", f"deb {security} {release}-security main"]
-    return lines
-
-
 def debootstrap(release: str, root: Path) -> None:
     """Make the root beside its place, and move it there when it is whole."""
     script = Path("/usr/share/debootstrap/scripts") / release
@@ -117,7 +108,11 @@ def write(path: Path, text: str) -> None:
 
 def carry_over(release: str, root: Path) -> None:
     """Give the root what makes downloads work on this machine."""
-    write(root / "etc/apt/sources.list", "\n".join(sources(release)) + "\n")
+    archive, security = mirrors()
+    lines = [f"deb {archive} {release} main"]
+    if release not in ROLLING:
+        lines += [f"deb {archive} {release}-updates main", f"deb {security} {release}-security main"]
+    write(root / "etc/apt/sources.list", "\n".join(lines) + "\n")
     settings = [line for line in sh("apt-config", "dump").splitlines() if REACHING.match(line)]
     write(root / "etc/apt/apt.conf.d/90mountsafe", "\n".join(settings) + "\n")
     write(root / "etc/resolv.conf", Path("/etc/resolv.conf").read_text())

@@ -1,16 +1,16 @@
-"""The base system: a Debian 13 on a disk image, with all that mountsafe's package depends on but without mountsafe.
+"""The base system: a Debian 12 on a disk image, with all that mountsafe needs but without mountsafe.
 
-    python3 -m tests.machine.base PACKAGE.deb      # root; prints a line for each step and the folder last
+    python3 tests/machine/base.py PACKAGE...      # root; prints a line for each step and the folder last
 
-It is built from this host's mirror, whatever this host's release is, and kept in /var/cache/mountsafe-machine until
-what it is made of changes. Nothing of this host's configuration gets into it: packages are downloaded outside.
+It is built from this host's package sources, and kept in /var/cache/mountsafe-machine until what it is made of changes.
+Nothing of this host's configuration gets into it: packages are downloaded outside. /etc/pip.conf in it names a folder
+of wheels in it, so `./dev install` works there without a network.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,28 +20,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tools import on
-
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 CACHE = Path(os.environ.get("MOUNTSAFE_MACHINE_CACHE", "/var/cache/mountsafe-machine"))
-SUITE = "trixie"  # the newest stable release
+SUITE = "bookworm"
 SIZE = "10G"  # sparse
 USER = "alice"
 PORT = "org.mountsafe.test"
 PORTS = Path("/dev/virtio-ports")
 AGENT = "/usr/local/lib/agent.py"
+WHEELS = "/usr/local/share/wheels"
 STEP_DEADLINE = 1800.0
 
 # A seat with a user on it, and who mounts what he plugs in.
 PACKAGES = (
-    *("systemd-sysv", "udev", "dbus", "polkitd", "libpam-systemd", "dbus-user-session", "login", "passwd"),
-    *("udisks2", "kmod", "lz4", "linux-image-amd64"),
+    *("systemd-sysv", "udev", "dbus", "polkitd", "libpam-systemd", "dbus-user-session"),
+    *("udisks2", "kmod", "linux-image-amd64"),
 )
 
 FILES = {
     "etc/hostname": "machine\n",
     "etc/fstab": "/dev/vda / ext4 noatime 0 0\n",
+    "etc/pip.conf": f"[global]\nno-index = true\nfind-links = {WHEELS}\n",
     "etc/systemd/system/getty@tty1.service.d/autologin.conf": (
         f"[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin {USER} --noclear %I linux\n"
     ),
@@ -63,7 +63,7 @@ FILES = {
     "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\next4\n",
     "etc/dpkg/dpkg.cfg.d/fast": (
         "force-unsafe-io\npath-exclude=/usr/share/doc/*\npath-exclude=/usr/share/man/*\n"
-        "path-exclude=/usr/share/locale/*\npath-include=/usr/share/*/mountsafe*\n"
+        "path-exclude=/usr/share/locale/*\n"
     ),
 }
 # Units that would only cost time.
@@ -100,30 +100,36 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
 
 def inside(root: Path, *command: str) -> None:
     """Run a command in the new system. Its mounts are those of a namespace that ends with it."""
-    mounts = "".join(f'mount --rbind {path} "$0{path}" && ' for path in ("/dev", "/sys"))
+    mounts = "".join(
+        f'mkdir -p "$0{path}" && mount --rbind {path} "$0{path}" && '
+        for path in ("/dev", "/sys", "/etc/apt", "/var/lib/apt/lists")
+    )
     script = f'{mounts} mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
     namespaces = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private")
     run(*namespaces, "sh", "-c", script, root, *command, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
 
 
-def needed(package: Path) -> list[str]:
-    """Return what a package depends on and recommends, of alternatives the first."""
-    told = run("dpkg-deb", "--show", "--showformat=${Depends}, ${Recommends}", package)
-    return sorted({re.split(r"[ :(|]", each.strip())[0] for each in told.split(",") if each.strip()})
+LOCK = REPOSITORY / "requirements.lock"  # what pip installs for `./dev install`
+
+
+def mirror() -> str:
+    """Return where this host has its Debian from."""
+    told = run("apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)", "Created-By: Packages")
+    for line in told.splitlines():
+        site, codename, component = [*line.split(), "", "", ""][:3]
+        if (codename, component) == (SUITE, "main"):
+            return site
+    raise BaseFailedError(f"none of apt's sources is a Debian {SUITE}")
 
 
 def key(packages: Sequence[str]) -> str:
     """Name what the base system is made of."""
-    made_of = [Path(__file__).read_text(), FILES[AGENT[1:]], sorted(packages), on.sources(SUITE)]
+    made_of = [Path(__file__).read_text(), FILES[AGENT[1:]], sorted(packages), LOCK.read_text()]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
 
-def ensure(package: Path, say: Callable[[str], None]) -> Path:
-    """Return the folder with disk.img, vmlinuz and initrd.img, built if need be. Raises BaseFailedError.
-
-    `package`: what is going to be installed in it.
-    """
-    packages = needed(package)
+def ensure(packages: Sequence[str], say: Callable[[str], None]) -> Path:
+    """Return the folder with disk.img, vmlinuz and initrd.img, built if need be. Raises BaseFailedError."""
     CACHE.mkdir(parents=True, exist_ok=True)
     made = CACHE / key(packages)
     with (CACHE / "lock").open("w") as lock:
@@ -142,9 +148,13 @@ def ensure(package: Path, say: Callable[[str], None]) -> Path:
 
 def _build(folder: Path, packages: Sequence[str], say: Callable[[str], None]) -> None:
     root, made = folder / "root", folder / "made"
+    root.mkdir()
     made.mkdir()
-    with step(f"debootstrap {SUITE}", say):
-        on.debootstrap(SUITE, root)
+    unshared = ("unshare", "--mount", "--propagation=private")
+    with step("apt-get update", say):
+        run("apt-get", "update")
+    with step("debootstrap", say):
+        run(*unshared, "debootstrap", "--variant=minbase", SUITE, root, mirror())
     _write_files(root)
     wanted = sorted({*PACKAGES, *packages})
     with step("packages, downloaded", say):
@@ -157,6 +167,9 @@ def _build(folder: Path, packages: Sequence[str], say: Callable[[str], None]) ->
         inside(root, "apt-get", "install", *options, "-o", "Dpkg::Options::=--force-confold", *wanted)
         inside(root, "systemctl", "enable", "test-agent.service")
         inside(root, "systemctl", "mask", *MASKED)
+    with step("wheels, downloaded", say):
+        pip = ("-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--only-binary=:all:")
+        run(sys.executable, *pip, f"--dest={root}{WHEELS}", "--require-hashes", "-r", LOCK)
     with step("disk image", say):
         _make_disk(root, made)
 
@@ -166,24 +179,17 @@ def _write_files(root: Path) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    (root / "var/log/journal").mkdir(parents=True, exist_ok=True)  # the journal outlives a reboot
+    (root / "var/log/journal").mkdir(parents=True)  # the journal outlives a reboot
 
 
 def _download(root: Path, packages: Sequence[str]) -> None:
-    """With this host's apt, for the way to its mirror, and the new system's sources and state."""
-    (root / "etc/apt/sources.list").write_text("\n".join(on.sources(SUITE)) + "\n")
-    places = {
-        "Dir::Etc::sourcelist": "etc/apt/sources.list",
-        "Dir::Etc::sourceparts": "etc/apt/sources.list.d",
-        "Dir::Etc::preferencesparts": "etc/apt/preferences.d",
-        "Dir::State": "var/lib/apt",
-        "Dir::State::status": "var/lib/dpkg/status",
-        "Dir::Cache": "var/cache/apt",
-    }
-    options = [word for name, path in places.items() for word in ("-o", f"{name}={root / path}")]
-    apt = ("apt-get", "--yes", "--quiet", *options, "-o", "APT::Sandbox::User=root")
-    run(*apt, "update")
-    run(*apt, "install", "--no-install-recommends", "--download-only", *packages)
+    archives = root / "var/cache/apt/archives"
+    run(
+        *("apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "--download-only"),
+        *("-o", f"Dir::State::status={root}/var/lib/dpkg/status", "-o", f"Dir::Cache::archives={archives}"),
+        *("-o", f"Dir::State::extended_states={root}/var/lib/apt/extended_states"),
+        *packages,
+    )
 
 
 def _make_disk(root: Path, made: Path) -> None:
@@ -192,7 +198,7 @@ def _make_disk(root: Path, made: Path) -> None:
     for debris in root.glob("var/cache/apt/archives/*.deb"):
         debris.unlink()
     for folder in (root / "etc/apt", root / "var/lib/apt/lists"):
-        shutil.rmtree(folder)  # which mirror this host uses
+        shutil.rmtree(folder)  # of debootstrap: which mirror this host uses
         folder.mkdir()
     (root / "etc/machine-id").write_text("")
     run("mkfs.ext4", "-q", "-L", "machine", "-d", root, made / "disk.img", SIZE)
@@ -205,6 +211,6 @@ if __name__ == "__main__":
         sys.stdout.flush()
 
     try:
-        ensure(Path(sys.argv[1]), _say)
-    except (BaseFailedError, on.Failed) as error:
+        ensure(sys.argv[1:], _say)
+    except BaseFailedError as error:
         sys.exit(f"{error}")

@@ -1,9 +1,7 @@
-"""The machine: one for all the tests of a module."""
+"""The machine: one for all the tests of a module, with mountsafe installed in it."""
 
 import os
-import shutil
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -31,27 +29,18 @@ def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
     return written
 
 
-@pytest.fixture(scope="session")
-def package(program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """mountsafe's package for the machine's release: a copy, as it may be built anew meanwhile."""
-    program("dpkg-deb")
-    if not (name := os.environ.get("MACHINE_PACKAGE")):
-        missing("MACHINE_PACKAGE (./dev machine-test sets it)")
-    return Path(shutil.copy(name, tmp_path_factory.mktemp("package")))
-
-
 @pytest.fixture(scope="module")
 def machine(
-    program: Callable[[str], str],
-    package: Path,
-    say: Callable[[str], None],
-    tmp_path_factory: pytest.TempPathFactory,
+    program: Callable[[str], str], say: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machine]:
+    packages = os.environ.get("MACHINE_PACKAGES", "").split()
+    if not packages:
+        missing("MACHINE_PACKAGES (./dev machine-test sets it)")
     if os.geteuid() != 0:
         missing("root")
     for name in (QEMU, "debootstrap", "mkfs.ext4"):
         program(name)
-    made = Machine(base.ensure(package, say), tmp_path_factory.mktemp("machine"), say)
+    made = Machine(base.ensure(packages, say), tmp_path_factory.mktemp("machine"), say)
     try:
         with made.step("boot"):
             made.wait_for_boot()
