@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     BUSY = 8  # the mount is in use
     DEADLINE = 9  # a deadline passed
     PARTIAL = 10  # some of what was asked for is there, and some is missing
+    LOCKED = 11  # it is encrypted, and was not unlocked: no passphrase or key was given, or not the right one
     INTERRUPTED = 130  # Ctrl-C
 
 

@@ -37,7 +37,7 @@ ROOMS = (
         ),
         *("shortage", "syscalls", "trios"),
     ),
-    ("agent", "medium", "sandbox", "appliance", "container", "hotplug"),
+    ("agent", "medium", "sandbox", "appliance", "container", "encrypted", "hotplug"),
     ("system",),
     ("filesystem",),
     ("session",),
