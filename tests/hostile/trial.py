@@ -40,8 +40,9 @@ from mountsafe.limits import (
     PROBE_DEADLINE,
     REQUEST_DEADLINE,
 )
+from mountsafe.medium.choosing import choose
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import Volume, choose
+from mountsafe.medium.volumes import Volume
 from mountsafe.process import Guard
 from mountsafe.session.finding import machine_settings
 from mountsafe.session.machines import Listener, started

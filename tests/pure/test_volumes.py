@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.incidents import Incidents
+from mountsafe.medium.choosing import choose, folder_names, label_name, parts
 from mountsafe.medium.extents import Window
-from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name, parts
+from mountsafe.medium.volumes import Volume, checked
 from mountsafe.wire import VolumeKind
 
 SIZE = 1 << 20

@@ -28,10 +28,11 @@ from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, ExitCode, GuestGone, MountsafeError, UserError
 from mountsafe.limits import KVM_PROBE_DEADLINE
+from mountsafe.medium.choosing import choose
 from mountsafe.medium.options import with_options
 from mountsafe.medium.part import WHOLE, Part
 from mountsafe.medium.source import Medium, open_medium
-from mountsafe.medium.volumes import Volume, choose
+from mountsafe.medium.volumes import Volume
 from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
 from mountsafe.session.machines import Machines
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
