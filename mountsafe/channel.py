@@ -16,7 +16,7 @@ from mountsafe.errors import ProtocolFault
 from mountsafe.limits import CONTROL_MESSAGE
 
 Message = dict[str, Any]
-MAX_DESCRIPTORS = 4
+MAX_DESCRIPTORS = 12  # that one message brings: a key, a secret and eight key files are the most
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
