@@ -44,7 +44,13 @@ KEY_ADDRESS_SPACE = 512 * MIB  # of the process itself, beside argon2's; threads
 KEY_SCRATCH = 1 * MIB  # nothing is written
 KEY_PROCESSES = 32  # argon2's threads
 KEY_LOCKED = 64 << 10  # memory that is kept out of swap, where the host allows as much
-MAX_SECRET = 8 * MIB  # of a key file: what cryptsetup takes
+
+# --- encrypted disks --------------------------------------------------------------------------------------------------
+MAX_STACKED_LAYERS = 8  # of disks that are made of disks: LUKS in LUKS in a volume group is four
+PLAINTEXT_DEADLINE = 30.0  # to start and to read the key; 0.5 s where nobody else computes
+PLAINTEXT_ADDRESS_SPACE = 1024 * MIB
+PLAINTEXT_SCRATCH = 1 * MIB  # a socket's name
+PLAINTEXT_PROCESSES = 128  # a thread for each request that is being served
 
 # --- the session process: the FUSE server ---------------------------------------------------------------------------
 SESSION_ADDRESS_SPACE = 2048 * MIB
@@ -84,3 +90,4 @@ LOG_LINE = 4096  # of what a child says; the guest's console speaks through it
 LOG_BYTES = 4 * MIB  # of one medium's log file; then its older half is dropped
 # Of it, what each kind of box may say: all of them together never fill the half that is kept.
 LOG_SHARE, LOG_BURST, LOG_RATE = LOG_BYTES // 9, 256 << 10, 1 << 10
+MAX_SECRET = 8 * MIB  # a passphrase, or a key file: as much as cryptsetup(8) takes
