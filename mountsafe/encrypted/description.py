@@ -75,3 +75,31 @@ class Description:
     uuid: str = ""
     notes: tuple[Note, ...] = ()
     words: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return f"LUKS{self.version}" if self.kind is Kind.LUKS else self.kind.value
+
+    @property
+    def hint(self) -> str:
+        """What helps to find the key: BitLocker's recovery keys have names, which are kept with them."""
+        names = [slot.name for slot in self.slots if slot.opens is Form.RECOVERY_KEY]
+        return f"recovery key {', '.join(names)}" if names else ""
+
+
+def words(about: Description) -> list[str]:
+    """Return lines that tell of a volume to a person: what it is, how it is opened, what is worth knowing."""
+    key = f", {about.key_bits}-bit key" if about.key_bits else ""
+    lines = [f"{about.title}, {about.cipher or 'cipher not known'}{key}, sectors of {about.sector} bytes"]
+    lines += [f"key slot {slot.name}: {_way(slot)}" for slot in about.slots]
+    lines += [f"{name}: {word}" for name, word in about.words]
+    return lines + [note.value.replace("-", " ") for note in about.notes]
+
+
+def _way(slot: Slot) -> str:
+    cost = [f"{slot.iterations} iterations"] if slot.iterations else []
+    cost += [f"{slot.memory >> 10} MiB"] if slot.memory else []
+    kdf = f"{slot.kdf} ({', '.join(cost)})" if cost else slot.kdf
+    opens = slot.opens.value.replace("-", " ") if slot.opens else "something that mountsafe cannot use"
+    return f"{opens}, {kdf}" if slot.kdf else opens

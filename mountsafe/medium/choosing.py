@@ -7,7 +7,7 @@ from dataclasses import replace
 from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.unopened import UNOPENED
-from mountsafe.medium.volumes import ENCRYPTED, PREFIXES, Volume
+from mountsafe.medium.volumes import ENCRYPTED, FORCED, PREFIXES, Volume
 from mountsafe.medium.wrappers import NOTHING_FOUND
 from mountsafe.text import printable
 
@@ -104,7 +104,7 @@ def _as(volume: Volume, fstype: str | None) -> Volume:
             hint = "If there is one all the same, name its type with --type."
             raise UserError(f"there is no file system on {volume.describe()}", hint, ExitCode.SOURCE)
         return volume
-    return replace(volume, fstype=fstype, usage="crypto" if fstype in ENCRYPTED else "filesystem")
+    return replace(volume, fstype=fstype, usage=FORCED if fstype in ENCRYPTED else "filesystem")
 
 
 def within(host: Volume | None, volume: Volume) -> Volume:

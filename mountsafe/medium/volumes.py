@@ -33,6 +33,7 @@ ENCRYPTED = {
     "VeraCrypt": "VeraCrypt",
     "TrueCrypt": "TrueCrypt",
 }
+FORCED = "encrypted"  # the usage of what somebody says is encrypted; blkid's word is "crypto"
 
 
 @dataclass(frozen=True, slots=True)

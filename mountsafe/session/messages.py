@@ -246,6 +246,7 @@ class Key:
     """The answer. Descriptors come with it: of the secret, of a LUKS header if `header`, and of so many `keyfiles`.
 
     Not `given`: none is to be had, and what is locked stays so. `pim`, `hidden`: of VeraCrypt.
+    `big_memory`: its derivation may have more memory than `mountsafe.limits.KEY_MEMORY`.
     """
 
     form: KeyForm
@@ -254,6 +255,7 @@ class Key:
     hidden: bool = False
     keyfiles: int = 0
     header: bool = False
+    big_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

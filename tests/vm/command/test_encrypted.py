@@ -1,24 +1,19 @@
-"""Encrypted media through the command line: with the right key they open like any other, and nobody else has the key."""
+"""Encrypted media through the command line: with the right key they open like any other."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from images import images
-from images.layers import Group, Run, physical_volumes
 from mountsafe.errors import ExitCode
 from tests.done import Done
 from tests.luks import PASSPHRASE, luks
 from tests.vm.command.stage import Person
-from tests.vm.command.test_mount import check_tree, mounted, read
-from tests.vm.test_layers import parted
+from tests.vm.command.test_mount import check_tree, mounted
 
 MIB = 1 << 20
 NUMBERS = b"".join(b"%d\n" % number for number in range(300_000))
@@ -124,7 +119,9 @@ def test_three_wrong_passphrases(user: Person, folder: Path, image: Image) -> No
 
 
 def test_nobody_is_there_to_ask(user: Person, folder: Path, image: Image) -> None:
-    done = user.run("mount", "--json", image("encrypted-luks"), folder / "m", program=["setsid", "-w", str(user.program)])
+    done = user.run(
+        "mount", "--json", image("encrypted-luks"), folder / "m", program=["setsid", "-w", str(user.program)]
+    )
     assert done.code == ExitCode.LOCKED
     assert "is encrypted (LUKS)" in done.err
     assert json.loads(done.out)["error"]["code"] == ExitCode.LOCKED
