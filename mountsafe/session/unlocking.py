@@ -48,19 +48,19 @@ async def key_process(
             await process.stop()
 
 
-async def unlock(disk: Lender, volume: Volume, reporter: Reporter, nursery: trio.Nursery) -> Unlocked | None:
+async def unlock(disk: Lender, volume: Volume, name: str, reporter: Reporter, nursery: trio.Nursery) -> Unlocked | None:
     """Return the plaintext disk of an encrypted volume of a disk; None if nobody has a key for it.
 
-    Asks until a key does. Raises UserError: LOCKED if none was right, and what `mountsafe.encrypted.keys` raises.
+    Asks until a key does; `name`: what the volume is called. Raises UserError: LOCKED if none was right, and what `mountsafe.encrypted.keys` raises.
     """
     try:
-        question = await _question(disk, volume)
+        question = await _question(disk, volume, name)
         while True:
             key, fds = await reporter.key(question)
             try:
                 if not key.given:
                     break
-                reporter.progress(f"deriving the key of {volume.title}")
+                reporter.progress(f"deriving the key of {name}")
                 layer, memory = await _derived(disk, volume, key, fds)
             except UserError as error:
                 if error.code is not ExitCode.LOCKED:
@@ -71,27 +71,21 @@ async def unlock(disk: Lender, volume: Volume, reporter: Reporter, nursery: trio
                 channel.close(fds)
             return await _opened(disk, layer, memory, nursery)
     except UserError as error:
-        raise _explained(error, volume) from error
+        raise UserError(f"{name} cannot be unlocked: {error.message}", error.hint, error.code) from error
     except MountsafeError as error:
-        raise UserError(
-            f"{volume.title} cannot be unlocked: {error}", "--verbose shows more.", ExitCode.APPLIANCE
-        ) from error
+        raise UserError(f"{name} cannot be unlocked: {error}", "--verbose shows more.", ExitCode.APPLIANCE) from error
     if question.why:
-        raise UserError(f"{volume.title} was not unlocked: {question.why}", "Try again.", ExitCode.LOCKED)
+        raise UserError(f"{name} was not unlocked: {question.why}", "Try again.", ExitCode.LOCKED)
     return None
 
 
-def _explained(error: UserError, volume: Volume) -> UserError:
-    return UserError(f"{volume.title} cannot be unlocked: {error.message}", error.hint, error.code)
-
-
-async def _question(disk: Lender, volume: Volume) -> Locked:
+async def _question(disk: Lender, volume: Volume, name: str) -> Locked:
     """Return what is asked; of what has no signature, or its header elsewhere, nothing more is known."""
     if volume.usage == FORCED:
-        return Locked(volume.title, ENCRYPTED[volume.fstype], "", "", "", "")
+        return Locked(name, ENCRYPTED[volume.fstype], "", "", "", "")
     async with key_process(disk, volume) as process:
         about = await process.describe(Kind(volume.fstype))
-    return Locked(volume.title, about.title, about.uuid, about.label, about.hint, "")
+    return Locked(name, about.title, about.uuid, about.label, about.hint, "")
 
 
 async def _derived(disk: Lender, volume: Volume, key: Key, fds: list[int]) -> tuple[Layer, int]:
