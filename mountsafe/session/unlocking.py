@@ -49,9 +49,9 @@ async def key_process(
 
 
 async def unlock(disk: Lender, volume: Volume, name: str, reporter: Reporter, nursery: trio.Nursery) -> Unlocked | None:
-    """Return the plaintext disk of an encrypted volume of a disk; None if nobody has a key for it.
+    """Return the plaintext disk of an encrypted volume, which is called `name`; None if nobody has a key for it.
 
-    Asks until a key does; `name`: what the volume is called. Raises UserError: LOCKED if none was right, and what `mountsafe.encrypted.keys` raises.
+    Asks until a key does. Raises UserError: LOCKED if none was right, and what `mountsafe.encrypted.keys` raises.
     """
     try:
         question = await _question(disk, volume, name)
