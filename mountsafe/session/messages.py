@@ -143,7 +143,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A medium and its mounts. `virtual_machine` and `container`: process ids of boxes that run. No mount: not yet.
+    """A medium and its mounts. No mount: not yet.
+
+    `virtual_machine` (the first, if several disks of it have one), `container` and `decrypting` (one for each encrypted
+    volume that is open): process ids of boxes that run.
 
     `offset` and `sizelimit`, in bytes: what counts of its disk; a limit of None is the disk's end.
     `asked`: None where an earlier version made it.
@@ -161,6 +164,7 @@ class Record:
     accelerator: str = ""
     virtual_machine: int | None = None
     container: int | None = None
+    decrypting: tuple[int, ...] = ()
     mounts: tuple[Mount, ...] = ()
     missing: tuple[Missing, ...] = ()
     held: Held = field(default_factory=Held)
