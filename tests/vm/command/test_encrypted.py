@@ -1,19 +1,26 @@
 """Encrypted media through the command line: with the right key they open like any other."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from images import images
+from images.layers import Group, Run, physical_volumes
 from mountsafe.errors import ExitCode
 from tests.done import Done
 from tests.luks import PASSPHRASE, luks, volume_key
 from tests.vm.command.stage import Person
+from tests.vm.command.test_faults import wait_for
 from tests.vm.command.test_mount import check_tree, mounted
+from tests.vm.command.traces import command, descendants
+from tests.vm.test_layers import parted
 
 MIB = 1 << 20
 NUMBERS = b"".join(b"%d\n" % number for number in range(300_000))
@@ -75,7 +82,7 @@ def check(person: Person, target: str | Path) -> None:
     assert person.run(Path(target) / "numbers.txt", program=["cat"]).ok().out.encode() == NUMBERS
 
 
-# --- the ways of a key ------------------------------------------------------------------------------------------------
+# --- the ways of a key ----------------------------------------------------------------------------------------------
 def test_a_key_file(person: Person, folder: Path, image: Image, library: Path) -> None:
     key = made(library, "luks.key", b"mountsafe")
     source = image("encrypted-luks")
@@ -142,7 +149,7 @@ def test_an_interrupted_prompt_leaves_nothing(user: Person, folder: Path, image:
     assert not (folder / "m").exists()
 
 
-# --- what lies around it, and in it -------------------------------------------------------------------------------------
+# --- what lies around it, and in it ---------------------------------------------------------------------------------
 def alone(data: bytes, extents: int = 5) -> bytes:
     """A physical volume with one logical volume of so many extents of 4 MiB."""
     (volume,) = physical_volumes(Group("vg", (extents,), {"data": [Run(0, 0, extents)]}), {"data": data})
@@ -218,7 +225,7 @@ def test_inspect_tells_what_is_known(user: Person, library: Path, ext4: bytes) -
     assert "LUKS2, aes-xts-plain64" in user.run("inspect", source).ok().out
 
 
-# --- what happens to its processes --------------------------------------------------------------------------------------
+# --- what happens to its processes ----------------------------------------------------------------------------------
 def test_processes_that_die(user: Person, folder: Path, library: Path, ext4: bytes, secret: Path) -> None:
     """No passphrase is asked for again: the key file is gone by then."""
     source = luks(ext4, library / "dying.img")
