@@ -62,7 +62,6 @@ FOREIGN = {
     "guestfs": (f"{PACKAGE}.appliance.guest",),
     "nbd": (f"{PACKAGE}.medium.nbd",),
     "numpy": (f"{PACKAGE}.medium.ciphers",),
-    "cryptography": (f"{PACKAGE}.medium.ciphers",),
     "pyfuse3": (f"{PACKAGE}.filesystem.operations",),
     "trio": (
         f"{PACKAGE}.channel",
