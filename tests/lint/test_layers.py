@@ -60,6 +60,7 @@ CLOSED = {
 FOREIGN = {
     "guestfs": (f"{PACKAGE}.appliance.guest",),
     "nbd": (f"{PACKAGE}.medium.nbd",),
+    "nbdkit": (f"{PACKAGE}.encrypted.serve",),
     "numpy": (f"{PACKAGE}.medium.ciphers",),
     "pyfuse3": (f"{PACKAGE}.filesystem.operations",),
     "trio": (
