@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Sequence
-from importlib.util import find_spec
+from pathlib import Path
 
 from mountsafe import channel, codec, distribution, sandbox, syscalls
 from mountsafe.encrypted.settings import SOCKET, Settings
@@ -29,9 +29,10 @@ from mountsafe.process import Child, said_by
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
-# Each thread would reserve 64 MiB of address space for what it allocates; numpy's library would start some of its own.
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
+# Each thread would reserve 64 MiB of address space for what it allocates.
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 SCRIPT = f"{sandbox.INSIDE}/{sandbox.PACKAGE.name}/encrypted/serve.py"
+PLUGINS = ("lib/*", "lib64", "lib")  # below /usr, as distributions have it
 # Read-only, in the foreground, no TLS, by the protocol that every client speaks.
 NBDKIT = ["nbdkit", "--foreground", "--readonly", "--newstyle", "--tls=off", "--unix", SOCKET, "python", SCRIPT]
 
@@ -102,9 +103,8 @@ def _file(name: str, data: bytes) -> int:
 
 
 def require() -> None:
-    """Raise UserError (DEPENDENCY) if what reads encrypted disks is missing."""
-    if shutil.which("nbdkit") is None:
-        raise UserError("nbdkit is missing", distribution.install("nbdkit"), ExitCode.DEPENDENCY)
-    for module, package in (("numpy", "python3-numpy"), ("nbd", "python3-libnbd")):
-        if find_spec(module) is None:
-            raise UserError(f"Python's {module} is missing", distribution.install(package), ExitCode.DEPENDENCY)
+    """Raise UserError (DEPENDENCY) if what serves plaintext is missing."""
+    plugin = "nbdkit/plugins/nbdkit-python-plugin.so"
+    if shutil.which("nbdkit") is None or not any(any(Path("/usr").glob(f"{place}/{plugin}")) for place in PLUGINS):
+        hint = distribution.install("nbdkit-plugin-python")
+        raise UserError("nbdkit or its Python plugin is missing", hint, ExitCode.DEPENDENCY)

@@ -61,7 +61,6 @@ FOREIGN = {
     "guestfs": (f"{PACKAGE}.appliance.guest",),
     "nbd": (f"{PACKAGE}.medium.nbd",),
     "nbdkit": (f"{PACKAGE}.encrypted.serve",),
-    "numpy": (f"{PACKAGE}.medium.ciphers",),
     "pyfuse3": (f"{PACKAGE}.filesystem.operations",),
     "trio": (
         f"{PACKAGE}.channel",
