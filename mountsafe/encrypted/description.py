@@ -75,3 +75,14 @@ class Description:
     uuid: str = ""
     notes: tuple[Note, ...] = ()
     words: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return f"LUKS{self.version}" if self.kind is Kind.LUKS else str(self.kind)
+
+    @property
+    def hint(self) -> str:
+        """What helps to find the key: the ids of BitLocker's recovery keys, which their papers and accounts name."""
+        keys = [slot.name.upper() for slot in self.slots if slot.opens is Form.RECOVERY_KEY]
+        return f"recovery key ID {', '.join(keys)}" if keys else ""
