@@ -34,6 +34,7 @@ class Note(StrEnum):
     SECOND_HEADER_DAMAGED = "second-header-damaged"
     HEADERS_DIFFER = "headers-differ"
     PARTLY_ENCRYPTED = "partly-encrypted"
+    CUT_OFF = "cut-off"  # it is smaller than its header says
     DETACHED_HEADER = "detached-header"
     UNSUPPORTED_CIPHER = "unsupported-cipher"
     UNSUPPORTED_REQUIREMENT = "unsupported-requirement"
