@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
-from mountsafe.encrypted import bitlocker, bitlockerkeys, luks1, luks2
+from mountsafe.encrypted import bitlocker, bitlockerkeys, luks1, luks2, tcrypt
 from mountsafe.encrypted.description import Description, Form, Kind
 from mountsafe.encrypted.faults import Fault, KeyFault
 from mountsafe.encrypted.kdf import Budget
 from mountsafe.encrypted.unlocking import Unlocked
 from mountsafe.encrypted.volume import Volume
+
+TCRYPT = (Kind.VERACRYPT, Kind.TRUECRYPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ def describe(volume: Volume, header: Volume | None, kind: Kind | None) -> Descri
     """Tell of a volume. `header`: the one that lies elsewhere; `kind`: None for what it is. Raises KeyFault."""
     where = header or volume
     detached = header is not None
+    if kind in TCRYPT:
+        return tcrypt.describe(kind)
     if _is_bitlocker(volume, header, kind):
         return bitlocker.describe(bitlocker.read(volume), volume)
     if kind in (None, Kind.LUKS):
@@ -37,6 +41,9 @@ def describe(volume: Volume, header: Volume | None, kind: Kind | None) -> Descri
 def unlock(volume: Volume, header: Volume | None, kind: Kind | None, secret: Secret, budget: Budget) -> Unlocked:
     """Return the layout and key that a secret opens. Raises KeyFault."""
     where = header or volume
+    if kind in TCRYPT:
+        password = tcrypt.mixed(kind, secret.secret, secret.keyfiles)
+        return tcrypt.unlock(volume, kind, secret.hidden, password, secret.pim, budget)
     if _is_bitlocker(volume, header, kind):
         return bitlockerkeys.unlock(bitlocker.read(volume), volume.size, secret.form, secret.secret, budget)
     if kind in (None, Kind.LUKS):
