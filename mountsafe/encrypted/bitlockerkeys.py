@@ -11,7 +11,7 @@ import time
 import uuid
 
 from mountsafe.encrypted import gcrypt
-from mountsafe.encrypted.bitlocker import ITERATIONS, PROTECTIONS, Metadata, Protector, Type, entries, layout
+from mountsafe.encrypted.bitlocker import ITERATIONS, PROTECTIONS, RECOVERY, Metadata, Protector, Type, entries, layout
 from mountsafe.encrypted.description import Form
 from mountsafe.encrypted.faults import Fault, KeyFault
 from mountsafe.encrypted.gcrypt import Mode
@@ -32,19 +32,43 @@ def unlock(metadata: Metadata, size: int, form: Form, secret: bytes, budget: Bud
     """Return what `secret` opens in a volume of `size` bytes. Raises KeyFault."""
     cipher, key_size = metadata.cipher()
     made = layout(metadata, size)  # before the time for a key is spent
-    form = Form.PASSPHRASE if form is Form.KEY_FILE else form
-    start = _start_key(form, secret)
-    fitting = [each for each in metadata.protectors if PROTECTIONS.get(each.protection, ("", None))[1] is form]
-    if form is Form.BEK_FILE:
-        start, wanted = _bek(secret)
-        fitting = [each for each in fitting if each.id == wanted] or fitting
-    master = first_that_opens(fitting, lambda each: _master(each, form, start, budget))
+    master = _with_any(metadata, _forms(metadata, form, secret), secret, budget)
     if metadata.volume_key is None:
         raise KeyFault(Fault.DAMAGED, "volume key")
     key = _opened(metadata.volume_key, master)
     if key is None:
         raise KeyFault(Fault.DAMAGED, "volume key")
     return Unlocked(made, _cut(key, cipher, key_size))
+
+
+def _forms(metadata: Metadata, form: Form, secret: bytes) -> list[Form]:
+    """Return what a secret may be: a recovery key is often typed where a password is asked for."""
+    if form not in (Form.PASSPHRASE, Form.KEY_FILE):
+        return [form]
+    has_recovery = any(each.protection == RECOVERY for each in metadata.protectors)
+    if has_recovery and RECOVERY_KEY.fullmatch(secret):
+        return [Form.RECOVERY_KEY, Form.PASSPHRASE]
+    return [Form.PASSPHRASE]
+
+
+def _with_any(metadata: Metadata, forms: list[Form], secret: bytes, budget: Budget) -> bytes:
+    """Return the master key that a secret opens as one of its forms. Raises the KeyFault of the last."""
+    *others, last = forms
+    for form in others:
+        try:
+            return _with(metadata, form, secret, budget)
+        except KeyFault:
+            continue
+    return _with(metadata, last, secret, budget)
+
+
+def _with(metadata: Metadata, form: Form, secret: bytes, budget: Budget) -> bytes:
+    start = _start_key(form, secret)
+    fitting = [each for each in metadata.protectors if PROTECTIONS.get(each.protection, ("", None))[1] is form]
+    if form is Form.BEK_FILE:
+        start, wanted = _bek(secret)
+        fitting = [each for each in fitting if each.id == wanted] or fitting
+    return first_that_opens(fitting, lambda each: _master(each, form, start, budget))
 
 
 def _cut(key: bytes, cipher: Cipher, key_size: int) -> bytes:

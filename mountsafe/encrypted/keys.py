@@ -139,7 +139,8 @@ class KeyProcess(Peer):
             log.debug("%s", sandbox.shown(command))
             process = Child(command, [theirs.fileno(), *fds, seccomp], "keys", said_by("keys"))
         size = stack.layers[-1].size if stack.layers else stack.size
-        return cls(size, process, ours, Kind(fstype) if fstype in [*Kind] else None)
+        kind = next((kind for kind in Kind if kind == fstype), None)
+        return cls(size, process, ours, kind)
 
     async def describe(self, header: int | None = None) -> Description:
         """Return what is known without a key, fit to be shown. `header`: a file with it, if that is elsewhere.

@@ -122,15 +122,20 @@ class Header:
 def unlock(volume: Volume, kind: Kind, hidden: bool, secret: bytes, pim: int, budget: Budget) -> Unlocked:
     """Return what a secret (`mixed`) opens, `hidden`: of the inner volume. Raises KeyFault."""
     header = _found(volume, kind, hidden, secret, pim, budget)
-    if len(header.cascade) > 1 or header.cascade[0] != "aes":
+    return Unlocked(layout(header, volume.size, hidden), xts_key(header.keys, 1, 0))
+
+
+def layout(header: Header, size: int, hidden: bool) -> Layout:
+    """Return the plaintext's layout in a volume of `size` bytes. Raises KeyFault (CIPHER, DAMAGED, CUT_OFF)."""
+    if header.cascade != ("aes",):
         raise KeyFault(Fault.CIPHER, f"{'-'.join(header.cascade)}-xts")
-    offset, size = _place(header, volume.size, hidden)
     if header.sector not in SECTORS:
         raise KeyFault(Fault.DAMAGED, "sector size")
-    # The sectors of the disk are what its file system sees; what is encrypted at once is 512 bytes, always.
-    size = size // UNIT * UNIT
-    segment = Segment(0, size, SegmentKind.CRYPT, offset, offset // UNIT)
-    return Unlocked(Layout(Cipher.AES_XTS, 64, UNIT, UNIT, size, (segment,)), xts_key(header.keys, 1, 0))
+    offset, length = _place(header, size, hidden)
+    # The header's sectors are what the file system sees; what is encrypted at once is always 512 bytes.
+    length = length // UNIT * UNIT
+    segment = Segment(0, length, SegmentKind.CRYPT, offset, offset // UNIT)
+    return Layout(Cipher.AES_XTS, 64, UNIT, UNIT, length, (segment,))
 
 
 def _place(header: Header, size: int, hidden: bool) -> tuple[int, int]:
@@ -187,7 +192,7 @@ def _attempts(size: int, kind: Kind, hidden: bool, ways: Sequence[Derivation]) -
 
 def _places(size: int, kind: Kind, hidden: bool) -> Iterator[int]:
     """Yield where a header may be: the copy at the end too, for one whose first sectors were overwritten."""
-    places = HIDDEN if hidden else NORMAL
+    places: tuple[int, ...] = HIDDEN if hidden else NORMAL
     if hidden and kind is Kind.TRUECRYPT:
         places = (*places, -1536)
     for place in places:
@@ -204,13 +209,14 @@ def _decrypted(sealed: bytes, key: bytes, kind: Kind, place: int) -> Header | No
         for number in reversed(range(len(cascade))):
             with gcrypt.opened(cascade[number], Mode.XTS, xts_key(key, len(cascade), number)) as cipher:
                 plain = cipher.decrypt(plain, bytes(16))
-        header = _parsed(plain, cascade, kind, place)
+        header = parsed(plain, cascade, kind, place)
         if header is not None:
             return header
     return None
 
 
-def _parsed(plain: bytes, cascade: tuple[str, ...], kind: Kind, place: int) -> Header | None:
+def parsed(plain: bytes, cascade: tuple[str, ...], kind: Kind, place: int) -> Header | None:
+    """Return a header of its decrypted 448 bytes; None if its magic or a checksum is wrong."""
     magic, version, _, key_sum, hidden, size, offset, length, flags, sector = FIELDS.unpack_from(plain)
     keys = plain[KEYS:]
     if magic != MAGICS[kind] or zlib.crc32(keys) != key_sum:
