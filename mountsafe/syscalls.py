@@ -108,6 +108,12 @@ SESSION = Filter(
     ),
 )
 
+# What derives keys keeps them out of cores and swap, and asks the kernel for nothing else.
+KEYS = Filter(
+    SESSION.error,
+    (*SESSION.rules, Rule(0, ("prctl",), (Argument(0, PR_SET_DUMPABLE),)), Rule(0, _words("mlock munlock"))),
+)
+
 # The plaintext server reads as a session process does. It is a program of its own, which listens at a name in its box
 # for connections from within: a control thread makes them.
 PLAINTEXT = Filter(

@@ -36,8 +36,8 @@ class MountOptions:
     `by_label`: each file system gets a folder of its own in the target, named after its label. `judged`:
     `Starting.follow` is given a judge of what is found. `timezone`: by which local times are told, as
     `mountsafe.system.zones.rules_of` takes it.
-    `Starting.follow` is given a judge of what is found. `mount_options`: of each type those that it takes; one that
-    none takes is an error.
+    `mount_options`: of each type those that it takes; one that none takes is an error. `unlock`: `Starting.follow` is
+    given who has keys.
     """
 
     partition: int | str | None = None
@@ -52,6 +52,7 @@ class MountOptions:
     judged: bool = False
     timezone: str = ""
     mount_options: tuple[str, ...] = ()
+    unlock: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Order:
 class Mount:
     """A file system that is mounted. `session` is the process id of its box; `note` is to be known by its user.
 
-    `options`: mount options that were given.
+    `options`: mount options that were given. `encryption`: how it lies on the medium, if it was unlocked.
     """
 
     target: str
@@ -94,6 +95,7 @@ class Mount:
     landlock: int
     session: int
     options: tuple[str, ...] = ()
+    encryption: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A medium and its mounts. `virtual_machine` and `container`: process ids of boxes that run. No mount: not yet.
+    """A medium and its mounts. No mount: not yet.
+
+    `virtual_machine` (the first, if several disks of it have one), `container` and `decrypting` (one for each encrypted
+    volume that is open): process ids of boxes that run.
 
     `offset` and `sizelimit`, in bytes: what counts of its disk; a limit of None is the disk's end.
     `asked`: None where an earlier version made it.
@@ -159,6 +164,7 @@ class Record:
     accelerator: str = ""
     virtual_machine: int | None = None
     container: int | None = None
+    decrypting: tuple[int, ...] = ()
     mounts: tuple[Mount, ...] = ()
     missing: tuple[Missing, ...] = ()
     held: Held = field(default_factory=Held)
@@ -212,6 +218,48 @@ class Judged:
     refused: tuple[int, ...]
     words: str
     options: tuple[tuple[int, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """An encrypted volume, which needs a key: where it was ordered with `unlock`, a `Key` is waited for.
+
+    `name` and `kind` as a person calls them: "partition 2", "LUKS2". `hint`: what helps to find the key; `why`: why the
+    last one did not do, "" the first time.
+    """
+
+    name: str
+    kind: str
+    uuid: str
+    label: str
+    hint: str
+    why: str
+
+
+class KeyForm(StrEnum):
+    """What a secret is."""
+
+    PASSPHRASE = "passphrase"
+    KEY_FILE = "key-file"
+    RECOVERY_KEY = "recovery-key"
+    BEK_FILE = "bek-file"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The answer. Descriptors come with it: of the secret, of a LUKS header if `header`, and of so many `keyfiles`.
+
+    Not `given`: none is to be had, and what is locked stays so. `pim`, `hidden`: of VeraCrypt.
+    `big_memory`: its derivation may have more memory than `mountsafe.limits.KEY_MEMORY`.
+    """
+
+    form: KeyForm
+    given: bool = True
+    pim: int = 0
+    hidden: bool = False
+    keyfiles: int = 0
+    header: bool = False
+    big_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,15 +324,16 @@ class Done:
     what: Verb
 
 
-Report = Progress | Warned | Found | Mounted | Failed | Incident
+Report = Progress | Warned | Found | Locked | Mounted | Failed | Incident
 Answer = Mounted | Failed | Done
 
-ORDERS = codec.Messages[Order | Judged]({"order": Order, "judged": Judged}, VERSION, (VERSION,))
+ORDERS = codec.Messages[Order | Judged | Key]({"order": Order, "judged": Judged, "key": Key}, VERSION, (VERSION,))
 REPORTS = codec.Messages[Report](
     {
         "progress": Progress,
         "warning": Warned,
         "found": Found,
+        "locked": Locked,
         "mounted": Mounted,
         "failed": Failed,
         "incident": Incident,

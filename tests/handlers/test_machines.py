@@ -2,7 +2,6 @@
 
 import socket
 import time
-import types
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -61,7 +60,7 @@ class FakeStorage:
     part = WHOLE
 
     def __init__(self) -> None:
-        self.medium = types.SimpleNamespace(model=lambda: "")
+        self.model = ""
         self.number = 1
         self.ends = {1: trio.Event()}
 

@@ -58,6 +58,7 @@ CLOSED = {
 
 # Every import from outside the standard library: the modules that may do it.
 FOREIGN = {
+    "argon2": (f"{PACKAGE}.encrypted.kdf",),
     "guestfs": (f"{PACKAGE}.appliance.guest",),
     "nbd": (f"{PACKAGE}.medium.nbd",),
     "nbdkit": (f"{PACKAGE}.encrypted.serve",),
@@ -70,6 +71,7 @@ FOREIGN = {
         f"{PACKAGE}.medium*",
         f"{PACKAGE}.sandbox",
         f"{PACKAGE}.appliance*",
+        f"{PACKAGE}.encrypted.keys",
         f"{PACKAGE}.filesystem*",
         f"{PACKAGE}.session*",
         f"{PACKAGE}.jobs*",
