@@ -49,6 +49,7 @@ from mountsafe.session.messages import (
 )
 from mountsafe.text import printable
 from tests import containers
+from tests.fuzz import locked
 
 Target = Callable[[bytes], None]
 
@@ -339,6 +340,7 @@ def container(data: bytes) -> None:
 TARGETS: dict[str, Target] = {
     each.__name__: each
     for each in (decoder, messages, entries, extents, volumes, properties, policy, exemptions, control, container)
+    **locked.TARGETS,
 }
 
 # --- where a fuzzer begins -------------------------------------------------------------------------------------------
@@ -432,4 +434,4 @@ SEEDS: dict[str, list[bytes]] = {
         b'{"do": "unmount", "force": true}',
         b'{"version": 99, "source": 1}',
     ],
-}
+} | locked.SEEDS

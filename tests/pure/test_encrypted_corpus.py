@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from configparser import RawConfigParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pat
             return path
         if archive:
             with tarfile.open(folder / archive) as tar:
-                tar.extractall(unpacked, filter="data")
+                safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
+                tar.extractall(unpacked, **safely)
         else:
             path.write_bytes(lzma.decompress((folder / f"{name}.xz").read_bytes()))
         return path

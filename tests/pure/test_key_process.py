@@ -49,7 +49,6 @@ def ask(
     path: Path, what: Callable[[KeyProcess], Awaitable[T]], fstype: str | None = None, stack: Stack | None = None
 ) -> T:
     """Do something with the key process of a volume in a file."""
-
     size = path.stat().st_size
 
     async def run() -> T:
