@@ -87,3 +87,20 @@ class Description:
         """What helps to find the key: the ids of BitLocker's recovery keys, which their papers and accounts name."""
         keys = [slot.name.upper() for slot in self.slots if slot.opens is Form.RECOVERY_KEY]
         return f"recovery key ID {', '.join(keys)}" if keys else ""
+
+
+def words(about: Description) -> list[str]:
+    """Return lines that tell of a volume to a person: what it is, how it is opened, what is worth knowing."""
+    key = f", {about.key_bits}-bit key" if about.key_bits else ""
+    lines = [f"{about.title}, {about.cipher or 'cipher not known'}{key}, sectors of {about.sector} bytes"]
+    lines += [f"key slot {slot.name}: {_way(slot)}" for slot in about.slots]
+    lines += [f"{name}: {word}" for name, word in about.words]
+    return lines + [note.value.replace("-", " ") for note in about.notes]
+
+
+def _way(slot: Slot) -> str:
+    cost = [f"{slot.iterations} iterations"] if slot.iterations else []
+    cost += [f"{slot.memory >> 10} MiB"] if slot.memory else []
+    kdf = f"{slot.kdf} ({', '.join(cost)})" if cost else slot.kdf
+    opens = slot.opens.value.replace("-", " ") if slot.opens else "something that mountsafe cannot use"
+    return f"{opens}, {kdf}" if slot.kdf else opens

@@ -1,28 +1,24 @@
-"""Decrypts many sectors a call. AES by OpenSSL for all of them at once; what differs by sector, by numpy.
+"""Decrypts many sectors a call, in place: AES by libgcrypt, what else there is to do by Python, for all at once.
 
-XTS is AES between two additions of a tweak; each sector's first tweak is AES of its number, and the next ones are
-multiples of it (IEEE 1619). CBC of many sectors is CBC of one, and then each first block is put right. Numbers and
-initialization vectors are those of dm-crypt (drivers/md/dm-crypt.c): plain64, essiv, eboiv, and elephant, which are
-BitLocker's (Ferguson, "AES-CBC + Elephant diffuser", 2006).
+CBC of many sectors is CBC of one, and then each first block is put right. Numbers and initialization vectors are those
+of dm-crypt (drivers/md/dm-crypt.c): plain64, essiv, eboiv, and elephant, which are BitLocker's (Ferguson, "AES-CBC +
+Elephant diffuser", 2006).
 """
 
 import hashlib
+from array import array
+from collections.abc import Iterable
 
-import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher as Aes
-from cryptography.hazmat.primitives.ciphers import CipherContext, algorithms, modes
-from numpy.typing import NDArray
-
+from mountsafe.medium.aes import BLOCK, Aes, Mode
 from mountsafe.medium.encryption import Cipher, Layout
 from mountsafe.medium.stacked import Decryptor
 
-Words = NDArray[np.uint64]
-BLOCK = 16
-CHUNK = 128 << 10  # bytes at a time, which stay in the processor's cache with their tweaks
+WORD, WORD_BITS = 8, (1 << 64) - 1
+FEW = 8  # sectors: so many are done by a call for each before what all of them need has begun
 
 
 def decryptor(layout: Layout, key: bytearray) -> Decryptor:
-    """Return what decrypts the sectors of a layout that was checked. `key` is not kept: OpenSSL has a copy."""
+    """Return what decrypts the sectors of a layout that was checked. `key` may be wiped: libgcrypt has a copy."""
     if layout.cipher is Cipher.AES_XTS:
         return Xts(layout, key)
     if layout.cipher is Cipher.AES_ELEPHANT:
@@ -30,81 +26,35 @@ def decryptor(layout: Layout, key: bytearray) -> Decryptor:
     return Cbc(layout, key)
 
 
-def _ecb(key: bytes | bytearray) -> CipherContext:
-    return Aes(algorithms.AES(bytes(key)), modes.ECB()).encryptor()
-
-
 class _Numbers:
     """The numbers of sectors that follow each other, as blocks of AES: 64 bits, little-endian, then zeros."""
 
-    def __init__(self, step: int, factor: int = 1) -> None:
-        self._step = np.uint64(step)
-        self._factor = np.uint64(factor)
+    def __init__(self, layout: Layout, factor: int = 1) -> None:
+        self.step = layout.sector // layout.iv_unit * factor
+        self._factor = factor
 
-    def blocks(self, first: int, count: int) -> bytes:
-        made = np.zeros((count, 2), "<u8")
-        made[:, 0] = (np.arange(count, dtype=np.uint64) * self._step + np.uint64(first)) * self._factor
-        return made.tobytes()
+    def blocks(self, first: int, count: int) -> bytearray:
+        at = first * self._factor & WORD_BITS
+        numbers: Iterable[int] = range(at, at + count * self.step, self.step)
+        if at + count * self.step > WORD_BITS:
+            numbers = (number & WORD_BITS for number in numbers)
+        made = bytearray(count * BLOCK)
+        memoryview(made).cast("Q")[::2] = memoryview(array("Q", numbers))
+        return made
 
 
 class Xts:
-    """AES-XTS: a tweak for each block, of the sector's number and the block's place in it."""
+    """AES-XTS with the sector's number for a tweak."""
 
     def __init__(self, layout: Layout, key: bytearray) -> None:
-        half = len(key) // 2
         self._sector = layout.sector
-        self._numbers = _Numbers(layout.sector // layout.iv_unit)
-        self._tweak = _ecb(key[half:])
-        self._data = Aes(algorithms.AES(bytes(key[:half])), modes.ECB()).decryptor()
-        self._most = CHUNK // layout.sector  # sectors at a time
-        self._low = np.empty((layout.sector // BLOCK, self._most), np.uint64)
-        self._high = np.empty_like(self._low)
-        self._spare = np.empty((32, self._most), np.uint64)
-        self._tweaks = np.empty((self._most, layout.sector // BLOCK, 2), np.uint64)
-        self._plain = bytearray(CHUNK + BLOCK)
+        self._numbers = _Numbers(layout)
+        self._aes = Aes(Mode.XTS, key)
 
     def decrypt(self, data: memoryview, iv: int) -> None:
-        """Decrypt whole sectors, in place."""
-        step = CHUNK // self._sector * int(self._numbers._step)
-        for at in range(0, len(data), CHUNK):
-            self._decrypt(data[at : at + CHUNK], iv)
-            iv += step
-
-    def _decrypt(self, data: memoryview, iv: int) -> None:
-        count = len(data) // self._sector
-        tweaks = self._made(iv, count)
-        words = np.frombuffer(data, np.uint64)
-        words ^= tweaks
-        self._data.update_into(data, self._plain)  # type: ignore[arg-type]
-        np.bitwise_xor(np.frombuffer(self._plain, np.uint64, len(words)), tweaks, words)
-
-    def _made(self, iv: int, count: int) -> Words:
-        first = np.frombuffer(self._tweak.update(self._numbers.blocks(iv, count)), "<u8").reshape(count, 2)
-        low, high = self._low[:, :count], self._high[:, :count]
-        low[0], high[0] = first[:, 0], first[:, 1]
-        done, blocks = 1, len(low)
-        while done < blocks:
-            more = min(done, 32)
-            self._multiply(low, high, done, more)
-            done += more
-        made = self._tweaks[:count]
-        made[:, :, 0], made[:, :, 1] = low.T, high.T
-        return made.reshape(-1)
-
-    def _multiply(self, low: Words, high: Words, done: int, by: int) -> None:
-        """Make the next `by` rows: the last ones times x to the power of `by`, modulo x^128 + x^7 + x^2 + x + 1."""
-        last, new = slice(done - by, done), slice(done, done + by)
-        left, right = np.uint64(by), np.uint64(64 - by)
-        spare = self._spare[:by, : low.shape[1]]
-        np.left_shift(high[last], left, out=high[new])
-        np.right_shift(low[last], right, out=spare)
-        high[new] |= spare
-        over = high[last] >> right
-        np.left_shift(low[last], left, out=low[new])
-        low[new] ^= over
-        for shift in (1, 2, 7):
-            np.left_shift(over, np.uint64(shift), out=spare)
-            low[new] ^= spare
+        """Decrypt whole sectors, in place. `iv`: the number of the first."""
+        count = 1 if self._numbers.step == 1 else len(data) // self._sector  # libgcrypt counts by one
+        self._aes.sectors(data, self._sector, self._numbers.blocks(iv, count))
 
 
 class Cbc:
@@ -112,73 +62,103 @@ class Cbc:
 
     def __init__(self, layout: Layout, key: bytearray) -> None:
         self._sector = layout.sector
-        self._aes = algorithms.AES(bytes(key))
+        self._aes = Aes(Mode.CBC, key)
         eboiv = layout.cipher in (Cipher.AES_CBC_EBOIV, Cipher.AES_ELEPHANT)
-        self._numbers = _Numbers(layout.sector // layout.iv_unit, layout.sector if eboiv else 1)
-        self._encrypted: CipherContext | None = None
+        self._numbers = _Numbers(layout, layout.sector if eboiv else 1)
+        self._encrypted: Aes | None = None
         if eboiv:
-            self._encrypted = _ecb(key)
+            self._encrypted = Aes(Mode.ECB, key, encrypt=True)
         elif layout.cipher is Cipher.AES_CBC_ESSIV:
-            self._encrypted = _ecb(hashlib.sha256(key).digest())
-        self._plain = bytearray()
+            self._encrypted = Aes(Mode.ECB, hashlib.sha256(key).digest(), encrypt=True)
 
     def decrypt(self, data: memoryview, iv: int) -> None:
-        """Decrypt whole sectors, in place."""
-        if len(self._plain) < len(data) + BLOCK:
-            self._plain = bytearray(len(data) + BLOCK)
+        """Decrypt whole sectors, in place. `iv`: the number of the first."""
         count = len(data) // self._sector
         vectors = self._numbers.blocks(iv, count)
         if self._encrypted is not None:
-            vectors = self._encrypted.update(vectors)
-        wrong = np.frombuffer(vectors, np.uint64).reshape(count, 2).copy()
-        sectors = np.frombuffer(data, np.uint64).reshape(count, -1)
-        wrong[1:] ^= sectors[:-1, -2:]  # the last block of the sector before, in place of the vector
-        Aes(self._aes, modes.CBC(bytes(BLOCK))).decryptor().update_into(data, self._plain)  # type: ignore[arg-type]
-        sectors.reshape(-1)[:] = np.frombuffer(self._plain, np.uint64, sectors.size)
-        sectors[:, :2] ^= wrong
+            self._encrypted.run(vectors)
+        if count <= FEW:
+            self._aes.sectors(data, self._sector, vectors)
+        else:
+            self._at_once(data, vectors)
+
+    def _at_once(self, data: memoryview, vectors: bytearray) -> None:
+        """Decrypt as if it were one sector: each first block then has the last one before it in place of its vector."""
+        words, row = data.cast("B").cast("Q"), self._sector // WORD
+        wanted = memoryview(vectors).cast("Q")
+        wrong = [_number(wanted[lane + 2 :: 2]) ^ _number(words[row - 2 + lane : -row : row]) for lane in (0, 1)]
+        self._aes.run(data, bytes(vectors[:BLOCK]))
+        for lane in (0, 1):
+            first = words[row + lane :: row]
+            right = (_number(first) ^ wrong[lane]).to_bytes(len(first) * WORD, "little")
+            first[:] = memoryview(right).cast("Q")
+
+
+def _number(words: memoryview) -> int:
+    return int.from_bytes(words.tobytes(), "little")
 
 
 class Elephant(Cbc):
-    """AES-CBC, then two diffusers and a key for each sector. The second half of the key is for those."""
+    """AES-CBC, then two diffusers and a key for each sector. The second half of the key is for those.
+
+    The diffusers work on a sector's words one after the other. Here an integer has that word of all sectors, each in 64
+    bits so that nothing carries into the next.
+    """
 
     def __init__(self, layout: Layout, key: bytearray) -> None:
         half = len(key) // 2
         super().__init__(layout, key[:half])
-        self._sector_key = _ecb(key[half:])
+        self._sector_key = Aes(Mode.ECB, key[half:], encrypt=True)
 
     def decrypt(self, data: memoryview, iv: int) -> None:
-        """Decrypt whole sectors, in place."""
+        """Decrypt whole sectors, in place. `iv`: the number of the first."""
         super().decrypt(data, iv)
-        count = len(data) // self._sector
-        sectors = np.frombuffer(data, "<u4").reshape(count, -1)
-        words = np.ascontiguousarray(sectors.T)  # a row for each word of a sector: all sectors at once
-        _undo_b(words)
-        _undo_a(words)
-        sectors[:] = words.T
-        keys = np.frombuffer(self._keys(iv, count), "<u4").reshape(count, 1, 8)
-        sectors.reshape(count, -1, 8)[:] ^= keys
+        count, row = len(data) // self._sector, self._sector // 4
+        words = data.cast("B").cast("I")
+        low = int.from_bytes(b"\xff\xff\xff\xff\0\0\0\0" * count, "little")
+        columns = [_spread(words[place::row]) for place in range(row)]
+        _undo_b(columns, low)
+        _undo_a(columns, low)
+        keys = self._keys(iv, count)
+        for place, column in enumerate(columns):
+            done = (column ^ keys[place % 8]).to_bytes(8 * count, "little")
+            words[place::row] = memoryview(done).cast("I")[::2]
 
-    def _keys(self, iv: int, count: int) -> bytes:
-        blocks = np.frombuffer(self._numbers.blocks(iv, count), np.uint8).reshape(count, BLOCK)
-        both = np.stack([blocks, blocks], axis=1)
-        both[:, 1, -1] = 0x80
-        return self._sector_key.update(both.tobytes())
+    def _keys(self, iv: int, count: int) -> list[int]:
+        """Return the eight words of each sector's key, spread."""
+        numbers = self._numbers.blocks(iv, count)
+        halves = []
+        for last in (0, 0x80):
+            numbers[BLOCK - 1 :: BLOCK] = bytes([last]) * count
+            half = bytearray(numbers)
+            self._sector_key.run(half)
+            halves.append(memoryview(half).cast("I"))
+        return [_spread(half[place::4]) for half in halves for place in range(4)]
 
 
-def _rotated(words: NDArray[np.uint32], by: int) -> NDArray[np.uint32]:
-    return words << np.uint32(by) | words >> np.uint32(32 - by) if by else words
+def _spread(words: memoryview) -> int:
+    """Return an integer with a word in each 64 bits."""
+    made = bytearray(8 * len(words))
+    memoryview(made).cast("I")[::2] = words
+    return int.from_bytes(made, "little")
 
 
-def _undo_a(d: NDArray[np.uint32]) -> None:
+def _undo_a(d: list[int], low: int) -> None:
     """d[i] += d[i - 2] ^ (d[i - 5] <<< 9, 0, 13, 0), one after the other, five times."""
     for _ in range(5):
-        for i in range(len(d)):
-            d[i] += d[i - 2] ^ _rotated(d[i - 5], (9, 0, 13, 0)[i % 4])
+        for i in range(0, len(d), 2):
+            by = 13 if i % 4 else 9
+            other = d[i - 5]
+            d[i] = d[i] + (d[i - 2] ^ (other << by | other >> 32 - by) & low) & low
+            d[i + 1] = d[i + 1] + (d[i - 1] ^ d[i - 4]) & low
 
 
-def _undo_b(d: NDArray[np.uint32]) -> None:
+def _undo_b(d: list[int], low: int) -> None:
     """d[i] += d[i + 2] ^ (d[i + 5] <<< 0, 10, 0, 25), one after the other, three times."""
     n = len(d)
     for _ in range(3):
-        for i in range(n):
-            d[i] += d[(i + 2) % n] ^ _rotated(d[(i + 5) % n], (0, 10, 0, 25)[i % 4])
+        for i in range(0, n, 2):
+            by = 25 if i % 4 else 10
+            d[i] = d[i] + (d[(i + 2) % n] ^ d[(i + 5) % n]) & low
+            other = d[(i + 6) % n]
+            d[i + 1] = d[i + 1] + (d[(i + 3) % n] ^ (other << by | other >> 32 - by) & low) & low

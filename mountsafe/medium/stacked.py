@@ -136,7 +136,7 @@ def decryptors(stack: Stack, keys: Sequence[int]) -> list[Decryptor | None]:
 
 
 def _decryptor(layout: Layout, fd: int) -> Decryptor:
-    from mountsafe.medium.ciphers import decryptor  # what it needs is large, and not needed where nothing is encrypted
+    from mountsafe.medium.ciphers import decryptor  # which needs a library, and not everybody decrypts
 
     key = bytearray(layout.key_size)
     try:
@@ -197,5 +197,6 @@ def _base(stack: Stack, medium: int) -> BlockingDisk:
     else:
         from mountsafe.medium.nbd import BlockingNbd
 
-        disk = BlockingNbd(medium, stack.reach)
+        disk = BlockingNbd(os.dup(medium), stack.reach)
+        os.close(medium)
     return disk if stack.offset == 0 and stack.size == stack.reach else BlockingPart(disk, stack.offset, stack.size)
