@@ -76,10 +76,11 @@ class Keys:
 
 def unlocker(keys: Keys) -> Unlock:
     """Return who is asked for keys. A key that is named is tried once, and a person on a terminal is asked thrice."""
-    asked: dict[str, int] = {}
+    count = 0
 
     def unlock(locked: Locked) -> tuple[Key, list[int]] | None:
-        count = asked[locked.name] = asked.get(locked.name, 0) + 1
+        nonlocal count
+        count = count + 1 if locked.why else 1
         secret = _secret(keys, locked, count)
         if secret is None:
             return None
