@@ -36,8 +36,8 @@ class MountOptions:
     `by_label`: each file system gets a folder of its own in the target, named after its label. `judged`:
     `Starting.follow` is given a judge of what is found. `timezone`: by which local times are told, as
     `mountsafe.system.zones.rules_of` takes it.
-    `Starting.follow` is given a judge of what is found. `mount_options`: of each type those that it takes; one that
-    none takes is an error.
+    `mount_options`: of each type those that it takes; one that none takes is an error. `unlock`: `Starting.follow` is
+    given who has keys.
     """
 
     partition: int | str | None = None
@@ -52,6 +52,7 @@ class MountOptions:
     judged: bool = False
     timezone: str = ""
     mount_options: tuple[str, ...] = ()
+    unlock: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Order:
 class Mount:
     """A file system that is mounted. `session` is the process id of its box; `note` is to be known by its user.
 
-    `options`: mount options that were given.
+    `options`: mount options that were given. `encryption`: how it lies on the medium, if it was unlocked.
     """
 
     target: str
@@ -94,6 +95,7 @@ class Mount:
     landlock: int
     session: int
     options: tuple[str, ...] = ()
+    encryption: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,46 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class Locked:
+    """An encrypted volume, which needs a key: where it was ordered with `unlock`, a `Key` is waited for.
+
+    `name` and `kind` as a person calls them: "partition 2", "LUKS2". `hint`: what helps to find the key; `why`: why the
+    last one did not do, "" the first time.
+    """
+
+    name: str
+    kind: str
+    uuid: str
+    label: str
+    hint: str
+    why: str
+
+
+class KeyForm(StrEnum):
+    """What a secret is."""
+
+    PASSPHRASE = "passphrase"
+    KEY_FILE = "key-file"
+    RECOVERY_KEY = "recovery-key"
+    BEK_FILE = "bek-file"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The answer. Descriptors come with it: of the secret, of a LUKS header if `header`, and of so many `keyfiles`.
+
+    Not `given`: none is to be had, and what is locked stays so. `pim`, `hidden`: of VeraCrypt.
+    """
+
+    form: KeyForm
+    given: bool = True
+    pim: int = 0
+    hidden: bool = False
+    keyfiles: int = 0
+    header: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Mounted:
     """It is there."""
 
@@ -276,15 +318,16 @@ class Done:
     what: Verb
 
 
-Report = Progress | Warned | Found | Mounted | Failed | Incident
+Report = Progress | Warned | Found | Locked | Mounted | Failed | Incident
 Answer = Mounted | Failed | Done
 
-ORDERS = codec.Messages[Order | Judged]({"order": Order, "judged": Judged}, VERSION, (VERSION,))
+ORDERS = codec.Messages[Order | Judged | Key]({"order": Order, "judged": Judged, "key": Key}, VERSION, (VERSION,))
 REPORTS = codec.Messages[Report](
     {
         "progress": Progress,
         "warning": Warned,
         "found": Found,
+        "locked": Locked,
         "mounted": Mounted,
         "failed": Failed,
         "incident": Incident,

@@ -22,6 +22,9 @@ from mountsafe.session.messages import (
     Found,
     Incident,
     Judged,
+    Key,
+    KeyForm,
+    Locked,
     Mounted,
     MountOptions,
     Order,
@@ -38,6 +41,9 @@ from mountsafe.text import printable
 REFUSAL = 500  # characters of the policy's words
 # What was found in; what is not to be shown out. One that raises UserError has nothing shown.
 Judge = Callable[[Sequence[Seen]], Judgement]
+# Returns a key and its descriptors, which are closed when they are sent; None if there is none.
+Unlock = Callable[[Locked], tuple[Key, list[int]] | None]
+NO_KEY = Key(KeyForm.PASSPHRASE, given=False)
 
 
 class Starting:
@@ -89,11 +95,15 @@ class Starting:
         return self._process.poll() is None
 
     def follow(
-        self, progress: Callable[[str], None], warn: Callable[[str], None], judge: Judge | None = None
+        self,
+        progress: Callable[[str], None],
+        warn: Callable[[str], None],
+        judge: Judge | None = None,
+        unlock: Unlock | None = None,
     ) -> Record:
         """Return the record of the mount when it is there. Raises UserError when it came to nothing.
 
-        `judge` hears what was found before any of it is shown.
+        `judge` hears what was found before any of it is shown; `unlock` is asked for keys, if that was ordered.
         """
         while True:
             match self._told():
@@ -103,6 +113,8 @@ class Starting:
                     warn(what)
                 case Found(volumes):
                     self._judge(volumes, judge)
+                case Locked() as locked:
+                    self._unlock(locked, unlock)
                 case Mounted(record):
                     return record
                 case Failed() as failed:
@@ -135,6 +147,18 @@ class Starting:
             options = tuple((numbers[name], tuple(wished)) for name, wished in ruling.mount_options.items())
             with suppress(OSError):  # it has ended: `follow` says so
                 channel.send(self._report, ORDERS.told(Judged(refused, printable(ruling.words, REFUSAL), options)))
+
+    def _unlock(self, locked: Locked, unlock: Unlock | None) -> None:
+        try:
+            key, fds = (unlock(locked) if unlock is not None else None) or (NO_KEY, [])
+        except BaseException:
+            self.abandon()
+            raise
+        try:
+            with suppress(OSError):  # it has ended: `follow` says so
+                channel.send(self._report, ORDERS.told(key), fds)
+        finally:
+            channel.close(fds)
 
     @property
     def report(self) -> int:
