@@ -16,7 +16,7 @@ from mountsafe.errors import ProtocolFault
 from mountsafe.limits import CONTROL_MESSAGE
 
 Message = dict[str, Any]
-MAX_DESCRIPTORS = 4
+MAX_DESCRIPTORS = 8
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -67,5 +67,9 @@ class GuestGone(MountsafeError):
     """The stream to the appliance ended: the VM died, was shut down, or was cut off."""
 
 
+class MediumError(MountsafeError):
+    """The medium did not give the bytes: a read error, or it is shorter than it said."""
+
+
 class DeadlinePassed(MountsafeError):
     """The appliance did not answer within the stated time."""

@@ -34,6 +34,13 @@ CONTAINER_PROCESSES = 128  # QEMU reads in up to 64 threads, and ends itself if 
 CONTAINER_CONNECTIONS = 64  # one for the virtual machine, one for each mount, and those that are about to be closed
 MAX_DISK_SIZE = (1 << 63) - 1  # that a container may claim: off_t
 
+# --- encrypted disks --------------------------------------------------------------------------------------------------
+MAX_STACKED_LAYERS = 8  # of disks that are made of disks: LUKS in LUKS in a volume group is four
+PLAINTEXT_DEADLINE = 30.0  # to start and to read the key; 0.5 s where nobody else computes
+PLAINTEXT_ADDRESS_SPACE = 1024 * MIB
+PLAINTEXT_SCRATCH = 1 * MIB  # a socket's name
+PLAINTEXT_PROCESSES = 128  # a thread for each request that is being served
+
 # --- the session process: the FUSE server ---------------------------------------------------------------------------
 SESSION_ADDRESS_SPACE = 2048 * MIB
 SESSION_SCRATCH = 1 * MIB
@@ -72,3 +79,4 @@ LOG_LINE = 4096  # of what a child says; the guest's console speaks through it
 LOG_BYTES = 4 * MIB  # of one medium's log file; then its older half is dropped
 # Of it, what each kind of box may say: all of them together never fill the half that is kept.
 LOG_SHARE, LOG_BURST, LOG_RATE = LOG_BYTES // 9, 256 << 10, 1 << 10
+MAX_SECRET = 8 * MIB  # a passphrase, or a key file: as much as cryptsetup(8) takes

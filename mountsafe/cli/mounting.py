@@ -13,11 +13,13 @@ from mountsafe.cli.opening import begin
 from mountsafe.cli.shown import DAEMON, ShownMedium, by_daemon, shown, to_me
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, argument, option
+from mountsafe.cli.unlocking import Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
 from mountsafe.medium.options import checked_options
 from mountsafe.medium.source import open_medium
+from mountsafe.medium.volumes import ENCRYPTED
 from mountsafe.session import running
 from mountsafe.session.messages import MountOptions, Record
 from mountsafe.session.start import Starting
@@ -27,6 +29,7 @@ from mountsafe.wire import SECTOR_SIZES
 
 # For mount(8), which the guest calls, "noext4" is every type but ext4.
 MISSING_SHOWN = 10  # file systems of a medium that a person is told of one by one
+ENCRYPTIONS = {"luks": "crypto_LUKS", "bitlocker": "BitLocker", "veracrypt": "VeraCrypt", "truecrypt": "TrueCrypt"}
 FSTYPE = re.compile(r"(?!no|auto$)[a-z0-9_.+-]{1,32}")
 
 
@@ -74,6 +77,8 @@ _MOUNT_EXAMPLES = (
     "[bold]mountsafe mount dump.bin ~/mnt --offset 1MiB --sizelimit 512MiB[/bold], "
     "[bold]mountsafe mount card.img ~/mnt --timezone Asia/Tokyo[/bold], "
     "[bold]mountsafe mount disc.iso ~/mnt -o map=off[/bold], "
+    "[bold]mountsafe mount luks.img ~/mnt --key-file secret[/bold], "
+    "[bold]mountsafe mount container.hc ~/mnt --type veracrypt[/bold], "
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
 # readable=False: who may read what is found out by opening it, and told with its own exit code.
@@ -177,6 +182,12 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     offset: Offset = None,
     sizelimit: SizeLimit = None,
     mount_option: MountOption = None,
+    key_file: KeyFile = None,
+    key_fd: KeyFd = None,
+    recovery_key: RecoveryKey = False,
+    header: Header = None,
+    pim: Pim = 0,
+    hidden: Hidden = False,
     owner: Annotated[Owner, option(help="Show the files as yours, or as the image says.")] = Owner.USER,
     links: Annotated[
         Links,
@@ -203,20 +214,24 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
     What the policy refuses is left out: mountsafe policy explain SOURCE names the rule.
     """
+    fstype = ENCRYPTIONS.get(fstype or "", fstype)
     _check_words(fstype, partition)
+    keys = Keys(tuple(key_file or ()), key_fd, recovery_key, header, pim, hidden)
+    keys.check()
     zones.rules_of(timezone)  # or an error, before anything is done
     options = MountOptions(
         *(partition, fstype, owner.value, links.value, verbose, foreground, idle, entries),
         judged=True,
         timezone=timezone,
         mount_options=checked_options(mount_option or [], fstype),
+        unlock=True,
     )
     kind, sectors, part = named(format_), checked_sectors(sector_size), checked_part(offset, sizelimit)
     if (there := shown(source) or already.mounted(source, options, kind, sectors, part)) is not None:
         _already(there, partition, json)
         return
     medium = open_medium(source, kind, sectors, part, already.lent(source))
-    starting, record = begin(medium, directory, options, json)
+    starting, record = begin(medium, directory, options, json, unlocker(keys))
     if json:
         screen.print_json(record.facts())
     else:
@@ -229,7 +244,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
 
 
 def _check_words(fstype: str | None, partition: str | None) -> None:
-    if fstype is not None and not FSTYPE.fullmatch(fstype):
+    if fstype is not None and not FSTYPE.fullmatch(fstype) and fstype not in ENCRYPTED:
         message = f"{printable(fstype)} is not a file system type"
         raise UserError(message, "For example: vfat, udf, affs.", ExitCode.USAGE)
     if partition is not None and (not partition or partition.startswith("-")):
@@ -253,7 +268,8 @@ def checked_sectors(sector_size: int | None) -> int | None:
 def _tell(record: Record) -> None:
     for mounted in record.mounts:
         label = f' "{mounted.label}"' if mounted.label else ""
-        screen.say(f"mounted {mounted.fstype}{label} on {_shown(mounted.target)} (read-only)")
+        where = f", unlocked from {mounted.encryption}" if mounted.encryption else ""
+        screen.say(f"mounted {mounted.fstype}{label}{where} on {_shown(mounted.target)} (read-only)")
         if mounted.note:
             screen.warn(mounted.note)
 

@@ -15,14 +15,17 @@ from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium, explained
 from mountsafe.session.messages import MountOptions, Record
 from mountsafe.session.mounter import require_fuse
-from mountsafe.session.start import Starting
+from mountsafe.session.start import Starting, Unlock
 from mountsafe.session.targets import prepare_target
 
 
-def begin(medium: Medium, directory: Path | None, options: MountOptions, quiet: bool) -> tuple[Starting, Record]:
+def begin(
+    medium: Medium, directory: Path | None, options: MountOptions, quiet: bool, unlock: Unlock | None = None
+) -> tuple[Starting, Record]:
     """Mount what the policy lets be shown; return the supervisor and the record when it is there. Raises UserError.
 
     Without a `directory` one is made. Interrupted, it leaves nothing; `quiet`: nothing is said of how far it is.
+    `unlock` has keys, if that is among the options.
     """
     sandbox.require()
     require_formats(medium)
@@ -33,7 +36,7 @@ def begin(medium: Medium, directory: Path | None, options: MountOptions, quiet: 
         starting = Starting(options.verbose)
         starting.order(medium, target, options)
         try:
-            record = starting.follow(progress, screen.warn, judge_of(medium))
+            record = starting.follow(progress, screen.warn, judge_of(medium), unlock)
             if not options.foreground and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the mount is there: Ctrl-C comes too late
         except KeyboardInterrupt:

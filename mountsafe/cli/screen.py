@@ -12,6 +12,7 @@ from itertools import zip_longest
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.status import Status
 from rich.text import Text
 
 from mountsafe.errors import UserError
@@ -21,6 +22,7 @@ from mountsafe.text import printable
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 1 << 16)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 _programs_read = False
+_status: Status | None = None
 GAP = "  "  # between two columns
 MOST = 1 << 16  # characters of a line; no word of ours is as long, and no path
 
@@ -85,13 +87,29 @@ def fail(error: UserError) -> NoReturn:
 
 
 @contextmanager
+def paused() -> Iterator[None]:
+    """Leave the terminal to somebody else for a while: no progress is shown."""
+    if _status is None:
+        yield
+        return
+    _status.stop()
+    try:
+        yield
+    finally:
+        _status.start()
+
+
+@contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     """Show what is being done: a spinner on a terminal, a line each elsewhere, nothing if `quiet`."""
     if quiet:
         yield lambda _: None
     elif err.is_terminal:
-        with err.status("") as status:
+        global _status  # there is one terminal
+        with err.status("") as _status:
+            status = _status
             yield lambda what: status.update(shown(f"{what} …"))
+        _status = None
     else:
         yield lambda what: err.print(shown(f"{what} ..."))
 

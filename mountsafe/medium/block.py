@@ -6,7 +6,8 @@ import stat
 import time
 from typing import Protocol
 
-from mountsafe.errors import MountsafeError
+from mountsafe.errors import MediumError as MediumError  # as who reads disks looks for it here
+from mountsafe.medium.blocking import read_exactly
 from mountsafe.trios import in_thread
 
 # What is not in the page cache is waited for so long, in seconds, before a thread gets to read it: to hand a read over
@@ -19,10 +20,6 @@ SMALL = 64 << 10  # bytes; larger reads gain nothing by it
 CANNOT = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 # Bytes. Who reads at two places so near to each other reads small files, and what lies between them is likely next.
 NEAR, NEIGHBOURHOOD = 1 << 20, 256 << 10
-
-
-class MediumError(MountsafeError):
-    """The medium did not give the bytes: a read error, or it is shorter than it said."""
 
 
 class Disk(Protocol):
@@ -103,23 +100,9 @@ class BlockReader:
             data = bytes(found)
         else:
             # A disk may hang, and who gives up waiting for it leaves the thread to it.
-            data = await in_thread(self._read_all, offset, available)
+            data = await in_thread(read_exactly, self._fd, offset, available)
         return data if available == length else data + bytes(length - available)
 
     def cut_short(self) -> bool:
         """Whether the medium is a file that is shorter by now. QEMU pads what is gone with zeros."""
         return self._file and os.fstat(self._fd).st_size < self._size
-
-    def _read_all(self, offset: int, length: int) -> bytes:
-        parts: list[bytes] = []
-        while length:
-            try:
-                data = os.pread(self._fd, length, offset)
-            except OSError as error:
-                raise MediumError(f"reading the medium at {offset}: {error.strerror}") from error
-            if not data:
-                raise MediumError(f"the medium ends at {offset}: it was truncated or pulled out")
-            parts.append(data)
-            offset += len(data)
-            length -= len(data)
-        return b"".join(parts)

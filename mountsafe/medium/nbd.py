@@ -6,7 +6,9 @@ waited for without an end, and who does not keep to the protocol is left.
 """
 
 import socket
+import time
 from collections.abc import Awaitable, Callable
+from threading import Lock
 
 import nbd
 import trio
@@ -15,9 +17,18 @@ from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
 from mountsafe.limits import ATTACH_DEADLINE, CALL_DEADLINE, REQUEST_DEADLINE
 from mountsafe.medium.block import MediumError
 
+MOST = 1 << 20  # bytes of a request
 # Returns a new connection, and the number of the process at its end. Its argument: the number of one that does not
 # answer, and is to be replaced.
 Connect = Callable[[int | None], Awaitable[tuple[socket.socket, int]]]
+
+
+def _handle() -> nbd.NBD:
+    """Return a handle that asks for as little of the protocol as can be."""
+    handle = nbd.NBD()
+    handle.set_request_structured_replies(False)
+    handle.set_request_block_size(False)
+    return handle
 
 
 class _Request:
@@ -36,9 +47,7 @@ class _Connection:
         self.lost = False
         self._sock = sock  # libnbd has a descriptor of its own
         self._requests: dict[int, _Request] = {}
-        self._handle = nbd.NBD()
-        self._handle.set_request_structured_replies(False)
-        self._handle.set_request_block_size(False)
+        self._handle = _handle()
         self._handle.aio_connect_socket(sock.dup().detach())
 
     async def ready(self, size: int) -> None:
@@ -177,3 +186,47 @@ class NbdReader:
                 self._connection = connection
                 self._nursery.start_soon(connection.run)
             return self._connection
+
+
+class BlockingNbd:
+    """A disk of `size` bytes that another process serves, for who may wait for it. No thread but the caller's."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Take a connected socket, which is closed with the disk, and shake hands. Raises MediumError."""
+        self.size = size
+        self._using = Lock()
+        self._handle = _handle()
+        try:
+            self._handle.aio_connect_socket(fd)
+            self._until(self._handle.aio_is_ready, ATTACH_DEADLINE)
+            told = self._handle.get_size()
+        except nbd.Error as error:
+            raise MediumError(f"no disk at the other end: {error}") from error
+        if told != size:
+            raise MediumError(f"a disk of {told} bytes, not of {size}")
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`. Raises MediumError. Beyond the end are zeros."""
+        available = max(0, min(length, self.size - offset))
+        with self._using:
+            parts = [
+                self._read(at, min(MOST, offset + available - at)) for at in range(offset, offset + available, MOST)
+            ]
+        return b"".join(parts).ljust(length, b"\0")
+
+    def _read(self, offset: int, length: int) -> bytes:
+        buffer = nbd.Buffer(length)
+        try:
+            command = self._handle.aio_pread(buffer, offset)
+            self._until(lambda: self._handle.aio_command_completed(command), REQUEST_DEADLINE)
+        except nbd.Error as error:
+            raise MediumError(f"reading the disk at {offset}: {error}") from error
+        return bytes(buffer.to_buffer())
+
+    def _until(self, done: Callable[[], bool], deadline: float) -> None:
+        end = time.monotonic() + deadline
+        while not done():
+            left = end - time.monotonic()
+            if left <= 0 or self._handle.aio_is_dead() or self._handle.aio_is_closed():
+                raise MediumError("the other end has gone" if left > 0 else f"no answer in {deadline:.0f} s")
+            self._handle.poll(max(1, round(left * 1000)))

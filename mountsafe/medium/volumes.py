@@ -3,24 +3,19 @@
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mountsafe import wire
-from mountsafe.errors import ExitCode, UserError
 from mountsafe.fsoptions import of_type
 from mountsafe.incidents import Incidents
 from mountsafe.medium import conditions, resorts
 from mountsafe.medium.extents import Window
-from mountsafe.medium.unopened import UNOPENED
-from mountsafe.medium.wrappers import NOTHING_FOUND
 from mountsafe.policy.inside import Seen
 from mountsafe.policy.risk import risk_of
 from mountsafe.text import printable, size
 
 SECTOR = 512
-NAME_LENGTH = 48  # characters of a label in a folder's name; with 4 bytes each and a number, fewer than NAME_MAX
-TITLE_LENGTH = 40  # characters of the name of an array or a logical volume in a folder's name: ASCII alone
 MAX_NAME = 120  # characters of a volume's name
 MAX_DEPTH = 16  # layers; the agent follows fewer
 KINDS = {
@@ -31,8 +26,13 @@ KINDS = {
 }
 PREFIXES = {"disk": "disk", "partition": "p", "volume": "lv", "array": "md"}
 _NAME = re.compile(rb"[A-Za-z0-9_.+-]{1,64}")
-# Types that span a whole disk beside a partition table, of which some partitions are parts of it.
-_HYBRID = frozenset({"iso9660", "udf"})
+# What is recognised or named as an encrypted disk, and what a person calls it. The last two have no signature.
+ENCRYPTED = {
+    "crypto_LUKS": "LUKS",
+    "BitLocker": "BitLocker",
+    "VeraCrypt": "VeraCrypt",
+    "TrueCrypt": "TrueCrypt",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Volume:
     `nested`: it is not the disk nor one of its partitions. `resorts`: what it took to find it, as bits
     (`mountsafe.medium.resorts`). `claimed`: the bytes that it should have, if it has fewer. `inside`: it is a part of
     the file system that the whole disk has. `options`: what it is to be mounted with (`mountsafe.fsoptions`).
+    `host`: the encrypted volume in whose plaintext it lies, which is a disk of its own: its places are on that.
     """
 
     device: str
@@ -69,6 +70,7 @@ class Volume:
     sector_size: int | None = None
     options: tuple[str, ...] = ()
     inside: bool = False
+    host: "Volume | None" = None
 
     @property
     def mountable(self) -> bool:
@@ -78,7 +80,7 @@ class Volume:
     @property
     def encrypted(self) -> bool:
         """Whether it needs a passphrase."""
-        return self.usage == "crypto" or self.fstype in {"crypto_LUKS", "BitLocker"}
+        return self.fstype in ENCRYPTED and not self.absent
 
     def window(self) -> Window:
         """The part of the medium that direct reads may touch: what was told and checked of what has layers below it."""
@@ -90,7 +92,7 @@ class Volume:
     def title(self) -> str:
         """What a person calls it."""
         if self.kind == "disk":
-            return "whole disk"
+            return self.host.title if self.host else "whole disk"
         return f"{self.kind} {self.name or self.number}"
 
     def describe(self) -> str:
@@ -109,7 +111,7 @@ class Volume:
         if self.fstype:
             shown |= {"risk": risk.level.value, "risk_reason": risk.reason}
         told = asdict(self)
-        del told["places"], told["options"]
+        del told["places"], told["options"], told["host"]
         return told | shown | {"resorts": resorts.codes(self.resorts), "mount_options": sorted(of_type(self.fstype))}
 
 
@@ -256,21 +258,6 @@ def _lie_within(untrusted_places: Sequence[wire.Place], length: int, ranges: Seq
     return True
 
 
-def _wanted(volumes: Sequence[Volume], wanted: int | str) -> list[Volume]:
-    """Return the volume of a number or a name. A number is the disk's partition, 0 the disk, else an inner partition's.
-
-    A name may leave out what it has in common with no other: the volume group, or the machine that an array is of.
-    """
-    name = str(wanted)
-    if named := [volume for volume in volumes if volume.name == name]:
-        return named
-    if name.isdecimal():
-        inner = [v for v in volumes if v.kind == "partition" and str(v.number) == name]
-        return inner if len(inner) == 1 else []
-    short = [volume for volume in volumes if name in (re.split("[/:]", volume.name)[-1], volume.device)]
-    return short if len(short) == 1 else []
-
-
 def seen(volumes: Sequence[Volume], chosen: Sequence[Volume]) -> tuple[Seen, ...]:
     """Return what a policy is asked about: of each volume what it is, and whether it is to be shown."""
     to_show = {volume.name: volume for volume in chosen}
@@ -287,112 +274,3 @@ def seen(volumes: Sequence[Volume], chosen: Sequence[Volume]) -> tuple[Seen, ...
         )
         for volume in volumes
     )
-
-
-def choose(
-    volumes: Sequence[Volume], partition: int | str | None, fstype: str | None, medium: str = "it"
-) -> list[Volume]:
-    """Return what to mount: the volume asked for, or the whole disk's file system, or every one there is.
-
-    `partition` is a number or a name; `fstype` forces a type on the volume that is chosen. Raises UserError (SOURCE)
-    with what there is instead, which names the `medium`.
-    """
-    if partition is not None:
-        chosen = _wanted(volumes, partition)
-        if not chosen:
-            what = f"partition {partition}" if str(partition).isdecimal() else f"volume {printable(str(partition))}"
-            raise UserError(f"there is no {what}", _there_is(volumes), ExitCode.SOURCE)
-        return [_as(v, fstype) for v in chosen]
-    disk = [v for v in volumes if v.kind == "disk"]
-    if fstype:
-        matching = [v for v in volumes if v.fstype == fstype and not v.absent]
-        return [_as(v, fstype) for v in (matching or disk)[:1]]
-    if disk and disk[0].mountable and disk[0].fstype in _HYBRID:
-        return [*disk[:1], *(v for v in volumes if v.mountable and v.kind != "disk" and not v.inside)]
-    if disk and disk[0].mountable and (len(volumes) == 1 or not disk[0].table):
-        return disk[:1]
-    chosen = [v for v in volumes if v.mountable and v.kind != "disk"] or [v for v in disk if v.mountable]
-    if not chosen:
-        raise _nothing_of(volumes, medium)
-    return chosen
-
-
-def _nothing_of(volumes: Sequence[Volume], medium: str) -> UserError:
-    """Say why there is nothing to mount."""
-    if absent := left_out(volumes):
-        return UserError(absent[0].describe(), _there_is(volumes), ExitCode.SOURCE)
-    if encrypted := [v for v in volumes if v.encrypted]:
-        which = medium if encrypted[0].kind == "disk" else f"{encrypted[0].title} of {medium}"
-        hint = "mountsafe cannot unlock encrypted media yet."
-        return UserError(f"{which} is encrypted: {encrypted[0].fstype}", hint, ExitCode.SOURCE)
-    if any(volume.resorts & wire.Resort.UNFINISHED for volume in volumes):
-        hint = "Try again when this machine has less to do."
-        return UserError(f"the search on {medium} was ended before a file system was found", hint, ExitCode.DEADLINE)
-    if known := next((v for v in volumes if v.fstype in UNOPENED and not v.mountable), None):
-        which = "it" if known.kind == "disk" else known.title
-        kind = UNOPENED[known.fstype]
-        return UserError(f"{NOTHING_FOUND} on {medium}: {which} is {kind.what}", kind.what_to_do, ExitCode.SOURCE)
-    return UserError(f"{NOTHING_FOUND} on {medium}", _there_is(volumes), ExitCode.SOURCE)
-
-
-def left_out(volumes: Sequence[Volume]) -> list[Volume]:
-    """Return what the medium tells of and cannot be mounted, because something is missing or wrong."""
-    return [volume for volume in volumes if volume.absent]
-
-
-def parts(volumes: Sequence[Volume], chosen: Sequence[Volume]) -> list[Volume]:
-    """Return the file systems in partitions that lie inside another one which is shown, unless they are the same."""
-    whole = [v for v in chosen if v.kind == "disk" and v.fstype in _HYBRID]
-    inside = [v for v in volumes if v.inside and v.mountable and v not in chosen] if whole else []
-    return [v for v in inside if (v.fstype, v.uuid) != (whole[0].fstype, whole[0].uuid)]
-
-
-def _as(volume: Volume, fstype: str | None) -> Volume:
-    if volume.absent:
-        raise UserError(volume.describe(), "It can be opened when all that it needs is there.", ExitCode.SOURCE)
-    if fstype is None:
-        if not volume.fstype:
-            hint = "If you know its type, name it with --type."
-            raise UserError(f"no file system was recognised on {volume.describe()}", hint, ExitCode.SOURCE)
-        if volume.encrypted:
-            raise UserError("it is encrypted", "mountsafe cannot unlock encrypted media yet.", ExitCode.SOURCE)
-        if volume.usage and not volume.mountable:
-            hint = "If there is one all the same, name its type with --type."
-            raise UserError(f"there is no file system on {volume.describe()}", hint, ExitCode.SOURCE)
-        return volume
-    return replace(volume, fstype=fstype, usage="filesystem")
-
-
-def _there_is(volumes: Sequence[Volume]) -> str:
-    shown = [v.describe() for v in volumes if v.fstype or v.table or v.kind != "disk"]
-    if not shown:
-        return "If you know its type, name it with --type."
-    return "There is: " + "; ".join(shown[:20]) + ". --partition and --type FSTYPE choose."
-
-
-def folder_names(volumes: Sequence[Volume]) -> list[str]:
-    """Return a folder name for each of several volumes: what it is, and its label if it has one that can be a name."""
-    names: list[str] = []
-    for volume in volumes:
-        title = f"{PREFIXES[volume.kind]}{volume.number or ''}"
-        if volume.nested:
-            title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", volume.name).strip("._-+")[:TITLE_LENGTH] or title
-        label = _as_name(volume.label)
-        name, count = f"{title}{'-' if label else ''}{label}", 1
-        while (numbered := name if count == 1 else f"{name}-{count}") in names:
-            count += 1
-        names.append(numbered)
-    return names
-
-
-def label_name(volume: Volume) -> str:
-    """Return a folder name for a file system that stands for itself: its label, or its type if it has none.
-
-    The type is the guest's word as well, and may be "..".
-    """
-    return _as_name(volume.label, " ") or _as_name(volume.fstype) or volume.kind
-
-
-def _as_name(label: str, also: str = "") -> str:
-    """Return what of a label can be a folder's name: letters, digits, a few signs, and the characters in `also`."""
-    return re.sub(rf"[^\w.+{also}-]+", "_", label).strip(f"._-{also}")[:NAME_LENGTH]

@@ -9,24 +9,29 @@ from enum import StrEnum
 
 from mountsafe import codec
 from mountsafe.errors import ProtocolFault
+from mountsafe.medium.encryption import Stack
 
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What a session process is started with: descriptors of its end of the conversation, and of a raw medium."""
+    """What a session process is started with: descriptors of its end of the conversation, and of a raw medium.
+
+    `decrypts`: its disk will be an encrypted one, and what that needs is loaded.
+    """
 
     control: int
     medium: int | None
+    decrypts: bool = False
 
 
 # --- to the session process ------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Which file system it serves, and how. `start`, `size`, `places`: the window of its medium, in bytes.
+    """Which file system it serves, and how. `start`, `size`, `places`: the window of its disk, in bytes.
 
-    `disk_size` is that of the part at `offset` that counts; `reach`: what a reader must know of the disk. `uid` and
-    `gid`: whose its files are, None for as the medium says. `idle` and `entries` as in
-    `mountsafe.session.served.Presentation`, and its `zone` in hexadecimal digits.
+    `stack`: how that disk is made of the one that it has; a descriptor comes along for each key. `uid` and `gid`: whose
+    its files are, None for as the medium says. `idle` and `entries` as in `mountsafe.session.served.Presentation`, and
+    its `zone` in hexadecimal digits.
     """
 
     device: str
@@ -35,9 +40,7 @@ class Assignment:
     start: int
     size: int
     places: tuple[tuple[int, int, int], ...]
-    reach: int
-    offset: int
-    disk_size: int
+    stack: Stack
     uid: int | None
     gid: int | None
     idle: float

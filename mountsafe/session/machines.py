@@ -15,7 +15,7 @@ from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
 from mountsafe.limits import LAUNCH_DEADLINE, MAX_INCIDENTS_LOGGED
 from mountsafe.process import said_by
 from mountsafe.session.restarts import RestartLimit
-from mountsafe.session.storage import Storage
+from mountsafe.session.storage import Lender
 
 log = logging.getLogger(__name__)
 GIVEN_UP = "KVM does not work here"
@@ -98,7 +98,7 @@ class _Life:
         self._disk = disk
         self._watching = trio.CancelScope()
 
-    async def lost(self, storage: Storage) -> str:
+    async def lost(self, storage: Lender) -> str:
         """Return why it is of no use any more; "" when it was let go."""
         reasons: list[str] = []
 
@@ -136,7 +136,7 @@ class Machines:
         self,
         settings: MachineSettings,
         acceleration: Acceleration,
-        storage: Storage,
+        storage: Lender,
         nursery: trio.Nursery,
         listener: Listener | None = None,
         spare: Machine | None = None,
@@ -220,7 +220,7 @@ class Machines:
         try:
             async with self.storage.lent(to_qemu=True) as fd:
                 number = self.storage.number
-                await machine.attach(fd, self.storage.medium.model(), self.storage.part)
+                await machine.attach(fd, self.storage.model, self.storage.part)
         except BaseException as error:
             self._last = machine
             await machine.stop()

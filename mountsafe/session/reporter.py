@@ -11,7 +11,6 @@ import trio
 
 from mountsafe import channel, pieces
 from mountsafe.errors import ProtocolFault, UserError
-from mountsafe.limits import CONTROL_MESSAGE
 from mountsafe.session.machines import Listener
 from mountsafe.session.messages import (
     ORDERS,
@@ -20,6 +19,8 @@ from mountsafe.session.messages import (
     Found,
     Incident,
     Judged,
+    Key,
+    Locked,
     Order,
     Progress,
     Report,
@@ -40,7 +41,7 @@ class Reporter(Listener):
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._kept: deque[bytes] = deque(maxlen=KEPT_REPORTS)  # what there was no room for yet
-        self._answers, self._answered = trio.open_memory_channel[Judged](1)
+        self._answers, self._answered = trio.open_memory_channel[tuple[Judged | Key, list[int]]](1)
 
     def tell(self, message: Report) -> None:
         """Send a message, now or when there is room; nobody may be there any more. One that is too long is a bug."""
@@ -116,22 +117,48 @@ class Reporter(Listener):
             with suppress(OSError):
                 self._sock.send(channel.encode(REPORTS.told(Incident(words[:MAX_INCIDENT]))), socket.MSG_DONTWAIT)
 
-    async def asked(self, question: Found) -> Judged:
+    async def judged(self, found: Found) -> Judged:
+        """Return what is judged of what was found."""
+        answer, fds = await self._asked(found)
+        channel.close(fds)
+        if not isinstance(answer, Judged):
+            raise ProtocolFault("a key, where a judgement was asked for")
+        return answer
+
+    async def key(self, locked: Locked) -> tuple[Key, list[int]]:
+        """Return a key, and the descriptors that came with it."""
+        answer, fds = await self._asked(locked)
+        if isinstance(answer, Key) and len(fds) == descriptors_of(answer):
+            return answer, fds
+        channel.close(fds)
+        raise ProtocolFault("no key, where one was asked for")
+
+    async def _asked(self, question: Found | Locked) -> tuple[Judged | Key, list[int]]:
         """Return the answer to a question. Somebody must wait in `gone` meanwhile, who hears it."""
         self.tell(question)
         return await self._answered.receive()
 
     async def gone(self) -> None:
         """Return when nobody listens any more. What is said meanwhile is the answer to a question."""
-        heard = b"-"
-        while heard:
+        while True:
             await trio.lowlevel.wait_readable(self._sock.fileno())
             try:
-                # For this call alone: O_NONBLOCK would hold for all that is sent, by every copy of the socket.
-                heard = self._sock.recv(CONTROL_MESSAGE, socket.MSG_DONTWAIT)
-                if heard and isinstance(answer := ORDERS.read(channel.decode(heard)), Judged):
-                    self._answers.send_nowait(answer)
-            except BlockingIOError:
-                continue
-            except (OSError, ProtocolFault, trio.WouldBlock):
+                heard = channel.receive(self._sock)  # nobody else reads here, so it does not block
+            except (OSError, ProtocolFault):
                 return
+            if heard is None or not self._take(*heard):
+                return
+
+    def _take(self, told: channel.Message, fds: list[int]) -> bool:
+        """Pass an answer on; whether it is one that was waited for."""
+        with suppress(ProtocolFault, trio.WouldBlock):
+            if not isinstance(answer := ORDERS.read(told), Order):
+                self._answers.send_nowait((answer, fds))
+                return True
+        channel.close(fds)
+        return False
+
+
+def descriptors_of(key: Key) -> int:
+    """Return how many descriptors come with a key."""
+    return 1 + key.header + key.keyfiles if key.given else 0

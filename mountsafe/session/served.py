@@ -23,7 +23,7 @@ from mountsafe.limits import (
 from mountsafe.medium import resorts, unopened
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import Volume
+from mountsafe.medium.volumes import ENCRYPTED, Volume
 from mountsafe.process import Child, said_by
 from mountsafe.session.attached import MountId
 from mountsafe.session.conversation import (
@@ -91,6 +91,15 @@ class Presentation:
     zone: bytes = UTC
 
 
+def enclosed(volume: Volume) -> str:
+    """Return what a volume was unlocked from, innermost first: "LUKS (partition 2)"; "" if it was not."""
+    words = []
+    while (host := volume.host) is not None:
+        words.append(f"{ENCRYPTED[host.fstype]} ({host.title})")
+        volume = host
+    return " in ".join(words)
+
+
 def mount_source(name: str) -> str:
     """Return what the mounts of a medium of this name show as their source."""
     return f"mountsafe:{name}".replace(",", "_").replace("\\", "_")
@@ -99,14 +108,14 @@ def mount_source(name: str) -> str:
 class SessionBox:
     """A session process that is not told yet which file system it serves: it starts while that is found out.
 
-    It gets the medium if that is raw; a disk in a container it asks for.
+    It gets the medium if that is raw; a disk in a container it asks for. `decrypts`: it will serve an encrypted one.
     """
 
-    def __init__(self, medium: Medium) -> None:
+    def __init__(self, medium: Medium, decrypts: bool = False) -> None:
         with channel.handed_down() as (self.control, theirs), syscalls.descriptor(syscalls.SESSION) as seccomp:
             box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
             raw = medium.format is Format.RAW
-            settings = SessionSettings(theirs.fileno(), medium.fd if raw else None)
+            settings = SessionSettings(theirs.fileno(), medium.fd if raw else None, decrypts)
             argv = sandbox.python("mountsafe.session.server", json.dumps(codec.plain(settings)))
             command = box.command(argv, sandbox.outer_uid(), seccomp)
             log.debug("%s", sandbox.shown(command))
@@ -154,9 +163,7 @@ class ServedVolume:
             start=window.start,
             size=window.size,
             places=tuple((place.offset, place.physical, place.length) for place in window.places),
-            reach=self._machines.storage.reach,
-            offset=self._machines.storage.part.offset,
-            disk_size=self._machines.storage.size,
+            stack=self._machines.storage.stack,
             uid=uid,
             gid=gid,
             idle=self._shown.idle,
@@ -175,7 +182,7 @@ class ServedVolume:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._child.log_words)
                 with suppress(OSError):  # it has ended already
-                    await self._send(self._assignment())
+                    await self._send(self._assignment(), *self._machines.storage.keys)
                 nursery.start_soon(self._give_up_late)
                 nursery.start_soon(self._declare_serving)
                 await self._converse()
@@ -276,7 +283,7 @@ class ServedVolume:
 
     async def _give_disk(self, instead: int | None) -> None:
         """Connect it to the disk in the container. `instead`: the process of that number does not answer."""
-        storage = self._machines.storage
+        storage = self._machines.storage.base
         if instead is not None:
             await storage.replace(instead)
         try:
@@ -360,4 +367,5 @@ class ServedVolume:
             direct_reads=self.direct,
             landlock=self.landlock,
             session=self.pid,
+            encryption=enclosed(self.volume),
         )

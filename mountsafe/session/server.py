@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NoReturn
@@ -26,6 +26,7 @@ from mountsafe.filesystem.operations import Operations, View, release, serve
 from mountsafe.filesystem.reader import Reader
 from mountsafe.limits import PREFETCH_ENTRIES
 from mountsafe.medium.block import BlockReader, Disk
+from mountsafe.medium.encryption import Stack
 from mountsafe.medium.extents import Window
 from mountsafe.medium.part import DiskPart
 from mountsafe.session.conversation import (
@@ -122,15 +123,41 @@ def disk_opener(medium: int | None) -> OpenDisk:
     return open_disk
 
 
+MakeDisk = Callable[[Stack, Disk, Sequence[int]], Disk]
+
+
+def disk_maker(decrypts: bool) -> MakeDisk:
+    """Return what makes a stack's disk of the medium's. To be called while modules can be imported."""
+    if decrypts:
+        from mountsafe.medium.decrypted import open_disk
+
+        return open_disk
+
+    def part(stack: Stack, disk: Disk, _: Sequence[int]) -> Disk:
+        # Who reads all of it is spared one call for each read.
+        return disk if stack.reach == stack.size else DiskPart(disk, stack.offset, stack.size)
+
+    return part
+
+
 class SessionProcess:
     """One file system, from the first stream to the last request."""
 
     def __init__(
-        self, assigned: Assignment, control: socket.socket, open_disk: OpenDisk, landlock: int, nursery: trio.Nursery
+        self,
+        assigned: Assignment,
+        keys: Sequence[int],
+        control: socket.socket,
+        open_disk: OpenDisk,
+        make_disk: MakeDisk,
+        landlock: int,
+        nursery: trio.Nursery,
     ) -> None:
         self._assigned = assigned
+        self._keys = keys
         self._landlock = landlock
         self._open_disk = open_disk
+        self._make_disk = make_disk
         self._nursery = nursery
         self._parent = Parent(control)
 
@@ -150,11 +177,8 @@ class SessionProcess:
         await self._parent.tell(Resting())
 
     def _disk(self) -> Disk:
-        assigned = self._assigned
-        disk = self._open_disk(assigned.reach, self._parent, self._nursery)
-        if assigned.reach != assigned.disk_size:  # who reads all of it is spared one call for each read
-            disk = DiskPart(disk, assigned.offset, assigned.disk_size)
-        return disk
+        stack = self._assigned.stack
+        return self._make_disk(stack, self._open_disk(stack.reach, self._parent, self._nursery), self._keys)
 
     async def run(self) -> None:
         """Mount in the guest, take /dev/fuse, serve until unmounted."""
@@ -194,9 +218,15 @@ class SessionProcess:
         agents.close()
 
 
-async def _run(assigned: Assignment, control: socket.socket, open_disk: OpenDisk, held_in: int) -> None:
+async def _run(
+    assigned: Assignment,
+    keys: Sequence[int],
+    control: socket.socket,
+    disks: tuple[OpenDisk, MakeDisk],
+    held_in: int,
+) -> None:
     async with trio.open_nursery() as nursery:
-        await SessionProcess(assigned, control, open_disk, held_in, nursery).run()
+        await SessionProcess(assigned, keys, control, *disks, held_in, nursery).run()
         nursery.cancel_scope.cancel()
 
 
@@ -206,13 +236,13 @@ def main() -> NoReturn:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s: %(message)s")
     settings = codec.read(SessionSettings, json.loads(sys.argv[1]))
     control = socket.socket(fileno=settings.control)
-    open_disk = disk_opener(settings.medium)
+    disks = disk_opener(settings.medium), disk_maker(settings.decrypts)
     held_in = landlock.enclose()  # all that is imported is imported; nothing is opened from here on
     code = 0
     try:
         told = channel.receive(control)
         if told is not None and isinstance(assigned := GIVEN.read(told[0]), Assignment):
-            run(_run, assigned, control, open_disk, held_in)
+            run(_run, assigned, told[1], control, disks, held_in)
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:

@@ -1,31 +1,71 @@
-"""The disk in a medium: the medium itself if it is raw, else what a container process makes of it.
+"""A disk that virtual machines and session processes read: the medium itself if it is raw, else what is made of it."""
 
-A container process is started anew when it died: who was connected to it notices, and asks for the disk again.
-"""
-
-import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
 import trio
 
 from mountsafe.container.opened import Container
-from mountsafe.errors import GuestFault
+from mountsafe.medium.encryption import Stack
 from mountsafe.medium.formats import Format
 from mountsafe.medium.part import UNIT, WHOLE, Part
 from mountsafe.medium.source import Medium
-from mountsafe.session.restarts import RestartLimit
+from mountsafe.session.maker import Maker
 
-log = logging.getLogger(__name__)
+
+class Lender(Protocol):
+    """What virtual machines have a disk of, and session processes its bytes: `Storage`, or `unlocked.Unlocked`.
+
+    `size`, in bytes; `part`: what counts of the disk that a virtual machine is lent; `model`: what it is called there.
+    """
+
+    size: int
+    part: Part
+
+    @property
+    def model(self) -> str:
+        """As `mountsafe.medium.source.Medium.model` has it."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the box that serves it to virtual machines, if one does."""
+
+    @property
+    def number(self) -> int:
+        """How many processes there were that served it to virtual machines."""
+
+    @property
+    def base(self) -> "Storage":
+        """The disk in the medium: session processes read that."""
+
+    @property
+    def stack(self) -> Stack:
+        """What they make of it."""
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """The keys that they need for that, each in a descriptor."""
+
+    def lent(self, to_qemu: bool) -> AbstractAsyncContextManager[int]:
+        """Give a descriptor to pass on: see `Storage.lent`."""
+
+    async def lost(self, number: int) -> None:
+        """Return when the process of that number has ended."""
+
+    async def replace(self, number: int) -> None:
+        """End the process of that number, which does not answer."""
+
+    async def close(self) -> None:
+        """End the process for good, and let go of what it reads."""
 
 
 class Storage:
-    """Lends descriptors from which the disk is read. `open` first.
+    """Lends descriptors from which the disk in the medium is read. `open` first.
 
     `part`: what counts of the disk, and its `size` in bytes; `reach`: what a reader must know of the disk, in bytes.
-    Any task may call any method. `_starting` is held wherever `_container` and `number` change; who holds it waits for
-    no other lock. A caller that is cancelled stops the process that it was starting.
+    Any task may call any method: see `Maker`.
     """
 
     def __init__(self, medium: Medium, nursery: trio.Nursery) -> None:
@@ -34,12 +74,10 @@ class Storage:
         self.size = self.reach = medium.size
         if self.raw:
             self._measure(medium.size)
-        self.number = 0  # how many container processes there were
-        self._nursery = nursery
-        self._container: Container | None = None
-        self._starting = trio.Lock()
-        self._restarts = RestartLimit("the container process")
-        self._lost = trio.Event()
+        self._maker = Maker("the container process", self._container, nursery)
+
+    async def _container(self) -> Container:
+        return Container.start(self.medium)
 
     @property
     def raw(self) -> bool:
@@ -49,12 +87,36 @@ class Storage:
     @property
     def pid(self) -> int | None:
         """The process id of the container process's box, if there is one."""
-        return self._container.pid if self._container else None
+        return self._maker.pid
+
+    @property
+    def number(self) -> int:
+        """How many container processes there were."""
+        return self._maker.number
+
+    @property
+    def model(self) -> str:
+        """What the disk is called in the guest."""
+        return self.medium.model()
+
+    @property
+    def base(self) -> "Storage":
+        """Itself: it is the disk in the medium."""
+        return self
+
+    @property
+    def stack(self) -> Stack:
+        """How a reader has its bytes from what `lent` gives."""
+        return Stack(self.raw, self.reach, self.part.offset, self.size)
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """None."""
+        return ()
 
     def _measure(self, whole: int) -> None:
         """Learn how large the disk is. A file is read up to the part's end; who serves a disk has all of it."""
         part = self.medium.part
-        self._whole = whole
         self.size = part.within(whole, f"the disk in {self.medium.name}")
         self.reach = part.offset + self.size if self.raw else whole
         self.part = Part(part.offset, None if self.size % UNIT or part == WHOLE else self.size)
@@ -62,22 +124,7 @@ class Storage:
     async def open(self) -> None:
         """Start what opens the medium. Raises UserError (SOURCE, USAGE), GuestGone, DeadlinePassed."""
         if not self.raw:
-            async with self._starting:
-                self._container, whole = await self._started()
-                self._measure(whole)
-
-    async def _started(self) -> tuple[Container, int]:
-        container = Container.start(self.medium)
-        self._nursery.start_soon(container.log_words)
-        try:
-            size = await container.opened()
-        except BaseException:
-            await container.stop()
-            raise
-        self.number += 1
-        self._lost = trio.Event()
-        self._nursery.start_soon(self._watch, container)
-        return container, size
+            self._measure(await self._maker.open())
 
     @asynccontextmanager
     async def lent(self, to_qemu: bool) -> AsyncIterator[int]:
@@ -88,46 +135,20 @@ class Storage:
         if self.raw:
             yield self.medium.fd
             return
-        async with self._starting:
-            if self._container is None:
-                self._restarts.check()
-                container, size = await self._started()
-                self._container = container
-                if size != self._whole:
-                    await self._bury(container, "the image has another size than before")
-                    raise GuestFault("the image has another size than before")
-            with await self._container.connect(to_qemu) as sock:
-                yield sock.fileno()
+        async with self._maker.lent(to_qemu) as fd:
+            yield fd
 
     async def lost(self, number: int) -> None:
         """Return when the container process of that number has ended: what is connected to it is of no use any more."""
         if self.raw:
             await trio.sleep_forever()
-        if self.number == number:
-            await self._lost.wait()
+        await self._maker.lost(number)
 
     async def replace(self, number: int) -> None:
         """End the container process, which does not answer, if it is still the one of that number."""
-        async with self._starting:
-            if self._container is not None and self.number == number:
-                await self._bury(self._container, "it does not answer")
-
-    async def _watch(self, container: Container) -> None:
-        code = await container.wait()
-        async with self._starting:
-            await self._bury(container, f"it ended ({code})")
-
-    async def _bury(self, container: Container, why: str) -> None:
-        if self._container is container:
-            self._container = None
-            self._restarts.note()
-            self._lost.set()
-            log.warning("the container process is lost: %s", why)
-            await container.stop()
+        await self._maker.replace(number)
 
     async def close(self) -> None:
         """End the process, and let go of the medium."""
-        container, self._container = self._container, None
-        if container is not None:
-            await container.stop()
+        await self._maker.close()
         os.close(self.medium.fd)

@@ -20,12 +20,13 @@ from mountsafe import codec, environment, shortage
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import ExitCode, MountsafeError, UserError
-from mountsafe.medium.options import with_options, with_wished
+from mountsafe.medium.choosing import folder_names, label_name
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import Volume, choose, folder_names, label_name, left_out, parts, seen
+from mountsafe.medium.volumes import Volume
 from mountsafe.session import logs
 from mountsafe.session.answering import answer_all, listen
-from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
+from mountsafe.session.choice import Choice, Machined
+from mountsafe.session.finding import machine_settings, open_storage
 from mountsafe.session.machines import Machines, started
 from mountsafe.session.messages import (
     Answer,
@@ -33,7 +34,6 @@ from mountsafe.session.messages import (
     Begin,
     Done,
     Failed,
-    Found,
     Held,
     Missing,
     Mounted,
@@ -42,12 +42,12 @@ from mountsafe.session.messages import (
     Request,
     Verb,
 )
-from mountsafe.session.missing import not_mounted, within_limit
+from mountsafe.session.missing import within_limit
 from mountsafe.session.places import Place
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.runtime import LOG, Runtime
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox, mount_source
-from mountsafe.session.storage import Storage
+from mountsafe.session.storage import Lender, Storage
 from mountsafe.system.zones import rules_of
 from mountsafe.trios import run
 
@@ -72,11 +72,10 @@ class Supervisor:
         self._medium = medium
         self._served: list[ServedVolume] = []
         self._missing: list[Missing] = []  # file systems that were to be mounted, and are not
-        self._refused: list[Missing] = []  # those of them that the policy refuses
         self._folders: list[Place] = []
         self._planned: list[Place] = []
         self._boxes: list[SessionBox] = []  # started, and not in use yet
-        self._machines: Machines
+        self._machines: list[Machines] = []  # of the medium's disk, then of what was unlocked of an earlier one
         self._nursery: trio.Nursery
         self._done = trio.Event()
 
@@ -86,10 +85,10 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 storage = Storage(self._medium, nursery)
-                self._machines = Machines(machine, acceleration, storage, nursery, self._reporter, spare)
+                self._machines = [Machines(machine, acceleration, storage, nursery, self._reporter, spare)]
                 try:
                     self._write()
-                    await self._keep()
+                    await self._keep(storage, partial(self._machined, machine, acceleration))
                 finally:
                     with trio.CancelScope(shield=True):
                         await self._end_all()
@@ -97,10 +96,15 @@ class Supervisor:
         finally:
             self._remove_folders()
 
-    async def _keep(self) -> None:
+    def _machined(self, machine: MachineSettings, acceleration: Acceleration, disk: Lender) -> Machines:
+        """Return machines that have another disk than the medium's: a virtual machine never has both."""
+        self._machines.append(Machines(machine, acceleration, disk, self._nursery, self._reporter))
+        return self._machines[-1]
+
+    async def _keep(self, storage: Storage, machined: Machined) -> None:
         async with trio.open_nursery() as mounting:
             mounting.start_soon(self._cancel_when_gone, self._nursery)
-            await self._mount_all()
+            await self._mount_all(storage, machined)
             mounting.cancel_scope.cancel()
         listening = await listen(self._runtime)  # before anybody hears that it is mounted, and may ask
         self._nursery.start_soon(answer_all, listening, self._do, self._nursery, self._medium.fd)
@@ -120,29 +124,34 @@ class Supervisor:
         await self._reporter.gone()
         self._done.set()
 
-    async def _mount_all(self) -> None:
-        storage = self._machines.storage
+    async def _mount_all(self, storage: Storage, machined: Machined) -> None:
         if not storage.raw:
             self._reporter.progress(f"opening the {self._medium.format} image")
         await open_storage(storage)
         self._reporter.progress("starting the virtual machine")
         self._boxes.append(SessionBox(self._medium))
-        volumes = await self._find()
-        volumes, beyond = within_limit(volumes)
-        self._missing = self._refused + beyond
+        choice = Choice(self._options, self._medium.name, self._reporter, self._nursery, machined)
+        await choice.make(self._machines[0])
+        volumes, beyond = within_limit([each.volume for each in choice.chosen])
+        self._missing = choice.missing + beyond
         places = self._places(volumes)
-        self._reporter.progress("mounting " + "; ".join(v.describe() for v in volumes))
+        self._reporter.progress("mounting " + "; ".join(volume.describe() for volume in volumes))
         shown = self._presentation()
-        for volume, place in zip(volumes, places, strict=True):
-            box = self._boxes.pop() if self._boxes else SessionBox(self._medium)
-            served = ServedVolume(volume, place, self._machines, shown, box, self._medium.name)
+        for each, place in zip(choice.chosen, places, strict=False):
+            served = ServedVolume(each.volume, place, each.machines, shown, self._box(each.volume), self._medium.name)
             self._served.append(served)
             self._nursery.start_soon(self._serve, served)
         for served in list(self._served):
             await served.serving.wait()
-        await self._machines.release(storage)
+        for machines in self._machines:
+            await machines.release(machines.storage)
         await self._drop_failed()
         self._write()
+
+    def _box(self, volume: Volume) -> SessionBox:
+        if volume.host is None and self._boxes:
+            return self._boxes.pop()
+        return SessionBox(self._medium, decrypts=volume.host is not None)
 
     async def _drop_failed(self) -> None:
         """Leave nothing of the file systems that could not be mounted but a word. Raises UserError if that is all."""
@@ -158,36 +167,6 @@ class Supervisor:
                 served.place.remove()
                 self._folders.remove(served.place)
         self._missing[:0] = [served.missing() for served in failed]
-
-    async def _find(self) -> list[Volume]:
-        async with trio.open_nursery() as nursery:
-            found = await inspect_medium(self._machines, nursery)
-            nursery.cancel_scope.cancel()
-        try:
-            chosen = choose(found, self._options.partition, self._options.fstype, self._medium.name)
-            chosen = with_options(chosen, self._options.mount_options)
-        except UserError:
-            self._reporter.tell(Found(seen(found, [])))
-            raise
-        if self._options.judged:
-            chosen = await self._permitted(found, chosen)
-        if self._options.partition is None:
-            for volume in left_out(found):
-                self._reporter.warn(f"not mounted: {volume.describe()}")
-            for volume in parts(found, chosen):
-                what = f"not mounted, for it is a part of the {chosen[0].fstype}: {volume.describe()}"
-                self._reporter.warn(f"{what}. --partition {volume.name} shows it")
-        return chosen
-
-    async def _permitted(self, found: list[Volume], chosen: list[Volume]) -> list[Volume]:
-        """Return what the policy lets be shown, now that it is known what is inside."""
-        answer = await self._reporter.asked(Found(seen(found, chosen)))
-        names = {volume.name for position, volume in enumerate(found) if position in answer.refused}
-        refused = [volume for volume in chosen if volume.name in names]
-        wished = {found[position].name: options for position, options in answer.options}
-        why = f"the policy refuses it: {answer.words}"
-        self._refused = [not_mounted(volume, why, ExitCode.SOURCE) for volume in refused]
-        return with_wished([volume for volume in chosen if volume not in refused], wished)
 
     def _presentation(self) -> Presentation:
         uid, gid, options = self._order.uid, self._order.gid, self._options
@@ -227,9 +206,9 @@ class Supervisor:
             offset=self._order.part.offset,
             sizelimit=self._order.part.size,
             asked=Asked.of(self._options),
-            accelerator=self._machines.accelerator,
-            virtual_machine=self._machines.pid,
-            container=self._machines.storage.pid,
+            accelerator=next((each.accelerator for each in self._machines if each.accelerator), ""),
+            virtual_machine=next((each.pid for each in self._machines if each.pid), None),
+            container=self._machines[0].storage.pid,
             mounts=tuple(served.mounted() for served in self._served),
             missing=tuple(self._missing),
             held=self._held(),
@@ -255,7 +234,8 @@ class Supervisor:
             await served.end()
         for box in self._boxes:
             await box.child.stop()
-        await self._machines.close()
+        for machines in reversed(self._machines):
+            await machines.close()
 
     def _remove_folders(self) -> None:
         for place in reversed(self._made_for_this()):

@@ -18,9 +18,10 @@ from mountsafe.filesystem.untrusted import KNOWN_TYPES, fault_of_attributes, fau
 from mountsafe.hotplug.devices import Device
 from mountsafe.incidents import Incidents
 from mountsafe.limits import MAX_FILE_SIZE
+from mountsafe.medium.choosing import choose, folder_names, label_name
 from mountsafe.medium.extents import Source, Window, plan
 from mountsafe.medium.formats import DESCRIPTOR_BYTES, Fault, Format, detect, fault
-from mountsafe.medium.volumes import checked, choose, folder_names, label_name
+from mountsafe.medium.volumes import checked
 from mountsafe.policy import modprobe, polkit, trust, udev
 from mountsafe.policy.exempt import of_crypttab, of_fstab
 from mountsafe.policy.facts import Facts, facts_of_device

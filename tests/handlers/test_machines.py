@@ -61,7 +61,7 @@ class FakeStorage:
     part = WHOLE
 
     def __init__(self) -> None:
-        self.medium = types.SimpleNamespace(model=lambda: "")
+        self.model = ""
         self.number = 1
         self.ends = {1: trio.Event()}
 

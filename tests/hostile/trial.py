@@ -40,8 +40,9 @@ from mountsafe.limits import (
     PROBE_DEADLINE,
     REQUEST_DEADLINE,
 )
+from mountsafe.medium.choosing import choose, locked
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import Volume, choose
+from mountsafe.medium.volumes import Volume
 from mountsafe.process import Guard
 from mountsafe.session.finding import machine_settings
 from mountsafe.session.machines import Listener, started
@@ -365,6 +366,8 @@ class Trials:
             for number, volume in enumerate(choose(found, None, option)):
                 record.volumes += 1
                 try:
+                    if volume.encrypted:
+                        raise locked(volume, medium.name)
                     await self._volume(volume, number, medium, machines, record)
                 except UserError as error:
                     record.failed(error.message, error.code)

@@ -60,6 +60,8 @@ CLOSED = {
 FOREIGN = {
     "guestfs": (f"{PACKAGE}.appliance.guest",),
     "nbd": (f"{PACKAGE}.medium.nbd",),
+    "numpy": (f"{PACKAGE}.medium.ciphers",),
+    "cryptography": (f"{PACKAGE}.medium.ciphers",),
     "pyfuse3": (f"{PACKAGE}.filesystem.operations",),
     "trio": (
         f"{PACKAGE}.channel",

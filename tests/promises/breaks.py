@@ -102,7 +102,7 @@ BREAKS: dict[int, list[Break]] = {
     31: [Break("limits.py", "UNMOUNT_DEADLINE = 20.0", "UNMOUNT_DEADLINE = 100000.0")],
     32: [
         Break(
-            "medium/block.py",
+            "medium/blocking.py",
             'raise MediumError(f"reading the medium at {offset}: {error.strerror}") from error',
             "data = bytes(length)",
         )

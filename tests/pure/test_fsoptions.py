@@ -9,8 +9,8 @@ from mountsafe.agent.mounting import MOUNT_AS, CowLayer, Target, mount_medium
 from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.medium.choosing import choose
 from mountsafe.medium.options import checked_options, with_options, with_wished
-from mountsafe.medium.volumes import choose
 from tests.pure.test_volumes import TABLE, partition, volumes
 
 # What would make it writable, reach outside of it, or change what everybody relies on.

@@ -8,8 +8,9 @@ from mountsafe import wire
 from mountsafe.errors import ExitCode, GuestFault, UserError
 from mountsafe.incidents import Incidents
 from mountsafe.limits import MAX_EXTENTS_PER_FILE
+from mountsafe.medium.choosing import choose, folder_names, left_out
 from mountsafe.medium.extents import Window, plan
-from mountsafe.medium.volumes import MAX_DEPTH, Volume, checked, choose, folder_names, left_out
+from mountsafe.medium.volumes import MAX_DEPTH, Volume, checked
 from mountsafe.wire import Extent, ExtentKind, Place, Trouble, VolumeKind
 from tests.pure.test_volumes import SIZE, TABLE, partition, told
 

@@ -4,8 +4,8 @@ import pytest
 
 from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.medium.choosing import choose
 from mountsafe.medium.unopened import NO_DRIVER, UNOPENED, without_driver
-from mountsafe.medium.volumes import choose
 from tests.pure.test_volumes import TABLE, partition, told, volumes
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.incidents import Incidents
+from mountsafe.medium.choosing import choose, deeper, folder_names, label_name, parts, within
 from mountsafe.medium.extents import Window
-from mountsafe.medium.volumes import Volume, checked, choose, folder_names, label_name, parts
+from mountsafe.medium.volumes import Volume, checked
 from mountsafe.wire import VolumeKind
 
 SIZE = 1 << 20
@@ -147,6 +148,54 @@ def test_the_partition_that_was_asked_for() -> None:
     assert "partition 2: ext4" in failure.value.hint
 
 
+LUKS = {"fstype": b"crypto_LUKS", "usage": b"crypto"}
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "which"),
+    [
+        ([told(**LUKS)], None, ["sda"]),
+        ([told(**LUKS)], 0, ["sda"]),
+        ([told(**LUKS)], "0/2", ["sda"]),
+        ([TABLE, partition(1), partition(2, **LUKS)], None, ["sda1", "sda2"]),
+        ([TABLE, partition(1), partition(2, **LUKS)], 2, ["sda2"]),
+        ([TABLE, partition(1), partition(2, **LUKS), partition(3, **LUKS)], "3/vg/root", ["sda3"]),
+        ([TABLE, partition(1), partition(2, **LUKS), partition(3, **LUKS)], "vg/root", ["sda2", "sda3"]),
+    ],
+)
+def test_what_is_encrypted_is_chosen_to_be_unlocked(
+    found: list[wire.Volume], wanted: int | str | None, which: list[str]
+) -> None:
+    assert chosen(volumes(*found), wanted) == which
+
+
+def test_an_encryption_without_a_signature_is_named() -> None:
+    (forced,) = choose(volumes(told(fstype=b"", usage=b"")), None, "VeraCrypt")
+    assert (forced.device, forced.encrypted, forced.mountable) == ("sda", True, False)
+
+
+def test_no_number_is_looked_for_in_what_is_encrypted() -> None:
+    with pytest.raises(UserError, match="no partition 7"):
+        choose(volumes(TABLE, partition(2, **LUKS)), 7, None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "inner"), [(None, None), (2, None), ("2", None), ("2/0", "0"), ("2/vg/root", "vg/root"), ("root", "root")]
+)
+def test_what_is_wanted_of_a_plaintext(wanted: int | str | None, inner: str | None) -> None:
+    found = volumes(TABLE, partition(1), partition(2, **LUKS))
+    assert deeper(found, wanted, found[2]) == inner
+
+
+def test_volumes_of_a_plaintext_have_names_of_their_own() -> None:
+    *_, host = volumes(TABLE, partition(1), partition(2, **LUKS))
+    inner = [within(host, volume) for volume in volumes(TABLE, partition(1), partition(2, label=b"DATA"))]
+    assert [volume.name for volume in inner] == ["2/0", "2/1", "2/2"]
+    assert [volume.title for volume in inner] == ["partition 2", "partition 2/1", "partition 2/2"]
+    assert all(volume.layers[0] == "2" for volume in inner)
+    assert folder_names([host, *inner]) == ["p2", "p2-2", "2-1", "2-2-DATA"]
+
+
 def test_partition_0_is_the_disk() -> None:
     assert chosen(volumes(told(), partition(1)), 0) == ["sda"]
 
@@ -164,8 +213,6 @@ def test_the_type_that_was_asked_for() -> None:
     ("untrusted", "number", "words"),
     [
         ([told(fstype=b"", usage=b"")], None, "no file system"),
-        ([told(fstype=b"crypto_LUKS", usage=b"crypto")], None, "encrypted"),
-        ([told(fstype=b"crypto_LUKS", usage=b"crypto")], 0, "encrypted"),
         ([TABLE, partition(1, b"")], 1, "no file system was recognised"),
         ([TABLE, partition(1, b"swap", usage=b"other")], None, "no file system"),
         ([], None, "no file system"),

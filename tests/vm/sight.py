@@ -28,10 +28,11 @@ from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, ExitCode, GuestGone, MountsafeError, UserError
 from mountsafe.limits import KVM_PROBE_DEADLINE
+from mountsafe.medium.choosing import choose, locked
 from mountsafe.medium.options import with_options
 from mountsafe.medium.part import WHOLE, Part
 from mountsafe.medium.source import Medium, open_medium
-from mountsafe.medium.volumes import Volume, choose
+from mountsafe.medium.volumes import Volume
 from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
 from mountsafe.session.machines import Machines
 from mountsafe.session.served import Presentation, ServedVolume, SessionBox
@@ -262,6 +263,8 @@ async def _look(look: Look, settings: MachineSettings, acceleration: Acceleratio
 
 
 async def _look_at(look: Look, volume: Volume, target: Path, medium: Medium, machines: TappedMachines) -> Sight:
+    if volume.encrypted:
+        raise locked(volume, medium.name)
     uid, gid = os.geteuid(), os.getegid()
     machines.asked = 0
     with _incidents() as incidents:

@@ -27,7 +27,7 @@ FILE_SYSTEMS = [
 REFUSED = {
     ("empty", None): "no file system was found",
     ("garbage", None): "no file system was found",
-    ("encrypted-luks", None): "is encrypted: crypto_LUKS",
+    ("encrypted-luks", None): "is encrypted (LUKS)",
     ("disk-gpt", 4): "there is no file system on partition 4: swap",
 }
 

@@ -112,7 +112,7 @@ def test_a_truncated_image(person: Person, folder: Path, image: Image) -> None:
 
 
 def test_an_encrypted_image(user: Person, folder: Path, image: Image) -> None:
-    refused(user, ExitCode.SOURCE, "encrypted", "mount", image("encrypted-luks"), folder / "m")
+    refused(user, ExitCode.LOCKED, "encrypted", "mount", image("encrypted-luks"), folder / "m")
 
 
 def test_partitions_that_are_not_there(user: Person, folder: Path, image: Image) -> None:

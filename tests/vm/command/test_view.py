@@ -127,7 +127,7 @@ def test_what_cannot_be_opened_is_told_in_words(desktop: Desktop, folder: Path, 
     source = folder / "locked.img"
     source.write_bytes(image("encrypted-luks").read_bytes())
     desktop.click(source)
-    assert "encrypted: crypto_LUKS" in desktop.wait_for("locked.img could not be opened")
+    assert "encrypted (LUKS)" in desktop.wait_for("locked.img could not be opened")
 
 
 def test_the_desktop_file_is_one(repository: Path, program: Callable[[str], str], user: Person) -> None:

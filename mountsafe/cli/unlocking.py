@@ -1,0 +1,159 @@
+"""Keys for what is encrypted: from a terminal, a file or a descriptor, never an argument or the environment."""
+
+import getpass
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from mountsafe import channel
+from mountsafe.cli import screen
+from mountsafe.cli.typers import option
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.limits import MAX_SECRET
+from mountsafe.session.messages import Key, KeyForm, Locked
+from mountsafe.session.start import Unlock
+from mountsafe.text import printable, size
+
+TRIES = 3
+MAX_KEY_FILES = 4
+TERMINAL = "/dev/tty"
+VERACRYPT = ("VeraCrypt", "TrueCrypt")
+
+KeyFile = Annotated[
+    list[Path] | None,
+    option(
+        "--key-file",
+        metavar="FILE",
+        help="The key of what is encrypted: of LUKS a key file (- for standard input), of BitLocker a .BEK file, of"
+        " VeraCrypt a keyfile beside the passphrase (may be repeated).",
+        show_default=False,
+        allow_dash=True,
+        readable=False,
+    ),
+]
+KeyFd = Annotated[
+    int | None,
+    option("--key-fd", metavar="N", min=0, help="Read the passphrase from this descriptor.", show_default=False),
+]
+RecoveryKey = Annotated[bool, option("--recovery-key", help="Ask for BitLocker's recovery key, not its password.")]
+Header = Annotated[
+    Path | None,
+    option("--header", metavar="FILE", help="A LUKS header that is not on the medium.", show_default=False),
+]
+Pim = Annotated[int, option("--pim", min=0, metavar="N", help="VeraCrypt's PIM, if it has one.", show_default=False)]
+Hidden = Annotated[bool, option("--hidden", help="Open VeraCrypt's hidden volume.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What the command line says of keys."""
+
+    files: tuple[Path, ...] = ()
+    fd: int | None = None
+    recovery: bool = False
+    header: Path | None = None
+    pim: int = 0
+    hidden: bool = False
+
+    def check(self) -> None:
+        """Raise UserError (USAGE) for what does not go together."""
+        if len(self.files) > MAX_KEY_FILES:
+            raise UserError(f"more than {MAX_KEY_FILES} key files", "Name fewer.", ExitCode.USAGE)
+        if self.fd is not None:
+            try:
+                os.fstat(self.fd)
+            except OSError as error:
+                hint = "For example: mountsafe mount disk.img --key-fd 3 3<secret"
+                raise UserError(f"descriptor {self.fd} is not open", hint, ExitCode.USAGE) from error
+
+
+def unlocker(keys: Keys) -> Unlock:
+    """Return who is asked for keys. A key that is named is tried once, and a person on a terminal is asked thrice."""
+    asked: dict[str, int] = {}
+
+    def unlock(locked: Locked) -> tuple[Key, list[int]] | None:
+        count = asked[locked.name] = asked.get(locked.name, 0) + 1
+        secret = _secret(keys, locked, count)
+        if secret is None:
+            return None
+        form, fd = secret
+        fds = [fd]
+        try:
+            fds += [_sealed(_content(keys.header))] if keys.header else []
+            extra = keys.files if locked.kind in VERACRYPT else ()
+            fds += [_sealed(_content(path)) for path in extra]
+        except BaseException:
+            channel.close(fds)
+            raise
+        return Key(form, True, keys.pim, keys.hidden, len(extra), keys.header is not None), fds
+
+    return unlock
+
+
+def _secret(keys: Keys, locked: Locked, count: int) -> tuple[KeyForm, int] | None:
+    """Return a secret and its form; None if there is no other than was tried."""
+    form = KeyForm.RECOVERY_KEY if keys.recovery else KeyForm.PASSPHRASE
+    if keys.fd is not None:
+        return (form, _sealed(_read(keys.fd, f"descriptor {keys.fd}"))) if count == 1 else None
+    if keys.files and locked.kind not in VERACRYPT:
+        form = KeyForm.BEK_FILE if locked.kind == "BitLocker" else KeyForm.KEY_FILE
+        return (form, _sealed(_content(keys.files[0]))) if count == 1 else None
+    if count > TRIES:
+        return None
+    typed = _typed(locked, keys.recovery, count)
+    return None if typed is None else (form, _sealed(typed))
+
+
+def _typed(locked: Locked, recovery: bool, count: int) -> bytes | None:
+    """Return what a person types; None if nobody is there, or they type nothing."""
+    if not os.path.exists(TERMINAL):
+        return None
+    label = f' "{printable(locked.label)}"' if locked.label else ""
+    hint = f" [{printable(locked.hint, 200)}]" if locked.hint and count == 1 else ""
+    what = "Recovery key" if recovery else "Passphrase"
+    before = f"{printable(locked.why, 300)}\n" if locked.why else ""
+    asked = f"{before}{what} of {printable(locked.name)}{label} ({printable(locked.kind)}){hint}; Enter skips it: "
+    with suppress(OSError, EOFError), screen.paused(), open(TERMINAL, "w", encoding="utf-8") as terminal:
+        return getpass.getpass(asked, terminal).encode() or None
+    return None
+
+
+def _content(path: Path) -> bytes:
+    """Return what a key file has in it. Raises UserError (USAGE)."""
+    if os.fspath(path) == "-":
+        return _read(sys.stdin.fileno(), "standard input")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError as error:
+        raise _unread(printable(os.fsencode(path)), error) from error
+    try:
+        return _read(fd, printable(os.fsencode(path)))
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int, name: str) -> bytes:
+    data = b""
+    try:
+        while len(data) <= MAX_SECRET and (piece := os.read(fd, MAX_SECRET + 1 - len(data))):
+            data += piece
+    except OSError as error:
+        raise _unread(name, error) from error
+    if len(data) > MAX_SECRET:
+        raise UserError(f"{name} has more than {size(MAX_SECRET)}", "It is no key file.", ExitCode.USAGE)
+    return data
+
+
+def _unread(name: str, error: OSError) -> UserError:
+    return UserError(f"{name} cannot be read: {error.strerror}", "Name a file with the key.", ExitCode.USAGE)
+
+
+def _sealed(secret: bytes) -> int:
+    """Return a descriptor of a secret, which is in no file."""
+    fd = os.memfd_create("secret", os.MFD_CLOEXEC)
+    os.write(fd, secret)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

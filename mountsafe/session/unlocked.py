@@ -1,0 +1,106 @@
+"""The plaintext of an encrypted volume, as a disk: a boxed process decrypts for virtual machines, and a session process
+for itself.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import trio
+
+from mountsafe.encrypted.serving import Plaintext
+from mountsafe.medium.encryption import Layer, Stack
+from mountsafe.medium.part import WHOLE
+from mountsafe.session.maker import Maker
+from mountsafe.session.storage import Lender, Storage
+
+
+class Unlocked:
+    """A disk made of another one: see `mountsafe.session.storage.Lender`. `open` first.
+
+    `key`: a descriptor of it, sealed, which this closes. Nobody is asked for a passphrase again: a process that died is
+    started with the key. One that reads from a container process ends with that.
+    """
+
+    def __init__(self, below: Lender, layer: Layer, key: int, nursery: trio.Nursery) -> None:
+        assert layer.layout is not None
+        self.part = WHOLE
+        self.size = layer.layout.size
+        self.below = below
+        self._layer = layer
+        self._key = key
+        self._nursery = nursery
+        self._maker = Maker("the decrypting process", self._plaintext, nursery)
+
+    async def _plaintext(self) -> Plaintext:
+        async with self.base.lent(to_qemu=False) as fd:
+            number = self.base.number
+            server = Plaintext.start(self.stack, [fd, *self.keys])
+        self._nursery.start_soon(self._end_with_base, server, number)
+        return server
+
+    async def _end_with_base(self, server: Plaintext, number: int) -> None:
+        async def ended() -> None:
+            await server.wait()
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ended)
+            await self.base.lost(number)
+            await server.stop()
+            nursery.cancel_scope.cancel()
+
+    @property
+    def model(self) -> str:
+        """What the disk is called in the guest: by the size of its sectors."""
+        assert self._layer.layout is not None
+        return f"sector {self._layer.layout.sector}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the decrypting process's box, if there is one."""
+        return self._maker.pid
+
+    @property
+    def number(self) -> int:
+        """How many decrypting processes there were."""
+        return self._maker.number
+
+    @property
+    def base(self) -> Storage:
+        """The disk in the medium."""
+        return self.below.base
+
+    @property
+    def stack(self) -> Stack:
+        """How the plaintext is made of that."""
+        return replace(self.below.stack, layers=(*self.below.stack.layers, self._layer))
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """The keys of all layers."""
+        return (*self.below.keys, self._key)
+
+    async def open(self) -> None:
+        """Start what decrypts. Raises GuestGone, DeadlinePassed."""
+        await self._maker.open()
+
+    @asynccontextmanager
+    async def lent(self, to_qemu: bool) -> AsyncIterator[int]:
+        """Give a socket to pass on, at whose end the plaintext is served by NBD. Raises MountsafeError."""
+        async with self._maker.lent(to_qemu) as fd:
+            yield fd
+
+    async def lost(self, number: int) -> None:
+        """Return when the decrypting process of that number has ended."""
+        await self._maker.lost(number)
+
+    async def replace(self, number: int) -> None:
+        """End the decrypting process, which does not answer, if it is still the one of that number."""
+        await self._maker.replace(number)
+
+    async def close(self) -> None:
+        """End the process, and forget the key. What it reads from is closed by itself."""
+        await self._maker.close()
+        os.close(self._key)
