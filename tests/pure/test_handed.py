@@ -5,7 +5,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,8 @@ def drained(fd: int) -> bytes:
 
 
 @pytest.fixture(params=[0, 1, 12, 30_000, 65_536, 1 << 20])
-def secret(request: pytest.FixtureRequest) -> Iterator[bytes]:
-    yield os.urandom(request.param)
+def secret(request: pytest.FixtureRequest) -> bytes:
+    return os.urandom(request.param)
 
 
 def test_a_secret_comes_out_as_often_as_it_is_needed(secret: bytes) -> None:
