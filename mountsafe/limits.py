@@ -34,6 +34,17 @@ CONTAINER_PROCESSES = 128  # QEMU reads in up to 64 threads, and ends itself if 
 CONTAINER_CONNECTIONS = 64  # one for the virtual machine, one for each mount, and those that are about to be closed
 MAX_DISK_SIZE = (1 << 63) - 1  # that a container may claim: off_t
 
+# --- the key process: the header of an encrypted volume, and its key --------------------------------------------------
+KEY_SECONDS = 120.0  # that the key slots of a volume may take to derive; cryptsetup makes them 2 s each
+KEY_DEADLINE = KEY_SECONDS + 60.0  # for an answer: what it takes is estimated before, and a busy host is slower
+DESCRIBE_DEADLINE = 30.0  # to start, and to read a header
+KEY_MEMORY = 1024 * MIB  # that argon2 gets, which is cryptsetup's own bound when it makes a key slot
+KEY_MEMORY_MOST = 4096 * MIB  # if somebody asks for it: the most that LUKS2 knows
+KEY_ADDRESS_SPACE = 512 * MIB  # of the process itself, beside argon2's; threads reserve some of it
+KEY_SCRATCH = 1 * MIB  # nothing is written
+KEY_PROCESSES = 32  # argon2's threads
+KEY_LOCKED = 64 << 10  # memory that is kept out of swap, where the host allows as much
+
 # --- encrypted disks --------------------------------------------------------------------------------------------------
 MAX_STACKED_LAYERS = 8  # of disks that are made of disks: LUKS in LUKS in a volume group is four
 PLAINTEXT_DEADLINE = 30.0  # to start and to read the key; 0.5 s where nobody else computes

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from resource import RLIMIT_NOFILE, getrlimit
+from resource import RLIM_INFINITY, RLIMIT_MEMLOCK, RLIMIT_NOFILE, getrlimit
 
 from mountsafe import boxuser, distribution, shortage
 from mountsafe.errors import ExitCode, UserError
@@ -37,6 +37,7 @@ class Box:
     readable: tuple[tuple[Path, str], ...] = ()  # (host path, path inside)
     devices: tuple[tuple[Path, str], ...] = ()  # (host device, path inside)
     environment: dict[str, str] = field(default_factory=dict)
+    locked: int = 0  # memory that may be kept out of swap: no more than this process may lock itself
 
     def command(self, argv: list[str], uid: int | None = None, seccomp: int | None = None) -> list[str]:
         """Return the command that runs `argv` in this box.
@@ -69,15 +70,22 @@ class Box:
         for source, inside in ((_package(uid), f"{INSIDE}/{PACKAGE.name}"), *self.readable):
             command += ["--ro-bind", str(source), inside]
         command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
-        limits = [f"--as={self.address_space}", f"--nproc={self.processes}", "--core=0", "--memlock=0"]
+        limits = [f"--as={self.address_space}", f"--nproc={self.processes}", "--core=0"]
+        limits += [f"--memlock={_at_most(self.locked, RLIMIT_MEMLOCK)}"]
         # What the kernel keeps for a process is not in its address space, and an ordinary user's is counted as theirs.
-        limits += [f"--nofile={min(DESCRIPTORS, getrlimit(RLIMIT_NOFILE)[1])}", f"--sigpending={SIGNALS}"]
+        limits += [f"--nofile={_at_most(DESCRIPTORS, RLIMIT_NOFILE)}", f"--sigpending={SIGNALS}"]
         # Not bubblewrap's --new-session: its first process would leave the group that our guard ends (`process.Guard`).
         return [*command, "setsid", "prlimit", *limits, "--", *argv]
 
     def _groups(self) -> list[str]:
         groups = sorted({os.stat(device).st_gid for device, _ in self.devices} - {0})
         return [f"--groups={','.join(map(str, groups))}"] if groups else ["--clear-groups"]
+
+
+def _at_most(wanted: int, limit: int) -> int:
+    """Return what is wanted of a limit, or less: who is not root gets no more than they have."""
+    most = getrlimit(limit)[1]
+    return wanted if most == RLIM_INFINITY else min(wanted, most)
 
 
 def _package(uid: int | None) -> Path:

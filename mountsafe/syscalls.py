@@ -21,7 +21,7 @@ import seccomp
 # include/uapi/linux/sched.h; the namespaces are cgroup, uts, ipc, user, pid, net, mount, time
 NAMESPACES = (0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000, 0x00020000, 0x00000080)
 CLONE_THREAD = 0x00010000
-PR_SET_NAME = 15  # include/uapi/linux/prctl.h
+PR_SET_DUMPABLE, PR_SET_NAME = 4, 15  # include/uapi/linux/prctl.h
 TCGETS, FIONBIO, FIONCLEX, FIOCLEX = 0x5401, 0x5421, 0x5450, 0x5451  # include/uapi/asm-generic/ioctls.h
 # What changes a file or a device through a descriptor that was opened for reading. include/uapi/linux/fs.h: attributes,
 # flags, version, verity, encryption, clones, same extents; the settings of a block device, its partitions, discards.
@@ -106,6 +106,12 @@ SESSION = Filter(
         Rule(0, ("socketpair",), (Argument(0, socket.AF_UNIX),)),
         *(Rule(0, ("ioctl",), (Argument(1, request),)) for request in (TCGETS, FIONBIO, FIONCLEX, FIOCLEX)),
     ),
+)
+
+# What derives keys keeps them out of cores and swap, and asks the kernel for nothing else.
+KEYS = Filter(
+    SESSION.error,
+    (*SESSION.rules, Rule(0, ("prctl",), (Argument(0, PR_SET_DUMPABLE),)), Rule(0, _words("mlock munlock"))),
 )
 
 APPLIANCE = Filter(

@@ -1,8 +1,9 @@
 """`inspect`: what is on a medium, found inside the virtual machine."""
 
 from collections.abc import Callable
+from typing import Any
 
-from mountsafe import sandbox
+from mountsafe import codec, sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import (
@@ -20,10 +21,12 @@ from mountsafe.cli.mounting import (
 from mountsafe.cli.opening import require_formats
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App
+from mountsafe.encrypted.description import words
 from mountsafe.errors import UserError
 from mountsafe.jobs.inspection import Found, inspected
 from mountsafe.medium import formats
 from mountsafe.medium.source import Medium, explained, open_medium
+from mountsafe.medium.volumes import Volume
 from mountsafe.medium.wrappers import NOTHING_FOUND
 from mountsafe.session.machines import Listener
 from mountsafe.text import size
@@ -55,7 +58,7 @@ def inspect(
     note = ". ".join(filter(None, (nothing.message, nothing.hint))) if empty else ""
     if json:
         facts = {"source": str(medium.path), "format": medium.format, "offset": part.offset, "size": found.size}
-        screen.print_json(facts | {"volumes": [volume.facts() for volume in found.volumes], "note": note})
+        screen.print_json(facts | {"volumes": [_facts(volume, found) for volume in found.volumes], "note": note})
     else:
         _tell(medium, found)
         if note:
@@ -106,3 +109,14 @@ def _tell(medium: Medium, found: Found) -> None:
     for volume in found.volumes:
         if volume.condition:
             screen.say(f"{volume.title}: {volume.condition}")
+        if (about := found.encrypted.get(volume.name)) is not None:
+            for line in [about.message] if isinstance(about, UserError) else words(about):
+                screen.say(f"{volume.title}: {line}")
+
+
+def _facts(volume: Volume, found: Found) -> dict[str, Any]:
+    about = found.encrypted.get(volume.name)
+    if about is None:
+        return volume.facts()
+    told = {"error": about.message, "hint": about.hint} if isinstance(about, UserError) else codec.plain(about)
+    return volume.facts() | {"encryption": told}

@@ -13,7 +13,7 @@ from mountsafe.cli.opening import begin
 from mountsafe.cli.shown import DAEMON, ShownMedium, by_daemon, shown, to_me
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, argument, option
-from mountsafe.cli.unlocking import Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
+from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
@@ -188,6 +188,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     header: Header = None,
     pim: Pim = 0,
     hidden: Hidden = False,
+    big_memory: BigMemory = False,
     owner: Annotated[Owner, option(help="Show the files as yours, or as the image says.")] = Owner.USER,
     links: Annotated[
         Links,
@@ -216,7 +217,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     """
     fstype = ENCRYPTIONS.get(fstype or "", fstype)
     _check_words(fstype, partition)
-    keys = Keys(tuple(key_file or ()), key_fd, recovery_key, header, pim, hidden)
+    keys = Keys(tuple(key_file or ()), key_fd, recovery_key, header, pim, hidden, big_memory)
     keys.check()
     zones.rules_of(timezone)  # or an error, before anything is done
     options = MountOptions(

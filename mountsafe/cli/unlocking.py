@@ -44,6 +44,9 @@ Header = Annotated[
     option("--header", metavar="FILE", help="A LUKS header that is not on the medium.", show_default=False),
 ]
 Pim = Annotated[int, option("--pim", min=0, metavar="N", help="VeraCrypt's PIM, if it has one.", show_default=False)]
+BigMemory = Annotated[
+    bool, option("--big-memory", help="Let the key's derivation have 4 GiB of memory, if its header asks for that.")
+]
 Hidden = Annotated[bool, option("--hidden", help="Open VeraCrypt's hidden volume.")]
 
 
@@ -57,6 +60,7 @@ class Keys:
     header: Path | None = None
     pim: int = 0
     hidden: bool = False
+    big_memory: bool = False
 
     def check(self) -> None:
         """Raise UserError (USAGE) for what does not go together."""
@@ -88,7 +92,7 @@ def unlocker(keys: Keys) -> Unlock:
         except BaseException:
             channel.close(fds)
             raise
-        return Key(form, True, keys.pim, keys.hidden, len(extra), keys.header is not None), fds
+        return Key(form, True, keys.pim, keys.hidden, len(extra), keys.header is not None, keys.big_memory), fds
 
     return unlock
 

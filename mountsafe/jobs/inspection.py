@@ -6,20 +6,27 @@ import trio
 
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import MachineSettings
+from mountsafe.encrypted.description import Description, Kind
+from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
 from mountsafe.session.machines import Listener, Machines
 from mountsafe.session.storage import Storage
+from mountsafe.session.unlocking import key_process
 from mountsafe.trios import run
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is on a medium; `size` is that of the disk in it, in bytes."""
+    """What is on a medium; `size` is that of the disk in it, in bytes.
+
+    `encrypted`: what is known of encrypted volumes without a key, by their names, or why nothing is.
+    """
 
     size: int
     volumes: list[Volume]
+    encrypted: dict[str, Description | UserError]
 
 
 def inspected(medium: Medium, verbose: bool = False, listener: Listener | None = None) -> Found:
@@ -35,6 +42,16 @@ async def _find(medium: Medium, verbose: bool, listener: Listener | None) -> Fou
         return await _find_with(medium, settings, acceleration, listener)
 
 
+async def _described(storage: Storage, volume: Volume) -> Description | UserError:
+    try:
+        async with key_process(storage, volume) as process:
+            return await process.describe(Kind(volume.fstype))
+    except UserError as error:
+        return error
+    except MountsafeError as error:
+        return UserError(f"its header cannot be read: {error}", "--verbose shows more.", ExitCode.APPLIANCE)
+
+
 async def _find_with(
     medium: Medium, settings: MachineSettings, acceleration: Acceleration, listener: Listener | None
 ) -> Found:
@@ -43,7 +60,9 @@ async def _find_with(
         machines = Machines(settings, acceleration, storage, nursery, listener)
         try:
             await open_storage(storage)
-            return Found(storage.size, await inspect_medium(machines, nursery))
+            volumes = await inspect_medium(machines, nursery)
+            encrypted = {volume.name: await _described(storage, volume) for volume in volumes if volume.encrypted}
+            return Found(storage.size, volumes, encrypted)
         finally:
             await machines.close()
             nursery.cancel_scope.cancel()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.unopened import UNOPENED
-from mountsafe.medium.volumes import ENCRYPTED, PREFIXES, Volume
+from mountsafe.medium.volumes import ENCRYPTED, FORCED, PREFIXES, WHOLE_DISK, Volume
 from mountsafe.medium.wrappers import NOTHING_FOUND
 from mountsafe.text import printable
 
@@ -104,7 +104,7 @@ def _as(volume: Volume, fstype: str | None) -> Volume:
             hint = "If there is one all the same, name its type with --type."
             raise UserError(f"there is no file system on {volume.describe()}", hint, ExitCode.SOURCE)
         return volume
-    return replace(volume, fstype=fstype, usage="crypto" if fstype in ENCRYPTED else "filesystem")
+    return replace(volume, fstype=fstype, usage=FORCED if fstype in ENCRYPTED else "filesystem")
 
 
 def within(host: Volume | None, volume: Volume) -> Volume:
@@ -130,9 +130,13 @@ def deeper(volumes: Sequence[Volume], wanted: int | str | None, volume: Volume) 
 
 def locked(volume: Volume, medium: str) -> UserError:
     """Return the error of an encrypted volume that was not unlocked."""
-    which = medium if volume.title == "whole disk" else f"{volume.title} of {medium}"
     hint = "On a terminal its passphrase is asked for; --key-file FILE, or --recovery-key, gives another key."
-    return UserError(f"{which} is encrypted ({ENCRYPTED[volume.fstype]})", hint, ExitCode.LOCKED)
+    return UserError(f"{called(volume, medium)} is encrypted ({ENCRYPTED[volume.fstype]})", hint, ExitCode.LOCKED)
+
+
+def called(volume: Volume, medium: str) -> str:
+    """Return what a person calls a volume of a medium."""
+    return medium if volume.title == WHOLE_DISK else f"{volume.title} of {medium}"
 
 
 def _there_is(volumes: Sequence[Volume]) -> str:

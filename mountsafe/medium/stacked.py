@@ -197,5 +197,6 @@ def _base(stack: Stack, medium: int) -> BlockingDisk:
     else:
         from mountsafe.medium.nbd import BlockingNbd
 
-        disk = BlockingNbd(medium, stack.reach)
+        disk = BlockingNbd(os.dup(medium), stack.reach)
+        os.close(medium)
     return disk if stack.offset == 0 and stack.size == stack.reach else BlockingPart(disk, stack.offset, stack.size)

@@ -24,6 +24,7 @@ KINDS = {
     wire.VolumeKind.LOGICAL: "volume",
     wire.VolumeKind.ARRAY: "array",
 }
+WHOLE_DISK = "whole disk"
 PREFIXES = {"disk": "disk", "partition": "p", "volume": "lv", "array": "md"}
 _NAME = re.compile(rb"[A-Za-z0-9_.+-]{1,64}")
 # What is recognised or named as an encrypted disk, and what a person calls it. The last two have no signature.
@@ -33,6 +34,7 @@ ENCRYPTED = {
     "VeraCrypt": "VeraCrypt",
     "TrueCrypt": "TrueCrypt",
 }
+FORCED = "encrypted"  # the usage of what somebody says is encrypted; blkid's word is "crypto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class Volume:
     def title(self) -> str:
         """What a person calls it."""
         if self.kind == "disk":
-            return self.host.title if self.host else "whole disk"
+            return self.host.title if self.host else WHOLE_DISK
         return f"{self.kind} {self.name or self.number}"
 
     def describe(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import trio
 
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.medium.choosing import choose, deeper, left_out, locked, parts, within
+from mountsafe.medium.choosing import called, choose, deeper, left_out, locked, parts, within
 from mountsafe.medium.options import with_options, with_wished
 from mountsafe.medium.volumes import ENCRYPTED, Volume, seen
 from mountsafe.session.finding import inspect_medium
@@ -124,7 +124,7 @@ class Choice:
         try:
             unlocked = None
             if self._options.unlock and wanted.depth <= MAX_ENCLOSED:
-                unlocked = await unlock(disk, host, self._reporter, self._nursery)
+                unlocked = await unlock(disk, host, called(host, self._medium), self._reporter, self._nursery)
             if unlocked is None:
                 raise locked(host, self._medium)
             await self._search(self._machined(unlocked), wanted)

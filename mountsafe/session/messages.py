@@ -143,7 +143,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A medium and its mounts. `virtual_machine` and `container`: process ids of boxes that run. No mount: not yet.
+    """A medium and its mounts. No mount: not yet.
+
+    `virtual_machine` (the first, if several disks of it have one), `container` and `decrypting` (one for each encrypted
+    volume that is open): process ids of boxes that run.
 
     `offset` and `sizelimit`, in bytes: what counts of its disk; a limit of None is the disk's end.
     `asked`: None where an earlier version made it.
@@ -161,6 +164,7 @@ class Record:
     accelerator: str = ""
     virtual_machine: int | None = None
     container: int | None = None
+    decrypting: tuple[int, ...] = ()
     mounts: tuple[Mount, ...] = ()
     missing: tuple[Missing, ...] = ()
     held: Held = field(default_factory=Held)
@@ -246,6 +250,7 @@ class Key:
     """The answer. Descriptors come with it: of the secret, of a LUKS header if `header`, and of so many `keyfiles`.
 
     Not `given`: none is to be had, and what is locked stays so. `pim`, `hidden`: of VeraCrypt.
+    `big_memory`: its derivation may have more memory than `mountsafe.limits.KEY_MEMORY`.
     """
 
     form: KeyForm
@@ -254,6 +259,7 @@ class Key:
     hidden: bool = False
     keyfiles: int = 0
     header: bool = False
+    big_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

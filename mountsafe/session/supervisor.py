@@ -209,6 +209,7 @@ class Supervisor:
             accelerator=next((each.accelerator for each in self._machines if each.accelerator), ""),
             virtual_machine=next((each.pid for each in self._machines if each.pid), None),
             container=self._machines[0].storage.pid,
+            decrypting=tuple(each.storage.pid for each in self._machines[1:] if each.storage.pid is not None),
             mounts=tuple(served.mounted() for served in self._served),
             missing=tuple(self._missing),
             held=self._held(),

@@ -1,6 +1,5 @@
 """An encrypted volume becomes a disk, with a key that whoever started us has."""
 
-import fcntl
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,16 +8,16 @@ from dataclasses import replace
 import trio
 
 from mountsafe import channel
-from mountsafe.encrypted.keys import KeyProcess, Secret
+from mountsafe.encrypted.description import Form, Kind
+from mountsafe.encrypted.keys import KeyProcess, Secret, key_memory
 from mountsafe.errors import ExitCode, MountsafeError, UserError
-from mountsafe.medium.encryption import Layer, Layout
-from mountsafe.medium.volumes import ENCRYPTED, Volume
+from mountsafe.limits import KEY_MEMORY, KEY_MEMORY_MOST
+from mountsafe.medium.encryption import Layer
+from mountsafe.medium.volumes import ENCRYPTED, FORCED, Volume
 from mountsafe.session.messages import Key, Locked
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.storage import Lender
 from mountsafe.session.unlocked import Unlocked
-
-SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 def layer_of(volume: Volume) -> Layer:
@@ -32,11 +31,13 @@ def layer_of(volume: Volume) -> Layer:
 
 
 @asynccontextmanager
-async def key_process(disk: Lender, volume: Volume) -> AsyncIterator[KeyProcess]:
-    """Start what reads the header of an encrypted volume, in a box. Raises UserError, DeadlinePassed."""
+async def key_process(
+    disk: Lender, volume: Volume, header: int | None = None, memory: int = KEY_MEMORY
+) -> AsyncIterator[KeyProcess]:
+    """Start what reads the header of an encrypted volume, in a box. Raises UserError, GuestGone, DeadlinePassed."""
     stack = replace(disk.stack, layers=(*disk.stack.layers, layer_of(volume)))
     async with disk.base.lent(to_qemu=False) as fd:
-        process = KeyProcess.start(stack, [fd, *disk.keys], volume.fstype)
+        process = KeyProcess.start(stack, [fd, *disk.keys], header, memory)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(process.log_words)
@@ -47,55 +48,59 @@ async def key_process(disk: Lender, volume: Volume) -> AsyncIterator[KeyProcess]
             await process.stop()
 
 
-async def unlock(disk: Lender, volume: Volume, reporter: Reporter, nursery: trio.Nursery) -> Unlocked | None:
-    """Return the plaintext disk of an encrypted volume of a disk; None if nobody has a key for it.
+async def unlock(disk: Lender, volume: Volume, name: str, reporter: Reporter, nursery: trio.Nursery) -> Unlocked | None:
+    """Return the plaintext disk of an encrypted volume, which is called `name`; None if nobody has a key for it.
 
     Asks until a key does. Raises UserError: LOCKED if none was right, and what `mountsafe.encrypted.keys` raises.
     """
-    wrong: UserError | None = None
     try:
+        question = await _question(disk, volume, name)
         while True:
-            async with key_process(disk, volume) as process:
-                key, fds = await reporter.key(await _question(process, volume, wrong))
-                try:
-                    if not key.given:
-                        break
-                    reporter.progress(f"deriving the key of {volume.title}")
-                    layout, memory = await _derived(process, key, fds)
-                except UserError as error:
-                    if error.code is not ExitCode.LOCKED:
-                        raise
-                    wrong = error
-                    continue
-                finally:
-                    channel.close(fds)
-            return await _opened(disk, replace(layer_of(volume), layout=layout), memory, nursery)
-    except UserError:
-        raise
+            key, fds = await reporter.key(question)
+            try:
+                if not key.given:
+                    break
+                reporter.progress(f"deriving the key of {name}")
+                layer, memory = await _derived(disk, volume, key, fds)
+            except UserError as error:
+                if error.code is not ExitCode.LOCKED:
+                    raise
+                question = replace(question, why=error.message)
+                continue
+            finally:
+                channel.close(fds)
+            return await _opened(disk, layer, memory, nursery)
+    except UserError as error:
+        raise UserError(f"{name} cannot be unlocked: {error.message}", error.hint, error.code) from error
     except MountsafeError as error:
-        what = f"{volume.title} cannot be unlocked: {error}"
-        raise UserError(what, "--verbose shows more.", ExitCode.APPLIANCE) from error
-    if wrong is not None:
-        raise UserError(f"{volume.title} was not unlocked: {wrong.message}", wrong.hint, ExitCode.LOCKED)
+        raise UserError(f"{name} cannot be unlocked: {error}", "--verbose shows more.", ExitCode.APPLIANCE) from error
+    if question.why:
+        raise UserError(f"{name} was not unlocked: {question.why}", "Try again.", ExitCode.LOCKED)
     return None
 
 
-async def _question(process: KeyProcess, volume: Volume, wrong: UserError | None) -> Locked:
-    about = await process.describe()
-    kind = about.title or ENCRYPTED[volume.fstype]
-    return Locked(volume.title, kind, about.uuid, about.label, about.hint, wrong.message if wrong else "")
+async def _question(disk: Lender, volume: Volume, name: str) -> Locked:
+    """Return what is asked; of what has no signature, or its header elsewhere, nothing more is known."""
+    if volume.usage == FORCED:
+        return Locked(name, ENCRYPTED[volume.fstype], "", "", "", "")
+    async with key_process(disk, volume) as process:
+        about = await process.describe(Kind(volume.fstype))
+    return Locked(name, about.title, about.uuid, about.label, about.hint, "")
 
 
-async def _derived(process: KeyProcess, key: Key, fds: list[int]) -> tuple[Layout, int]:
+async def _derived(disk: Lender, volume: Volume, key: Key, fds: list[int]) -> tuple[Layer, int]:
     """Return what the plaintext is made of, and a descriptor of the key."""
-    memory = os.memfd_create("key", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    secret, *others = fds
+    header = others.pop(0) if key.header else None
+    memory = key_memory()
     try:
-        layout = await process.unlock(Secret.of(key), fds, memory)
-        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
+        async with key_process(disk, volume, header, KEY_MEMORY_MOST if key.big_memory else KEY_MEMORY) as process:
+            asked = Secret(Form(key.form), secret, Kind(volume.fstype), key.pim, key.hidden, tuple(others))
+            layout = await process.unlock(asked, memory)
     except BaseException:
         os.close(memory)
         raise
-    return layout, memory
+    return replace(layer_of(volume), layout=layout), memory
 
 
 async def _opened(disk: Lender, layer: Layer, key: int, nursery: trio.Nursery) -> Unlocked:

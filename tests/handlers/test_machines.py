@@ -2,7 +2,6 @@
 
 import socket
 import time
-import types
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path

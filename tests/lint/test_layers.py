@@ -58,10 +58,10 @@ CLOSED = {
 
 # Every import from outside the standard library: the modules that may do it.
 FOREIGN = {
+    "argon2": (f"{PACKAGE}.encrypted.kdf",),
     "guestfs": (f"{PACKAGE}.appliance.guest",),
     "nbd": (f"{PACKAGE}.medium.nbd",),
     "numpy": (f"{PACKAGE}.medium.ciphers",),
-    "cryptography": (f"{PACKAGE}.medium.ciphers",),
     "pyfuse3": (f"{PACKAGE}.filesystem.operations",),
     "trio": (
         f"{PACKAGE}.channel",
@@ -71,6 +71,7 @@ FOREIGN = {
         f"{PACKAGE}.medium*",
         f"{PACKAGE}.sandbox",
         f"{PACKAGE}.appliance*",
+        f"{PACKAGE}.encrypted.keys",
         f"{PACKAGE}.filesystem*",
         f"{PACKAGE}.session*",
         f"{PACKAGE}.jobs*",

@@ -180,7 +180,8 @@ def test_no_number_is_looked_for_in_what_is_encrypted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "inner"), [(None, None), (2, None), ("2", None), ("2/0", "0"), ("2/vg/root", "vg/root"), ("root", "root")]
+    ("wanted", "inner"),
+    [(None, None), (2, None), ("2", None), ("2/0", "0"), ("2/vg/root", "vg/root"), ("root", "root")],
 )
 def test_what_is_wanted_of_a_plaintext(wanted: int | str | None, inner: str | None) -> None:
     found = volumes(TABLE, partition(1), partition(2, **LUKS))

@@ -1,0 +1,48 @@
+"""A volume of any kind: which it is, what it says of itself, and what a secret opens. Pure, over a `Volume`."""
+
+from dataclasses import dataclass
+
+from mountsafe.encrypted import luks1, luks2
+from mountsafe.encrypted.description import Description, Form, Kind
+from mountsafe.encrypted.faults import Fault, KeyFault
+from mountsafe.encrypted.kdf import Budget
+from mountsafe.encrypted.unlocking import Unlocked
+from mountsafe.encrypted.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """What is to open a volume: its bytes, and for VeraCrypt what goes with it."""
+
+    form: Form
+    secret: bytes
+    pim: int = 0
+    hidden: bool = False
+    keyfiles: tuple[bytes, ...] = ()
+
+
+def describe(volume: Volume, header: Volume | None, kind: Kind | None) -> Description:
+    """Tell of a volume. `header`: the one that lies elsewhere; `kind`: None for what it is. Raises KeyFault."""
+    where = header or volume
+    detached = header is not None
+    if kind in (None, Kind.LUKS):
+        if _is_luks1(where):
+            return luks1.describe(luks1.read(where, detached), volume.size, detached)
+        return luks2.describe(luks2.read(where), volume.size, detached)
+    raise KeyFault(Fault.NOT_ENCRYPTED)
+
+
+def unlock(volume: Volume, header: Volume | None, kind: Kind | None, secret: Secret, budget: Budget) -> Unlocked:
+    """Return the layout and key that a secret opens. Raises KeyFault."""
+    where = header or volume
+    if kind in (None, Kind.LUKS):
+        if secret.form not in (Form.PASSPHRASE, Form.KEY_FILE):
+            raise KeyFault(Fault.NO_SLOT)
+        if _is_luks1(where):
+            return luks1.unlock(luks1.read(where, header is not None), where, volume.size, secret.secret, budget)
+        return luks2.unlock(luks2.read(where), where, volume.size, secret.secret, budget)
+    raise KeyFault(Fault.NOT_ENCRYPTED)
+
+
+def _is_luks1(volume: Volume) -> bool:
+    return volume.size >= len(luks1.MAGIC) and volume.take(0, len(luks1.MAGIC)) == luks1.MAGIC
