@@ -15,9 +15,10 @@ import trio
 
 from mountsafe.environment import is_roots_alone
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.limits import MAX_SECRET
 from mountsafe.session.messages import Key, KeyForm, Locked
 from mountsafe.system import handed
-from mountsafe.text import printable
+from mountsafe.text import printable, size
 
 TRIES = 3  # wrong keys, and then a pause
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0  # seconds
@@ -244,8 +245,8 @@ def opened_key_file(path: str) -> int:
         wrong = "is not root's alone: sudo chown root, and chmod 0600 or 0400"
     elif not is_roots_alone(path):
         wrong = "is in a folder that others can change"
-    elif status.st_size > handed.MOST:
-        wrong = f"is larger than {handed.MOST >> 20} MiB"
+    elif status.st_size > MAX_SECRET:
+        wrong = f"is larger than {size(MAX_SECRET)}"
     if wrong:
         os.close(fd)
         raise NoKeyFile(f"the key file {path} {wrong}")

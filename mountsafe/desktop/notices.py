@@ -119,6 +119,13 @@ def name_of(medium: Medium) -> str:
     return next(filter(None, (_text(medium, key) for key in ("label", "model", "fstype", "device"))), "")
 
 
+def encryption_of(medium: Medium) -> str:
+    """Return what of a medium is locked."""
+    kinds = _text(medium, "locked") if medium.get("locked") else ""
+    what = "a part of it is encrypted" if medium["mounts"] else "it is encrypted"
+    return f"{what}: {kinds}" if kinds else what
+
+
 def state_of(medium: Medium) -> str:
     """Return why a medium is in its state, and what can be done, in a line."""
     device, reason, problem = (_text(medium, key) for key in ("device", "reason", "problem"))
@@ -129,6 +136,9 @@ def state_of(medium: Medium) -> str:
             return f"the policy asks: {reason} (mountsafe open {device} shows it)"
         case "refuse":
             return f"the policy refuses it: {reason}"
+        case "locked":
+            words = f"{encryption_of(medium)} (mountsafe unlock {device} asks for the key)"
+            return "; ".join(filter(None, (words, problem)))
         case "unmounted":
             return f"unmounted: it can be pulled out (mountsafe open {device} shows it again)"
         case "ejected":

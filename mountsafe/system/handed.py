@@ -16,9 +16,7 @@ import time
 from collections.abc import Iterable
 
 from mountsafe.errors import UserError
-from mountsafe.limits import MIB
 
-MOST = 8 * MIB  # bytes of a secret: a key file
 PATIENCE = 10.0  # seconds for who writes into a pipe to be done
 _SPLICE_F_NONBLOCK = 2
 _REREAD = "It is a pipe whose other end is closed, or a memfd."

@@ -25,6 +25,7 @@ from mountsafe.daemon.keys import TooManyTries, WrongKey
 from mountsafe.daemon.person import Person
 from mountsafe.daemon.showing import DisplaySettings
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.limits import MAX_SECRET
 from mountsafe.policy.inside import Seen
 from mountsafe.policy.rules import Decision, Options, Policy, Verdict
 from mountsafe.session.messages import (
@@ -449,7 +450,7 @@ def test_a_key_file_that_does_not_do_is_said_and_a_person_can_unlock_it(key_file
         (lambda path: (path.rename(path.with_name("other")), path.symlink_to("other")), "cannot be opened"),
         (lambda path: subprocess.run(["sh", "-c", 'rm "$0" && mkfifo -m 600 "$0"', path], check=True), "is no file"),
         (lambda path: subprocess.run(["sh", "-c", 'rm "$0" && mkdir -m 600 "$0"', path], check=True), "is no file"),
-        (lambda path: os.truncate(path, handed.MOST + 1), "larger than 8 MiB"),
+        (lambda path: os.truncate(path, MAX_SECRET + 1), "larger than 8 MiB"),
     ],
 )
 def test_a_key_file_that_others_can_have_is_not_used(key_file: Path, spoil: Callable[[Path], Any], words: str) -> None:
