@@ -23,7 +23,10 @@ def agent(
     A user hears of the media that are shown to him, and of those that are blocked while he is at the seat.
     """
     from mountsafe.desktop.agent import Agent
+    from mountsafe.encrypted import secrecy
     from mountsafe.trios import run
+
+    secrecy.undumpable()
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run(Agent(any_seat).run)

@@ -17,6 +17,7 @@ from mountsafe.daemon import address, client, person
 from mountsafe.daemon.bus import Bus, BusGone, connected
 from mountsafe.desktop import notifications
 from mountsafe.desktop.folders import open_folder
+from mountsafe.desktop.keys import unlock
 from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure, is_blocked, notice_of
 from mountsafe.desktop.notifications import NOBODY, Notifications
 from mountsafe.desktop.signals import owner_of, subscribe
@@ -46,6 +47,7 @@ class Agent:
         self._media: dict[str, Medium] = {}
         self._shown: dict[str, Shown] = {}
         self._to_open: set[str] = set()  # their folders, as soon as they are there
+        self._asking: dict[str, trio.CancelScope] = {}  # devices whose key somebody is asked for
         self._wake, self._woken = trio.open_memory_channel[None](1)
         self._of_desktop, self._from_desktop = trio.open_memory_channel[Heard](QUEUE)
         self._desktop: Notifications
@@ -134,10 +136,12 @@ class Agent:
         for device, notice in wanted.items():
             if device not in self._shown or self._shown[device].notice != notice:
                 await self._show(device, notice, notice)
-            if device in self._to_open and self._media[device]["state"] == "open":
+            if device in self._to_open and self._media[device]["mounts"]:
                 self._to_open.discard(device)
                 self._open_folders(self._media[device])
         self._to_open &= set(self._media)
+        for device in [device for device in self._asking if device not in self._media]:
+            self._asking[device].cancel()
 
     async def _kept(self) -> list[Medium]:
         """Return the media that concern this user."""
@@ -169,6 +173,8 @@ class Agent:
                 case Action.OPEN:
                     self._to_open.add(device)
                     await trio.to_thread.run_sync(client.act, "Open", device)
+                case Action.UNLOCK:
+                    await self._unlock(medium)
                 case Action.EJECT:
                     await trio.to_thread.run_sync(client.act, "Eject", device)
                 case Action.TRUST:
@@ -179,6 +185,27 @@ class Agent:
             self._to_open.discard(device)
             words = ". ".join(filter(None, (error.message, error.hint)))
             await self._show(device, notice, failure(notice, action, words))
+
+    async def _unlock(self, medium: Medium) -> None:
+        """Have somebody type its key, who sits there, and show it. Raises UserError."""
+        device = medium["device"]
+        if device in self._asking:
+            return
+        with trio.CancelScope() as scope:
+            self._asking[device] = scope
+            try:
+                if not self._any_seat:
+                    await self._require_seat()
+                if await unlock(medium):
+                    self._to_open.add(device)
+                    self._look()
+            finally:
+                del self._asking[device]
+
+    async def _require_seat(self) -> None:
+        found = await trio.to_thread.run_sync(person.at_seat)
+        if found is None or found.name != self._name or found.locked:
+            raise UserError("nobody is asked for a key while the screen is locked, or somebody else sits there")
 
     def _open_folders(self, medium: Medium) -> None:
         for folder in medium["mounts"]:

@@ -22,6 +22,7 @@ class Action(StrEnum):
 
     DEFAULT = "default"
     OPEN = "open"
+    UNLOCK = "unlock"
     EJECT = "eject"
     TRUST = "trust"
     DETAILS = "details"
@@ -31,6 +32,7 @@ class Action(StrEnum):
 LABELS = {
     Action.DEFAULT: "Open",
     Action.OPEN: "Open",
+    Action.UNLOCK: "Unlock",
     Action.EJECT: "Eject",
     Action.TRUST: "Trust",
     Action.DETAILS: "Details",
@@ -41,6 +43,7 @@ LABELS = {
 _OPEN = (Action.DEFAULT, Action.OPEN, Action.EJECT, Action.DETAILS)
 _ASK = (Action.OPEN, Action.TRUST, Action.DETAILS)
 _REFUSE = (Action.TRUST, Action.DETAILS)
+_LOCKED = (Action.UNLOCK, Action.EJECT, Action.DETAILS)
 _UNMOUNTED = (Action.OPEN,)
 _FAILED = (Action.OPEN, Action.DETAILS)
 
@@ -71,6 +74,11 @@ def notice_of(medium: Medium) -> Notice | None:
             return Notice(f"Open {name}?", f"The policy asks because {why}", _ASK, "dialog-question", lasts=True)
         case "refuse":
             return Notice(f"{name} is blocked", f"blocked because {why}", _REFUSE, "dialog-warning", lasts=True)
+        case "locked":
+            kinds = _told(medium, "locked")
+            what = f"A part of {name} is encrypted" if medium["mounts"] else f"{name} is encrypted"
+            body = "\n".join(filter(None, ("Unlock asks for its key.", _told(medium, "locked_hint"), problem)))
+            return Notice(f"{what} ({kinds})" if kinds else what, body, _LOCKED, "dialog-password", lasts=True)
         case "failed":
             return Notice(f"{name} could not be opened", problem, _FAILED, "dialog-error", "device.error")
         case "ejected":
@@ -98,6 +106,8 @@ def details_of(medium: Medium) -> str:
         ("Verdict", f"{_text(medium, 'verdict')}, by {_text(medium, 'rule') or 'no rule'}: {_text(medium, 'reason')}"),
         ("Shown on", ", ".join(printable(mount, TEXT) for mount in medium["mounts"])),
         ("Note", _note(medium)),
+        ("Encrypted", ", ".join(filter(None, (_told(medium, "locked"), _told(medium, "locked_hint"))))),
+        ("UUID", _told(medium, "locked_uuid")),
         ("Problem", _text(medium, "problem")),
     )
     return "\n".join(f"{what}: {value}" for what, value in lines if value)
@@ -121,7 +131,7 @@ def name_of(medium: Medium) -> str:
 
 def encryption_of(medium: Medium) -> str:
     """Return what of a medium is locked."""
-    kinds = _text(medium, "locked") if medium.get("locked") else ""
+    kinds = _told(medium, "locked")
     what = "a part of it is encrypted" if medium["mounts"] else "it is encrypted"
     return f"{what}: {kinds}" if kinds else what
 
@@ -160,8 +170,13 @@ def _because(medium: Medium) -> str:
 
 
 def _note(medium: Medium) -> str:
-    """What is to be known of its files; a daemon of an earlier version does not tell it."""
-    return _text(medium, "note") if "note" in medium else ""
+    """What is to be known of its files."""
+    return _told(medium, "note")
+
+
+def _told(medium: Medium, key: str) -> str:
+    """What a daemon of an earlier version does not tell."""
+    return _text(medium, key) if key in medium else ""
 
 
 def _text(medium: Medium, key: str) -> str:
