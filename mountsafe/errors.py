@@ -71,5 +71,9 @@ class MediumError(MountsafeError):
     """The medium did not give the bytes: a read error, or it is shorter than it said."""
 
 
+class DiskGone(MediumError):
+    """Who served the disk has gone, or is silent: no byte of it will come any more."""
+
+
 class DeadlinePassed(MountsafeError):
     """The appliance did not answer within the stated time."""

@@ -21,7 +21,7 @@ import seccomp
 # include/uapi/linux/sched.h; the namespaces are cgroup, uts, ipc, user, pid, net, mount, time
 NAMESPACES = (0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000, 0x00020000, 0x00000080)
 CLONE_THREAD = 0x00010000
-PR_SET_DUMPABLE, PR_SET_NAME = 4, 15  # include/uapi/linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME = 1, 4, 15  # include/uapi/linux/prctl.h
 TCGETS, FIONBIO, FIONCLEX, FIOCLEX = 0x5401, 0x5421, 0x5450, 0x5451  # include/uapi/asm-generic/ioctls.h
 # What changes a file or a device through a descriptor that was opened for reading. include/uapi/linux/fs.h: attributes,
 # flags, version, verity, encryption, clones, same extents; the settings of a block device, its partitions, discards.
@@ -112,6 +112,18 @@ SESSION = Filter(
 KEYS = Filter(
     SESSION.error,
     (*SESSION.rules, Rule(0, ("prctl",), (Argument(0, PR_SET_DUMPABLE),)), Rule(0, _words("mlock munlock"))),
+)
+
+# The plaintext server reads as a session process does. It is a program of its own, which listens at a name in its box
+# for connections from within: a control thread makes them.
+PLAINTEXT = Filter(
+    errno.ENOSYS,
+    (
+        *SESSION.rules,
+        Rule(0, _words("bind listen connect accept accept4 access statfs umask unlink")),
+        Rule(0, ("socket",), (Argument(0, socket.AF_UNIX),)),
+        *(Rule(0, ("prctl",), (Argument(0, option),)) for option in (PR_SET_PDEATHSIG, PR_SET_DUMPABLE)),
+    ),
 )
 
 APPLIANCE = Filter(

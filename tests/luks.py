@@ -36,7 +36,7 @@ def luks(
 
 def volume_key(path: Path, passphrase: bytes = PASSPHRASE) -> tuple[bytes, int]:
     """Return the volume key, as cryptsetup has it, and where the payload begins, in bytes."""
-    command = ["cryptsetup", "luksDump", "-q", "--dump-volume-key", "--key-file", "-", path]
+    command = ["cryptsetup", "luksDump", "-q", "--dump-volume-key", "--key-file", "-", str(path)]
     told = subprocess.run(command, input=passphrase, check=True, capture_output=True, timeout=120).stdout.decode()
     key = bytes.fromhex(re.sub(r"\s", "", told[told.index("MK dump:") + 8 :]))
     at = re.search(r"Payload offset:\s*(\d+)", told)

@@ -5,6 +5,7 @@ goes into memory that the host made; the secret comes on a descriptor of its own
 channel, and whoever starts it ends it as soon as the key is there.
 """
 
+import ctypes
 import json
 import os
 import socket
@@ -27,20 +28,15 @@ from mountsafe.encrypted.messages import (
     Unlock,
 )
 from mountsafe.encrypted.volume import Volume
-from mountsafe.errors import ProtocolFault
+from mountsafe.errors import MediumError, ProtocolFault
 from mountsafe.limits import MAX_SECRET
-from mountsafe.medium.encryption import Stack
+from mountsafe.medium.stacked import open_blocking
 
+THREADS = "libgcc_s.so.1"  # what the C library loads when the first thread of argon2's ends: too late here
 KEYFILE_BYTES = 1 << 20  # of a key file of VeraCrypt's: the rest does not count
 
 
-def _disk(stack: Stack, fds: tuple[int, ...]) -> Volume:
-    return Volume(lambda offset, length: os.pread(fds[0], length, stack.offset + offset), stack.size)
-
-
-def _header(fd: int | None) -> Volume | None:
-    if fd is None:
-        return None
+def _header(fd: int) -> Volume:
     return Volume(lambda offset, length: os.pread(fd, length, offset), os.lseek(fd, 0, os.SEEK_END))
 
 
@@ -53,66 +49,68 @@ def _available_memory() -> int | None:
         return None
 
 
-def _secret(request: Unlock, fds: list[int]) -> volumes.Secret:
-    """Read what came. Raises KeyFault; no descriptor stays open."""
-    waiting = list(fds)
-    try:
-        secret = b"" if request.form is Form.CLEAR_KEY else secrecy.taken(waiting.pop(0), MAX_SECRET)
-        keyfiles = []
-        while waiting:
-            keyfiles.append(secrecy.taken(waiting.pop(0), KEYFILE_BYTES, whole=False))
-    finally:
-        channel.close(waiting)
+def _secret(request: Unlock, secret: bytes, keyfiles: tuple[bytes, ...]) -> volumes.Secret:
     exact = request.form is Form.BEK_FILE or (request.form is Form.KEY_FILE and request.kind in (None, Kind.LUKS))
     if not exact and secret.endswith(b"\n"):
         secret = secret[:-1]
-    return volumes.Secret(request.form, secret, request.pim, request.hidden, tuple(keyfiles))
+    return volumes.Secret(request.form, secret, request.pim, request.hidden, keyfiles)
 
 
 class KeyMaker:
-    """The volume, and the answers to what is asked of it."""
+    """The volume, and the answers to what is asked of it. `available`: KiB of memory, None if that is not known."""
 
-    def __init__(self, volume: Volume, header: Volume | None, memory: int, available: int | None) -> None:
+    def __init__(self, volume: Volume, memory: int, available: int | None) -> None:
         self._volume = volume
-        self._header = header
         self._memory = memory >> 10
         self._available = available
 
     def answer(self, untrusted: channel.Message, fds: list[int]) -> Answer:
-        """Return the answer to a request; the descriptors that came with it are closed."""
-        request = REQUESTS.read(untrusted)
+        """Return the answer to a request; the descriptors that came with it are closed. Raises ProtocolFault."""
+        waiting = list(fds)
         try:
+            request = REQUESTS.read(untrusted)
             if isinstance(request, Describe):
-                channel.close(fds)
-                return Described(volumes.describe(self._volume, self._header, request.kind))
-            return self._unlock(request, fds)
+                return self._describe(request, waiting)
+            return self._unlock(request, waiting)
         except KeyFault as fault:
             return Failed(fault.fault, fault.detail[:MAX_TEXT])
         except MemoryError:
             return Failed(Fault.NO_MEMORY, "")
-        except OSError as error:
-            return Failed(Fault.UNREADABLE, os.strerror(error.errno or 0))
+        except (MediumError, OSError) as error:
+            return Failed(Fault.UNREADABLE, str(error)[:MAX_TEXT])
+        finally:
+            channel.close(waiting)
+
+    def _describe(self, request: Describe, fds: list[int]) -> Answer:
+        _expect(len(fds) == request.header)
+        return Described(volumes.describe(self._volume, _header(fds[0]) if fds else None, request.kind))
 
     def _unlock(self, request: Unlock, fds: list[int]) -> Answer:
-        if len(fds) != 1 + (request.form is not Form.CLEAR_KEY) + request.keyfiles:
-            channel.close(fds)
-            raise ProtocolFault(f"{len(fds)} descriptors came with a request to unlock")
-        memory, *others = fds
+        has_secret = request.form is not Form.CLEAR_KEY
+        _expect(len(fds) == 1 + has_secret + request.header + request.keyfiles)
+        secret = secrecy.taken(fds.pop(1), MAX_SECRET) if has_secret else b""
+        header = _header(fds[1]) if request.header else None
+        keyfiles = []
+        while len(fds) > 1 + request.header:
+            keyfiles.append(secrecy.taken(fds.pop(1 + request.header), KEYFILE_BYTES, whole=False))
+        given = _secret(request, secret, tuple(keyfiles))
+        budget = Budget(self._memory, available=self._available)
         try:
-            secret = _secret(request, others)
-            budget = Budget(self._memory, available=self._available)
-            try:
-                opened = volumes.unlock(self._volume, self._header, request.kind, secret, budget)
-            finally:
-                for each in (secret.secret, *secret.keyfiles):
-                    secrecy.wipe(each)
-            secrecy.lock(opened.key)
-            if os.pwrite(memory, opened.key, 0) != len(opened.key):
-                raise OSError("the key does not fit")
-            secrecy.wipe(opened.key)
+            opened = volumes.unlock(self._volume, header, request.kind, given, budget)
         finally:
-            os.close(memory)
+            for each in (secret, given.secret, *keyfiles):
+                secrecy.wipe(each)
+        secrecy.lock(opened.key)
+        os.lseek(fds[0], 0, os.SEEK_SET)
+        if os.write(fds[0], opened.key) != len(opened.key):
+            raise ProtocolFault("the memory for the key takes less")
+        secrecy.wipe(opened.key)
         return Opened(opened.layout)
+
+
+def _expect(descriptors_fit: bool) -> None:
+    if not descriptors_fit:
+        raise ProtocolFault("another number of descriptors came with a request")
 
 
 def main() -> None:
@@ -122,9 +120,10 @@ def main() -> None:
     control = socket.socket(fileno=settings.control)
     control.set_inheritable(False)
     gcrypt.load()
+    ctypes.CDLL(THREADS)
     available = _available_memory()
+    disk = open_blocking(settings.stack, settings.fds)
     landlock.enclose()
-    header = _header(settings.header)
-    maker = KeyMaker(_disk(settings.stack, settings.fds), header, settings.memory, available)
+    maker = KeyMaker(Volume(disk.read, disk.size), settings.memory, available)
     while (received := channel.receive(control)) is not None:
         channel.send(control, ANSWERS.told(maker.answer(*received)))

@@ -34,6 +34,7 @@ class Note(StrEnum):
     SECOND_HEADER_DAMAGED = "second-header-damaged"
     HEADERS_DIFFER = "headers-differ"
     PARTLY_ENCRYPTED = "partly-encrypted"
+    CUT_OFF = "cut-off"  # it is smaller than its header says
     DETACHED_HEADER = "detached-header"
     UNSUPPORTED_CIPHER = "unsupported-cipher"
     UNSUPPORTED_REQUIREMENT = "unsupported-requirement"
@@ -79,13 +80,13 @@ class Description:
     @property
     def title(self) -> str:
         """What a person calls it."""
-        return f"LUKS{self.version}" if self.kind is Kind.LUKS else self.kind.value
+        return f"LUKS{self.version}" if self.kind is Kind.LUKS else str(self.kind)
 
     @property
     def hint(self) -> str:
-        """What helps to find the key: BitLocker's recovery keys have names, which are kept with them."""
-        names = [slot.name for slot in self.slots if slot.opens is Form.RECOVERY_KEY]
-        return f"recovery key {', '.join(names)}" if names else ""
+        """What helps to find the key: the ids of BitLocker's recovery keys, which their papers and accounts name."""
+        keys = [slot.name.upper() for slot in self.slots if slot.opens is Form.RECOVERY_KEY]
+        return f"recovery key ID {', '.join(keys)}" if keys else ""
 
 
 def words(about: Description) -> list[str]:

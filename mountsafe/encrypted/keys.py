@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -48,20 +50,49 @@ MAX_KEY = max(size for sizes in KEY_SIZES.values() for size in sizes)
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 
+class Given(Protocol):
+    """What somebody answered who was asked for a key: `session.messages.Key` is one."""
+
+    @property
+    def form(self) -> str:
+        """The name of a `Form`."""
+
+    @property
+    def pim(self) -> int:
+        """VeraCrypt's PIM, 0 for none."""
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the hidden volume is meant."""
+
+    @property
+    def keyfiles(self) -> int:
+        """How many key files come along."""
+
+    @property
+    def header(self) -> bool:
+        """Whether a header comes along."""
+
+
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """What somebody unlocks with. The descriptors stay the caller's: copies go down.
+    """What somebody unlocks with, and which descriptors have it, in this order.
 
-    `fd`: where the secret is read from to its end, None for a clear key. `kind`: what to take the volume for, None for
-    what its signature says; VeraCrypt and TrueCrypt have none. `pim`, `hidden`, `keyfiles`: theirs alone.
+    The secret itself if the form has one; the header if `header`; so many `keyfiles`. `kind`: what to take the volume
+    for, None for what the process was started with. `pim`, `hidden`, `keyfiles`: of VeraCrypt and TrueCrypt alone.
     """
 
     form: Form
-    fd: int | None
     kind: Kind | None = None
     pim: int = 0
     hidden: bool = False
-    keyfiles: tuple[int, ...] = ()
+    keyfiles: int = 0
+    header: bool = False
+
+    @classmethod
+    def of(cls, given: Given, kind: Kind | None = None) -> "Secret":
+        """Return what was answered. Raises ValueError for a form that there is not."""
+        return cls(Form(given.form), kind, given.pim, given.hidden, given.keyfiles, given.header)
 
 
 def key_memory() -> int:
@@ -76,7 +107,7 @@ def _seal(fd: int, size: int) -> None:
     """Have memory hold its first `size` bytes, and stay so. Raises ProtocolFault if somebody still writes to it."""
     try:
         os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
     except OSError as error:
         raise ProtocolFault("the memory of a key is still written to") from error
 
@@ -84,55 +115,60 @@ def _seal(fd: int, size: int) -> None:
 class KeyProcess(Peer):
     """A started key process of one volume. A wrong key may be followed by another; the right one ends it."""
 
-    def __init__(self, size: int, process: Child, control: socket.socket) -> None:
+    def __init__(self, size: int, process: Child, control: socket.socket, kind: Kind | None = None) -> None:
         super().__init__(process, control, "the key process", "the key process")
         self._size = size
+        self._kind = kind
 
     @classmethod
-    def start(cls, stack: Stack, fds: list[int], header: int | None = None, memory: int = KEY_MEMORY) -> "KeyProcess":
-        """Start the process for what `stack` makes of its descriptors.
+    def start(
+        cls, stack: Stack, fds: Sequence[int], fstype: str | None = None, memory: int = KEY_MEMORY
+    ) -> "KeyProcess":
+        """Start the process for what `stack` makes of its descriptors, which stay the caller's.
 
-        `header`: a file with the header, if that lies elsewhere. `memory`: bytes that argon2 may have; more than the
-        default only when somebody asked for it (`limits.KEY_MEMORY_MOST`).
+        `fstype`: the volume's type by blkid(8)'s name; None, or one that is not known here, for what its header says.
+        `memory`: bytes that argon2 may have; more than the default only if somebody asked for it (KEY_MEMORY_MOST).
         """
         with channel.handed_down() as (ours, theirs), syscalls.descriptor(syscalls.KEYS) as seccomp:
             box = sandbox.Box(
                 *(KEY_SCRATCH, KEY_ADDRESS_SPACE + memory, KEY_PROCESSES), environment=ENVIRONMENT, locked=KEY_LOCKED
             )
-            settings = codec.plain(Settings(theirs.fileno(), stack, tuple(fds), header, memory))
-            command = box.command(
-                sandbox.python("mountsafe.encrypted.derive", json.dumps(settings)), sandbox.outer_uid(), seccomp
-            )
+            settings = codec.plain(Settings(theirs.fileno(), stack, tuple(fds), memory))
+            argv = sandbox.python("mountsafe.encrypted.derive", json.dumps(settings))
+            command = box.command(argv, sandbox.outer_uid(), seccomp)
             log.debug("%s", sandbox.shown(command))
-            inherited = [theirs.fileno(), *fds, seccomp, *([] if header is None else [header])]
-            process = Child(command, inherited, "keys", said_by("keys"))
+            process = Child(command, [theirs.fileno(), *fds, seccomp], "keys", said_by("keys"))
         size = stack.layers[-1].size if stack.layers else stack.size
-        return cls(size, process, ours)
+        kind = next((kind for kind in Kind if kind == fstype), None)
+        return cls(size, process, ours, kind)
 
-    async def describe(self, kind: Kind | None = None) -> Description:
-        """Return what is known without a key, fit to be shown.
+    async def describe(self, header: int | None = None) -> Description:
+        """Return what is known without a key, fit to be shown. `header`: a file with it, if that is elsewhere.
 
         Raises UserError (SOURCE) if it is not encrypted or damaged, GuestGone, DeadlinePassed, ProtocolFault.
         """
-        answer = await self._exchange(Describe(kind), [], DESCRIBE_DEADLINE, "read the header")
+        request = Describe(self._kind, header is not None)
+        fds = [] if header is None else [header]
+        answer = await self._exchange(request, fds, DESCRIBE_DEADLINE, "read the header")
         if isinstance(answer, Failed):
             raise told.refusal(answer.fault, answer.detail)
         if not isinstance(answer, Described):
             raise ProtocolFault("the key process answered something else")
         return told.believed(answer.description)
 
-    async def unlock(self, secret: Secret, key: int) -> Layout:
-        """Have the volume key put into `key` (of `key_memory`), sealed; return the plaintext's layout.
+    async def unlock(self, secret: Secret, fds: Sequence[int], key: int) -> Layout:
+        """Have the volume key put into `key`, memory as of `key_memory`, which nobody changes after that.
 
+        `fds`: as `Secret` says; they stay the caller's. Return the plaintext's layout in the volume.
         Raises UserError: LOCKED for a wrong key, SOURCE for what is damaged or not supported, DEPENDENCY for missing
-        memory; GuestGone, DeadlinePassed, ProtocolFault. After a success, and these three, the process is gone.
+        memory; GuestGone, DeadlinePassed, ProtocolFault. But for UserError the process is gone after that.
         """
-        if len(secret.keyfiles) > MAX_KEYFILES:
+        if secret.keyfiles > MAX_KEYFILES:
             raise told.too_many_keyfiles()
-        request = Unlock(secret.form, secret.kind, secret.pim, secret.hidden, len(secret.keyfiles))
-        fds = [key, *([] if secret.fd is None else [secret.fd]), *secret.keyfiles]
+        how = (secret.pim, secret.hidden, secret.header, secret.keyfiles)
+        request = Unlock(secret.form, secret.kind or self._kind, *how)
         try:
-            answer = await self._exchange(request, fds, KEY_DEADLINE, "derive the key")
+            answer = await self._exchange(request, [key, *fds], KEY_DEADLINE, "derive the key")
         except GuestGone as gone:
             raise await self._end_of(gone) from gone
         if isinstance(answer, Failed):

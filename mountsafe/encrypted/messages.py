@@ -1,30 +1,27 @@
 """What the key process is asked and what it answers; both ends trust what the codec has read, and no more.
 
 Its settings are the one argument of its program. Requests come one at a time, with descriptors: of `Unlock` the memory
-that takes the key, then the secret if the form has one, then the key files.
+that takes the key; the secret if the form has one; for both a file with the header if that is elsewhere; the key files.
 """
 
 from dataclasses import dataclass
 
+from mountsafe import channel
 from mountsafe.codec import Messages
 from mountsafe.encrypted.description import Description, Form, Kind
 from mountsafe.encrypted.faults import Fault
 from mountsafe.medium.encryption import Layout, Stack
 
-MAX_KEYFILES = 8
+MAX_KEYFILES = channel.MAX_DESCRIPTORS - 3
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Descriptors are numbers in the new process. `header`: a file with a detached header.
-
-    `memory`: bytes that argon2 may have.
-    """
+    """Descriptors are numbers in the new process. `memory`: bytes that argon2 may have."""
 
     control: int
     stack: Stack
     fds: tuple[int, ...]
-    header: int | None
     memory: int
 
 
@@ -33,6 +30,7 @@ class Describe:
     """What is it? `kind`: None for what its signature says."""
 
     kind: Kind | None
+    header: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,7 @@ class Unlock:
     kind: Kind | None
     pim: int
     hidden: bool
+    header: bool
     keyfiles: int
 
 

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
-from mountsafe.encrypted import luks1, luks2
+from mountsafe.encrypted import bitlocker, bitlockerkeys, luks1, luks2, tcrypt
 from mountsafe.encrypted.description import Description, Form, Kind
 from mountsafe.encrypted.faults import Fault, KeyFault
 from mountsafe.encrypted.kdf import Budget
 from mountsafe.encrypted.unlocking import Unlocked
 from mountsafe.encrypted.volume import Volume
+
+TCRYPT = (Kind.VERACRYPT, Kind.TRUECRYPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,10 @@ def describe(volume: Volume, header: Volume | None, kind: Kind | None) -> Descri
     """Tell of a volume. `header`: the one that lies elsewhere; `kind`: None for what it is. Raises KeyFault."""
     where = header or volume
     detached = header is not None
+    if kind in TCRYPT:
+        return tcrypt.describe(kind)
+    if _is_bitlocker(volume, header, kind):
+        return bitlocker.describe(bitlocker.read(volume), volume)
     if kind in (None, Kind.LUKS):
         if _is_luks1(where):
             return luks1.describe(luks1.read(where, detached), volume.size, detached)
@@ -35,6 +41,11 @@ def describe(volume: Volume, header: Volume | None, kind: Kind | None) -> Descri
 def unlock(volume: Volume, header: Volume | None, kind: Kind | None, secret: Secret, budget: Budget) -> Unlocked:
     """Return the layout and key that a secret opens. Raises KeyFault."""
     where = header or volume
+    if kind in TCRYPT:
+        password = tcrypt.mixed(kind, secret.secret, secret.keyfiles)
+        return tcrypt.unlock(volume, kind, secret.hidden, password, secret.pim, budget)
+    if _is_bitlocker(volume, header, kind):
+        return bitlockerkeys.unlock(bitlocker.read(volume), volume.size, secret.form, secret.secret, budget)
     if kind in (None, Kind.LUKS):
         if secret.form not in (Form.PASSPHRASE, Form.KEY_FILE):
             raise KeyFault(Fault.NO_SLOT)
@@ -42,6 +53,10 @@ def unlock(volume: Volume, header: Volume | None, kind: Kind | None, secret: Sec
             return luks1.unlock(luks1.read(where, header is not None), where, volume.size, secret.secret, budget)
         return luks2.unlock(luks2.read(where), where, volume.size, secret.secret, budget)
     raise KeyFault(Fault.NOT_ENCRYPTED)
+
+
+def _is_bitlocker(volume: Volume, header: Volume | None, kind: Kind | None) -> bool:
+    return kind is Kind.BITLOCKER or (kind is None and header is None and bitlocker.is_one(volume))
 
 
 def _is_luks1(volume: Volume) -> bool:

@@ -1,94 +1,102 @@
-"""AES by OpenSSL's libcrypto, which Python itself is linked to: many sectors a call, in place.
+"""AES by libgcrypt, in place: a call for all blocks, or one for each sector.
 
-Bindings of Python's make an object for each sector, which takes ten times as long as to decrypt it. Only what OpenSSL
-documents is called (EVP_EncryptInit(3)); all lengths and addresses are those of a buffer that is held meanwhile.
+Every Debian has it, because systemd and apt need it. Bindings of Python's make an object for each sector, which takes
+ten times as long as to decrypt it; OpenSSL's takes two calls for each, and twice as long. Only what its manual says is
+called (https://gnupg.org/documentation/manuals/gcrypt/); every length is that of a buffer which is held meanwhile.
 """
 
 import ctypes
-from itertools import repeat
-from operator import mul
+from enum import IntEnum
+from itertools import chain, repeat
 from typing import Any
 
 # Not CDLL, which lets other threads run meanwhile: with a call for each sector that takes as long as the call.
-_libcrypto = ctypes.PyDLL("libcrypto.so.3")
-_POINTER, _INT = ctypes.c_void_p, ctypes.c_int
-_TYPES: dict[str, tuple[Any, ...]] = {
-    "EVP_CIPHER_CTX_new": (),
-    "EVP_CIPHER_CTX_free": (_POINTER,),
-    "EVP_CIPHER_CTX_set_padding": (_POINTER, _INT),
-    "EVP_CIPHER_fetch": (_POINTER, ctypes.c_char_p, ctypes.c_char_p),
-    "EVP_CIPHER_free": (_POINTER,),
-    "EVP_CipherInit_ex": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
-    "EVP_CipherUpdate": (_POINTER, _POINTER, _POINTER, _POINTER, _INT),
-}
+_gcrypt = ctypes.PyDLL("libgcrypt.so.20")
+_POINTER, _INT, _SIZE, _ERROR = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint
+DISABLE_SECURE_MEMORY, INITIALIZATION_FINISHED = (
+    37,
+    38,
+)  # gcrypt.h: it cannot be locked in a box, and nothing is swapped
+AES = {16: 7, 24: 8, 32: 9}  # gcrypt.h, by bytes of the key
 BLOCK = 16
 
 
-def _bound(name: str) -> Any:
-    function = getattr(_libcrypto, name)
-    function.argtypes = _TYPES[name]
-    if name.endswith(("_new", "_fetch")):
-        function.restype = _POINTER
-    return function
+class Mode(IntEnum):
+    """How blocks depend on each other; the numbers are those of gcrypt.h."""
 
-
-_new, _free, _set_padding, _fetch, _free_cipher, _init, _update = map(_bound, _TYPES)
+    ECB = 1
+    CBC = 3
+    XTS = 13  # its key is twice as long
 
 
 class CryptoError(Exception):
-    """libcrypto does not do what it is documented to do, or has not what is needed of it."""
+    """libgcrypt does not do what it is documented to do, or has not what is needed of it."""
+
+
+def _bound(name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(_gcrypt, name)
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+_open = _bound("gcry_cipher_open", _ERROR, _POINTER, _INT, _INT, _INT)
+_close = _bound("gcry_cipher_close", None, _POINTER)
+_setkey = _bound("gcry_cipher_setkey", _ERROR, _POINTER, _POINTER, _SIZE)
+_setiv = _bound("gcry_cipher_setiv", _ERROR, _POINTER, _POINTER, _SIZE)
+_encrypt = _bound("gcry_cipher_encrypt", _ERROR, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE)
+_decrypt = _bound("gcry_cipher_decrypt", _ERROR, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE)
+_bound("gcry_check_version", ctypes.c_char_p, ctypes.c_char_p)(None)
+_control = _bound("gcry_control", _ERROR, _INT, _INT)
+_control(DISABLE_SECURE_MEMORY, 0)
+_control(INITIALIZATION_FINISHED, 0)
 
 
 class Aes:
-    """A mode of AES with its key. One thread at a time. OpenSSL wipes its copy of the key with the object."""
+    """A mode of AES with its key. One thread at a time. libgcrypt wipes its copy of the key with the object."""
 
-    _context = None
+    _handle = None
 
-    def __init__(self, mode: str, key: bytes | bytearray, encrypt: bool = False) -> None:
-        """`mode`: "ECB", "CBC" or "XTS", whose key is twice as long. Raises CryptoError."""
-        self._name = f"AES-{len(key) * (4 if mode == 'XTS' else 8)}-{mode}"
-        self._written = ctypes.c_int(0)
-        self._written_at = ctypes.addressof(self._written)
-        cipher = _fetch(None, self._name.encode(), None)
-        context = self._context = _new()
-        held = ctypes.create_string_buffer(bytes(key), len(key))
-        try:
-            ready = cipher and context and _init(context, cipher, None, ctypes.addressof(held), None, int(encrypt)) == 1
-            if not ready or _set_padding(context, 0) != 1:
-                raise CryptoError(f"no {self._name}")
-        finally:
-            ctypes.memset(held, 0, len(held))
-            _free_cipher(cipher)
+    def __init__(self, mode: Mode, key: bytes | bytearray, encrypt: bool = False) -> None:
+        """Raise CryptoError if there is no such cipher."""
+        handle = _POINTER()
+        size = len(key) // 2 if mode is Mode.XTS else len(key)
+        if _open(ctypes.addressof(handle), AES[size], mode, 0):
+            raise CryptoError(f"no AES of {8 * size} bits")
+        self._handle = handle.value
+        held = (ctypes.c_char * len(key)).from_buffer_copy(key)
+        failed = _setkey(self._handle, ctypes.addressof(held), len(key))
+        ctypes.memset(held, 0, len(key))
+        if failed:
+            raise CryptoError("a key that is not taken")
+        self._work = _encrypt if encrypt else _decrypt
 
     def __del__(self) -> None:
-        if self._context is not None:
-            _free(self._context)
+        if self._handle is not None:
+            _close(self._handle)
 
-    def run(self, data: bytearray | memoryview) -> None:
-        """Work on whole blocks, in place: by ECB, or by CBC that begins after a block of zeros."""
-        if len(data) % BLOCK:
+    def run(self, data: bytearray | memoryview, vector: bytes | None = None) -> None:
+        """Work on whole blocks, in place. `vector`: that of the first of them."""
+        if len(data) % BLOCK or (vector is not None and len(vector) != BLOCK):
             raise ValueError("no whole blocks")
-        start, where = ctypes.create_string_buffer(BLOCK), _held(data)
-        at = ctypes.addressof(where)
-        begun = _init(self._context, None, None, None, ctypes.addressof(start), -1)
-        if begun != 1 or _update(self._context, at, self._written_at, at, len(data)) != 1:
-            raise CryptoError(f"{self._name} failed")
+        held, started = _held(data), ctypes.create_string_buffer(vector or b"", BLOCK)
+        failed = vector is not None and _setiv(self._handle, ctypes.addressof(started), BLOCK)
+        if failed or self._work(self._handle, ctypes.addressof(held), len(data), None, 0):
+            raise CryptoError("AES failed")
 
-    def sectors(self, data: bytearray | memoryview, size: int, vectors: bytearray) -> None:
-        """Work on sectors of `size` bytes, in place, each with a vector of its own."""
+    def sectors(self, data: bytearray | memoryview, size: int, vectors: bytes | bytearray) -> None:
+        """Work on sectors of `size` bytes, in place. `vectors`: of each, or by XTS of the first; then they count on."""
         count = len(data) // size
-        if len(data) % size or size % BLOCK or len(vectors) != count * BLOCK:
+        if len(data) % size or size % BLOCK or len(vectors) not in (BLOCK, count * BLOCK):
             raise ValueError("no whole sectors")
-        where, vectors_held = _held(data), _held(vectors)
-        at, vector = ctypes.addressof(where), ctypes.addressof(vectors_held)
-        every = repeat(self._context)
-        nothing: repeat[None] = repeat(None)
-        places = range(at, at + len(data), size)
-        # The loop is map's, which is faster than one of Python's.
-        begun = map(_init, every, nothing, nothing, nothing, range(vector, vector + len(vectors), BLOCK), repeat(-1))
-        done = map(_update, every, places, repeat(self._written_at), places, repeat(size))
-        if sum(map(mul, begun, done)) != count:
-            raise CryptoError(f"{self._name} failed")
+        held, vectors_held = _held(data), (ctypes.c_char * len(vectors)).from_buffer_copy(vectors)
+        at, vector = ctypes.addressof(held), ctypes.addressof(vectors_held)
+        # The loop is map's, which is faster than one of Python's. A call returns 0, or what went wrong.
+        handle = repeat(self._handle)
+        starts = map(_setiv, handle, range(vector, vector + len(vectors), BLOCK), repeat(BLOCK))
+        done = map(self._work, handle, range(at, at + len(data), size), repeat(size), repeat(None), repeat(0))
+        steps = chain(starts, done) if len(vectors) == BLOCK else chain.from_iterable(zip(starts, done, strict=True))
+        if any(steps):
+            raise CryptoError("AES failed")
 
 
 def _held(buffer: bytearray | memoryview) -> Any:

@@ -13,7 +13,7 @@ from threading import Lock
 import nbd
 import trio
 
-from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
+from mountsafe.errors import DeadlinePassed, DiskGone, GuestGone, MountsafeError
 from mountsafe.limits import ATTACH_DEADLINE, CALL_DEADLINE, REQUEST_DEADLINE
 from mountsafe.medium.block import MediumError
 
@@ -192,7 +192,7 @@ class BlockingNbd:
     """A disk of `size` bytes that another process serves, for who may wait for it. No thread but the caller's."""
 
     def __init__(self, fd: int, size: int) -> None:
-        """Take a connected socket, which is closed with the disk, and shake hands. Raises MediumError."""
+        """Take a connected socket, which is closed with the disk, and shake hands. Raises DiskGone."""
         self.size = size
         self._using = Lock()
         self._handle = _handle()
@@ -201,12 +201,12 @@ class BlockingNbd:
             self._until(self._handle.aio_is_ready, ATTACH_DEADLINE)
             told = self._handle.get_size()
         except nbd.Error as error:
-            raise MediumError(f"no disk at the other end: {error}") from error
+            raise DiskGone(f"no disk at the other end: {error}") from error
         if told != size:
-            raise MediumError(f"a disk of {told} bytes, not of {size}")
+            raise DiskGone(f"a disk of {told} bytes, not of {size}")
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes at `offset`. Raises MediumError. Beyond the end are zeros."""
+        """Return exactly `length` bytes at `offset`. Raises MediumError, DiskGone. Beyond the end are zeros."""
         available = max(0, min(length, self.size - offset))
         with self._using:
             parts = [
@@ -220,7 +220,8 @@ class BlockingNbd:
             command = self._handle.aio_pread(buffer, offset)
             self._until(lambda: self._handle.aio_command_completed(command), REQUEST_DEADLINE)
         except nbd.Error as error:
-            raise MediumError(f"reading the disk at {offset}: {error}") from error
+            gone = self._handle.aio_is_dead() or self._handle.aio_is_closed()
+            raise (DiskGone if gone else MediumError)(f"reading the disk at {offset}: {error}") from error
         return bytes(buffer.to_buffer())
 
     def _until(self, done: Callable[[], bool], deadline: float) -> None:
@@ -228,5 +229,5 @@ class BlockingNbd:
         while not done():
             left = end - time.monotonic()
             if left <= 0 or self._handle.aio_is_dead() or self._handle.aio_is_closed():
-                raise MediumError("the other end has gone" if left > 0 else f"no answer in {deadline:.0f} s")
+                raise DiskGone("the other end has gone" if left > 0 else f"no answer in {deadline:.0f} s")
             self._handle.poll(max(1, round(left * 1000)))

@@ -136,7 +136,7 @@ def decryptors(stack: Stack, keys: Sequence[int]) -> list[Decryptor | None]:
 
 
 def _decryptor(layout: Layout, fd: int) -> Decryptor:
-    from mountsafe.medium.ciphers import decryptor  # what it needs is large, and not needed where nothing is encrypted
+    from mountsafe.medium.ciphers import decryptor  # which needs a library, and not everybody decrypts
 
     key = bytearray(layout.key_size)
     try:

@@ -36,7 +36,7 @@ class Unlocked:
     async def _plaintext(self) -> Plaintext:
         async with self.base.lent(to_qemu=False) as fd:
             number = self.base.number
-            server = Plaintext.start(self.stack, [fd, *self.keys])
+            server = Plaintext.start(self.stack, fd, self.keys)
         self._nursery.start_soon(self._end_with_base, server, number)
         return server
 

@@ -61,7 +61,7 @@ FOREIGN = {
     "argon2": (f"{PACKAGE}.encrypted.kdf",),
     "guestfs": (f"{PACKAGE}.appliance.guest",),
     "nbd": (f"{PACKAGE}.medium.nbd",),
-    "numpy": (f"{PACKAGE}.medium.ciphers",),
+    "nbdkit": (f"{PACKAGE}.encrypted.serve",),
     "pyfuse3": (f"{PACKAGE}.filesystem.operations",),
     "trio": (
         f"{PACKAGE}.channel",

@@ -86,6 +86,7 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
             "accelerator": record["accelerator"],
             "virtual_machine": record["virtual_machine"],
             "container": None,
+            "decrypting": [],
             "missing": [],
             "mounts": [
                 {
@@ -101,6 +102,7 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
                     "direct_reads": True,
                     "landlock": landlock.version(),
                     "session": record["mounts"][0]["session"],
+                    "encryption": "",
                 }
             ],
         }

@@ -1,0 +1,121 @@
+"""The plaintext server: nbdkit runs this as its script, in a box, and serves the disk that a stack makes, read-only.
+
+nbdkit speaks NBD, here is what it reads. Its parameter is settings=, with `Settings` as JSON. Of the stack and the keys
+come descriptors, so neither is seen by who lists processes. It says {"event": "opened", "size": bytes of the disk}, or
+{"failed": "open", "why"}. After that the requests are {"do": "connect"} with a socket, which this end connects. It ends
+when the parent closes the channel, or when who serves the disk below has gone: it cannot be connected anew.
+
+Once it has begun it opens no file, starts no program and makes no socket any more.
+"""
+
+import ctypes
+import json
+import os
+import socket
+import sys
+import threading
+from typing import NoReturn
+
+sys.path.insert(0, "/app")  # `sandbox.INSIDE`, in the box alone
+
+import nbdkit
+
+from mountsafe import channel, codec, landlock
+from mountsafe.encrypted.settings import SOCKET, Settings
+from mountsafe.errors import DiskGone, MountsafeError, ProtocolFault
+from mountsafe.medium.blocking import BlockingDisk
+from mountsafe.medium.encryption import Stack
+from mountsafe.medium.stacked import open_blocking
+
+API_VERSION = 2  # of nbdkit's Python scripts
+PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
+WHY = 1000  # characters
+
+_settings: Settings
+_disk: BlockingDisk
+
+
+def config(key: str, value: str) -> None:
+    """Take a parameter."""
+    global _settings
+    if key != "settings":
+        raise ValueError("an unknown parameter")
+    _settings = codec.read(Settings, json.loads(value))
+
+
+def thread_model() -> int:
+    """Let requests be served at the same time: one that waits for a bad sector is not waited for by others."""
+    model: int = nbdkit.THREAD_MODEL_PARALLEL
+    return model
+
+
+def after_fork() -> None:
+    """Open the disk, give up all paths, and say what became of it. The socket listens already."""
+    global _disk
+    control = socket.socket(fileno=_settings.control)
+    try:
+        if ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+            raise OSError("the memory cannot be kept from other processes")
+        with open_file(_settings.stack) as file:
+            stack = codec.read(Stack, json.load(file))
+        _disk = open_blocking(stack, [_settings.disk, *_settings.keys])
+        landlock.enclose()
+    except (MountsafeError, OSError, ValueError) as error:
+        channel.send(control, {"failed": "open", "why": str(error)[:WHY]})
+        _end(1)
+    channel.send(control, {"event": "opened", "size": _disk.size})
+    threading.Thread(target=_talk, args=(control,), daemon=True).start()
+
+
+open_file = open  # nbdkit has another use for the name
+
+
+def _talk(control: socket.socket) -> None:
+    try:
+        while (received := channel.receive(control)) is not None:
+            _connect(control, *received)
+    except (MountsafeError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        _end(1)
+    _end(0)
+
+
+def _connect(control: socket.socket, message: channel.Message, fds: list[int]) -> None:
+    if message.get("do") != "connect" or len(fds) != 1:
+        raise ProtocolFault(f"an unknown request, with {len(fds)} descriptors")
+    try:
+        with socket.socket(fileno=fds[0]) as theirs:
+            theirs.connect(SOCKET)
+    except OSError as error:
+        channel.send(control, {"failed": "connect", "why": str(error)})
+    else:
+        channel.send(control, {"done": "connect"})
+
+
+def _end(code: int) -> NoReturn:
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def open(readonly: bool) -> bool:
+    """Take a client; return what the functions below get first."""
+    return True
+
+
+def get_size(client: bool) -> int:
+    """Return the disk's size."""
+    return _disk.size
+
+
+def can_multi_conn(client: bool) -> bool:
+    """Whether all clients see the same."""
+    return True
+
+
+def pread(client: bool, buffer: memoryview, offset: int, flags: int) -> None:
+    """Fill a client's buffer. What is raised is EIO for that request alone."""
+    try:
+        buffer[:] = _disk.read(offset, len(buffer))
+    except DiskGone as error:
+        sys.stderr.write(f"{error}\n")
+        _end(1)
