@@ -17,9 +17,10 @@ from mountsafe.daemon import address, client, person
 from mountsafe.daemon.bus import Bus, BusGone, connected
 from mountsafe.desktop import notifications
 from mountsafe.desktop.folders import open_folder
-from mountsafe.desktop.keys import unlock
-from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure, is_blocked, notice_of
+from mountsafe.desktop.keys import recalled, unlock
+from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure, is_blocked, name_of, notice_of
 from mountsafe.desktop.notifications import NOBODY, Notifications
+from mountsafe.desktop.offers import Offers
 from mountsafe.desktop.signals import owner_of, subscribe
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.system.messages import Heard, Malformed
@@ -50,7 +51,9 @@ class Agent:
         self._asking: dict[str, trio.CancelScope] = {}  # devices whose key somebody is asked for
         self._wake, self._woken = trio.open_memory_channel[None](1)
         self._of_desktop, self._from_desktop = trio.open_memory_channel[Heard](QUEUE)
+        self._recalled: set[str] = set()  # devices for which it was looked whether their key is remembered
         self._desktop: Notifications
+        self._offers: Offers
         self._nursery: trio.Nursery
 
     async def run(self) -> None:
@@ -68,6 +71,7 @@ class Agent:
 
     async def _serve(self, session: Bus, system: Bus) -> None:
         self._desktop = Notifications(session)
+        self._offers = Offers(self._desktop)
         async with trio.open_nursery() as self._nursery:
             await subscribe(session, owner_of(notifications.NAME), MatchRule(interface=notifications.NAME))
             await subscribe(system, owner_of(address.NAME), MatchRule(sender=address.NAME), MatchRule(path=_SEAT))
@@ -116,11 +120,14 @@ class Agent:
                 self._look()
             case "NotificationClosed":
                 closed, _ = heard.body("uu")
+                self._offers.closed(closed)
                 for shown in self._shown.values():
                     if shown.number == closed:
                         shown.number = NOBODY
             case "ActionInvoked":
                 number, action = heard.body("us")
+                if self._offers.pressed(number, action):
+                    return
                 for device, shown in self._shown.items():
                     medium = self._media.get(device)
                     if medium and shown.number == number and action in shown.notice.actions:
@@ -140,8 +147,13 @@ class Agent:
                 self._to_open.discard(device)
                 self._open_folders(self._media[device])
         self._to_open &= set(self._media)
+        self._recalled &= set(self._media)
         for device in [device for device in self._asking if device not in self._media]:
             self._asking[device].cancel()
+        for device, medium in self._media.items():
+            if medium["state"] == "locked" and device not in self._recalled | set(self._asking):
+                self._recalled.add(device)
+                self._nursery.start_soon(self._recall, medium)
 
     async def _kept(self) -> list[Medium]:
         """Return the media that concern this user."""
@@ -196,9 +208,23 @@ class Agent:
             try:
                 if not self._any_seat:
                     await self._require_seat()
-                if await unlock(medium):
+                if (secret := await unlock(medium)) is not None:
                     self._to_open.add(device)
                     self._look()
+                    name, uuid = name_of(medium), medium.get("locked_uuid", "")
+                    self._nursery.start_soon(self._offers.make, uuid, name, secret)
+            finally:
+                del self._asking[device]
+
+    async def _recall(self, medium: Medium) -> None:
+        """Have it unlocked with what its user wanted remembered, once each time that it is plugged in."""
+        device = medium["device"]
+        with trio.CancelScope() as scope, suppress(UserError):
+            self._asking[device] = scope
+            try:
+                if not self._any_seat:
+                    await self._require_seat()
+                await recalled(medium)
             finally:
                 del self._asking[device]
 

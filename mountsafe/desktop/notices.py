@@ -27,6 +27,8 @@ class Action(StrEnum):
     TRUST = "trust"
     DETAILS = "details"
     UNMOUNT = "unmount"
+    UNTIL_LOGOUT = "until-logout"
+    ALWAYS = "always"
 
 
 LABELS = {
@@ -37,6 +39,8 @@ LABELS = {
     Action.TRUST: "Trust",
     Action.DETAILS: "Details",
     Action.UNMOUNT: "Unmount",
+    Action.UNTIL_LOGOUT: "Until logout",
+    Action.ALWAYS: "Always",
 }
 
 
