@@ -6,7 +6,7 @@ import trio
 
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import MachineSettings
-from mountsafe.encrypted.description import Description, Kind
+from mountsafe.encrypted.description import Description
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
@@ -45,7 +45,7 @@ async def _find(medium: Medium, verbose: bool, listener: Listener | None) -> Fou
 async def _described(storage: Storage, volume: Volume) -> Description | UserError:
     try:
         async with key_process(storage, volume) as process:
-            return await process.describe(Kind(volume.fstype))
+            return await process.describe()
     except UserError as error:
         return error
     except MountsafeError as error:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import trio
 
 from mountsafe import channel
-from mountsafe.encrypted.description import Form, Kind
 from mountsafe.encrypted.keys import KeyProcess, Secret, key_memory
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.limits import KEY_MEMORY, KEY_MEMORY_MOST
@@ -31,13 +30,11 @@ def layer_of(volume: Volume) -> Layer:
 
 
 @asynccontextmanager
-async def key_process(
-    disk: Lender, volume: Volume, header: int | None = None, memory: int = KEY_MEMORY
-) -> AsyncIterator[KeyProcess]:
+async def key_process(disk: Lender, volume: Volume, memory: int = KEY_MEMORY) -> AsyncIterator[KeyProcess]:
     """Start what reads the header of an encrypted volume, in a box. Raises UserError, GuestGone, DeadlinePassed."""
     stack = replace(disk.stack, layers=(*disk.stack.layers, layer_of(volume)))
     async with disk.base.lent(to_qemu=False) as fd:
-        process = KeyProcess.start(stack, [fd, *disk.keys], header, memory)
+        process = KeyProcess.start(stack, [fd, *disk.keys], volume.fstype, memory)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(process.log_words)
@@ -84,19 +81,16 @@ async def _question(disk: Lender, volume: Volume, name: str) -> Locked:
     if volume.usage == FORCED:
         return Locked(name, ENCRYPTED[volume.fstype], "", "", "", "")
     async with key_process(disk, volume) as process:
-        about = await process.describe(Kind(volume.fstype))
+        about = await process.describe()
     return Locked(name, about.title, about.uuid, about.label, about.hint, "")
 
 
 async def _derived(disk: Lender, volume: Volume, key: Key, fds: list[int]) -> tuple[Layer, int]:
     """Return what the plaintext is made of, and a descriptor of the key."""
-    secret, *others = fds
-    header = others.pop(0) if key.header else None
     memory = key_memory()
     try:
-        async with key_process(disk, volume, header, KEY_MEMORY_MOST if key.big_memory else KEY_MEMORY) as process:
-            asked = Secret(Form(key.form), secret, Kind(volume.fstype), key.pim, key.hidden, tuple(others))
-            layout = await process.unlock(asked, memory)
+        async with key_process(disk, volume, KEY_MEMORY_MOST if key.big_memory else KEY_MEMORY) as process:
+            layout = await process.unlock(Secret.of(key), fds, memory)
     except BaseException:
         os.close(memory)
         raise
