@@ -292,9 +292,9 @@ class Keeper:
 
         `wished`: how; Otherwise is raised if what is inside is to be shown in another way, unless that is `settled`.
         """
+        self.person = person = await self._who()
         self._keys.begin()
         self._inside.lock()
-        self.person = person = await self._who()
         assert self._claim is not None
         base = self._display.hidden if wished.hide else self._display.base
         target = await aside(lambda: held(Path(folder_of(person, base))), FILES_PATIENCE, undo=Place.close)
@@ -363,7 +363,8 @@ class Keeper:
             if person is not None and not person.locked and (attempt is None or person.uid == attempt.uid):
                 return person
             if attempt is not None:
-                raise UserError("nobody is at the seat any more, or somebody else is, or the screen is locked")
+                why = "nobody is at the seat any more, or somebody else is, or the screen is locked"
+                raise UserError(why, "Try again.", ExitCode.LOCKED)
             self._become(State.WAITING)
             await trio.sleep(UNLOCK_INTERVAL)
 

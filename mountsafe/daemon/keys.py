@@ -117,6 +117,7 @@ class Keys:
     def tried(self) -> Iterator[None]:
         """Make the attempt that is pending, if there is one, with what is done meanwhile: one look or several."""
         self.attempt, self.pending = self.pending, None
+        self._given, self._why = {}, ""
         try:
             yield
         except UserError as error:
@@ -194,7 +195,7 @@ class Keys:
         attempt, self.attempt = self.attempt, None
         if attempt is None:
             return
-        if (error is None or error.code is ExitCode.LOCKED) and not self.unlocks:
+        if not self.unlocks and (error is None or (error.code is ExitCode.LOCKED and self._why)):
             error = self._refusal()
         attempt.end(error)
 

@@ -275,10 +275,11 @@ def test_somebody_else_at_the_seat_sees_nothing_of_what_was_unlocked() -> None:
             with pytest.raises(UserError, match="somebody else is, or the screen is locked"):
                 await desk.unlock(RIGHT)
             assert desk.supervisor.heard == []
-            await become(desk.keeper, "failed")
-            desk.person = ANN
-            desk.keeper.open()
             await become(desk.keeper, "locked")
+            assert desk.told("locked") == "LUKS2"
+        desk.person = ANN
+        await desk.unlock(RIGHT)
+        assert (desk.keeper.state, desk.told("user")) == ("open", "ann")
 
     played(desk, play)
 
