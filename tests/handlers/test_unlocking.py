@@ -451,7 +451,7 @@ def test_a_key_file_that_does_not_do_is_said_and_a_person_can_unlock_it(key_file
         (lambda path: (path.rename(path.with_name("other")), path.symlink_to("other")), "cannot be opened"),
         (lambda path: subprocess.run(["sh", "-c", 'rm "$0" && mkfifo -m 600 "$0"', path], check=True), "is no file"),
         (lambda path: subprocess.run(["sh", "-c", 'rm "$0" && mkdir -m 600 "$0"', path], check=True), "is no file"),
-        (lambda path: os.truncate(path, MAX_SECRET + 1), "larger than 8 MiB"),
+        (lambda path: os.truncate(path, MAX_SECRET + 1), "is larger than 8"),
     ],
 )
 def test_a_key_file_that_others_can_have_is_not_used(key_file: Path, spoil: Callable[[Path], Any], words: str) -> None:
