@@ -36,7 +36,7 @@ MAX_DISK_SIZE = (1 << 63) - 1  # that a container may claim: off_t
 
 # --- the key process: the header of an encrypted volume, and its key --------------------------------------------------
 KEY_SECONDS = 120.0  # that the key slots of a volume may take to derive; cryptsetup makes them 2 s each
-KEY_DEADLINE = KEY_SECONDS + 60.0  # for an answer: what it takes is estimated before, and a busy host is slower
+KEY_DEADLINE = 2 * KEY_SECONDS + 60.0  # for an answer: what it takes is estimated before, and a busy host is slower
 DESCRIBE_DEADLINE = 30.0  # to start, and to read a header
 KEY_MEMORY = 1024 * MIB  # that argon2 gets, which is cryptsetup's own bound when it makes a key slot
 KEY_MEMORY_MOST = 4096 * MIB  # if somebody asks for it: the most that LUKS2 knows

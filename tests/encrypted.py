@@ -22,7 +22,8 @@ from mountsafe.encrypted.volume import Volume
 
 SECRET = b"correct horse"
 FAST = ("--pbkdf-force-iterations", "1000")
-FAST2 = ("--type", "luks2", "--pbkdf", "pbkdf2", *FAST)
+LUKS2 = ("--type", "luks2", "--luks2-metadata-size", "16k", "--luks2-keyslots-size", "1m", "--offset", "4096")
+FAST2 = (*LUKS2, "--pbkdf", "pbkdf2", *FAST)
 SMALL = ("--pbkdf-force-iterations", "4", "--pbkdf-memory", "1024", "--pbkdf-parallel", "1")
 
 
@@ -43,7 +44,7 @@ def cryptsetup(*arguments: str | Path, secret: bytes = SECRET) -> str:
     return subprocess.run(command, input=secret, capture_output=True, check=True).stdout.decode()
 
 
-def luks(path: Path, *options: str | Path, size: int = 20 << 20, secret: bytes = SECRET) -> Path:
+def luks(path: Path, *options: str | Path, size: int = 3 << 20, secret: bytes = SECRET) -> Path:
     """Make a LUKS volume. `options` as of luksFormat."""
     with path.open("wb") as file:
         file.truncate(size)

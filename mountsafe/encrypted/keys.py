@@ -172,7 +172,7 @@ class KeyProcess(Peer):
         except GuestGone as gone:
             raise await self._end_of(gone) from gone
         if isinstance(answer, Failed):
-            raise told.refusal(answer.fault, answer.detail)
+            raise told.refusal(answer.fault, answer.detail, request.kind)
         await self.stop()  # who is gone has no mapping of the key's memory
         if not isinstance(answer, Opened):
             raise ProtocolFault("the key process answered something else")

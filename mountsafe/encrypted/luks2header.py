@@ -133,14 +133,22 @@ def read(volume: Volume) -> Header:
         if second is not None:
             break
     if first is None and second is None:
-        known = volume.size >= 8 and volume.take(0, 6) == FIRST
-        raise KeyFault(Fault.DAMAGED if known else Fault.NOT_ENCRYPTED, "both headers" if known else "")
+        raise _nothing(volume)
     notes = _notes(first, second)
     chosen = _newer(first, second)
     try:
         return _header(*chosen, notes)
     except (ProtocolFault, UnicodeDecodeError, ValueError, RecursionError, KeyError) as error:
         raise KeyFault(Fault.DAMAGED, "JSON") from error
+
+
+def _nothing(volume: Volume) -> KeyFault:
+    """Return why there is no valid copy."""
+    begin = volume.take(0, 8) if volume.size >= 8 else b""
+    if begin[:6] != FIRST:
+        return KeyFault(Fault.NOT_ENCRYPTED)
+    version = int.from_bytes(begin[6:], "big")
+    return KeyFault(Fault.DAMAGED, "both headers") if version == VERSION else KeyFault(Fault.VERSION, f"LUKS{version}")
 
 
 Copy = tuple[bytes, int, int]  # all of it, its size, its sequence number

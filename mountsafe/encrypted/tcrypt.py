@@ -4,10 +4,12 @@ Nothing on the volume says what it is, which cipher or which digest: each is tri
 VeraCrypt's "Volume Format Specification", "Header Key Derivation" and "Keyfiles".
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 from mountsafe.encrypted import gcrypt
 from mountsafe.encrypted.description import Description, Kind
@@ -161,17 +163,27 @@ def xts_key(keys: bytes, ciphers: int, number: int) -> bytes:
 
 def _found(volume: Volume, kind: Kind, hidden: bool, secret: bytes, pim: int, budget: Budget) -> Header:
     """Return the first header that makes sense, of all places and derivations. Raises KeyFault."""
-    kept: KeyFault | None = None
-    for place, derivation, size in _attempts(volume.size, kind, hidden, derivations(kind, pim)):
+
+    def attempt(what: tuple[int, Derivation, int]) -> Header | KeyFault | None:
+        place, derivation, size = what
         raw = volume.take(place, HEADER_BYTES)
         try:
-            key = derivation.key(budget, secret, raw[:SALT], size)
+            # Nothing here is the volume's choice but the PIM, so what one takes is no matter of the others.
+            key = derivation.key(replace(budget), secret, raw[:SALT], size)
         except KeyFault as fault:
-            kept = kept or fault
-            continue
-        header = _decrypted(raw[SALT:], key, kind, place)
-        if header is not None:
-            return header
+            return fault
+        return _decrypted(raw[SALT:], key, kind, place)
+
+    kept: KeyFault | None = None
+    attempts = list(_attempts(volume.size, kind, hidden, derivations(kind, pim)))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # both libraries let other threads run
+        try:
+            for found in pool.map(attempt, attempts):
+                if isinstance(found, Header):
+                    return found
+                kept = kept or found
+        finally:
+            pool.shutdown(cancel_futures=True)
     raise kept or KeyFault(Fault.WRONG_KEY)
 
 

@@ -3,7 +3,7 @@
 import signal
 from dataclasses import replace
 
-from mountsafe.encrypted.description import MAX_SLOTS, MAX_TEXT, MAX_WORDS, Description
+from mountsafe.encrypted.description import MAX_SLOTS, MAX_TEXT, MAX_WORDS, Description, Kind
 from mountsafe.encrypted.faults import Fault
 from mountsafe.encrypted.messages import MAX_KEYFILES
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
@@ -49,10 +49,20 @@ WORDS: dict[Fault, tuple[str, str, ExitCode]] = {
     Fault.UNREADABLE: ("the medium cannot be read{}", "", _SOURCE),
 }
 
+# Of these nobody can tell a wrong key from what is not known here.
+WRONG: dict[Kind | None, str] = {
+    Kind.VERACRYPT: "PIM and key files must be right as well, and --hidden opens the inner volume. Volumes with"
+    " Kuznyechik, and of an encrypted system, are not known.",
+    Kind.TRUECRYPT: "Key files must be right as well, and --hidden opens the inner volume. Volumes of TrueCrypt before"
+    " 5.0 are not known.",
+}
 
-def refusal(fault: Fault, untrusted_detail: str) -> UserError:
-    """Return what a user is told."""
+
+def refusal(fault: Fault, untrusted_detail: str, kind: Kind | None = None) -> UserError:
+    """Return what a user is told of a volume that was taken for a `kind`."""
     sentence, hint, code = WORDS[fault]
+    if fault is Fault.WRONG_KEY and kind in WRONG:
+        hint = WRONG[kind]
     detail = printable(untrusted_detail, _SHOWN)
     return UserError(sentence.format(f" ({detail})" if detail else ""), hint, code)
 

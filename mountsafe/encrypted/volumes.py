@@ -31,11 +31,9 @@ def describe(volume: Volume, header: Volume | None, kind: Kind | None) -> Descri
         return tcrypt.describe(kind)
     if _is_bitlocker(volume, header, kind):
         return bitlocker.describe(bitlocker.read(volume), volume)
-    if kind in (None, Kind.LUKS):
-        if _is_luks1(where):
-            return luks1.describe(luks1.read(where, detached), volume.size, detached)
-        return luks2.describe(luks2.read(where), volume.size, detached)
-    raise KeyFault(Fault.NOT_ENCRYPTED)
+    if _is_luks1(where):
+        return luks1.describe(luks1.read(where, detached), volume.size, detached)
+    return luks2.describe(luks2.read(where), volume.size, detached)
 
 
 def unlock(volume: Volume, header: Volume | None, kind: Kind | None, secret: Secret, budget: Budget) -> Unlocked:
@@ -46,13 +44,16 @@ def unlock(volume: Volume, header: Volume | None, kind: Kind | None, secret: Sec
         return tcrypt.unlock(volume, kind, secret.hidden, password, secret.pim, budget)
     if _is_bitlocker(volume, header, kind):
         return bitlockerkeys.unlock(bitlocker.read(volume), volume.size, secret.form, secret.secret, budget)
-    if kind in (None, Kind.LUKS):
-        if secret.form not in (Form.PASSPHRASE, Form.KEY_FILE):
-            raise KeyFault(Fault.NO_SLOT)
-        if _is_luks1(where):
-            return luks1.unlock(luks1.read(where, header is not None), where, volume.size, secret.secret, budget)
-        return luks2.unlock(luks2.read(where), where, volume.size, secret.secret, budget)
-    raise KeyFault(Fault.NOT_ENCRYPTED)
+    if _is_luks1(where):
+        old = luks1.read(where, header is not None)
+        return luks1.unlock(old, where, volume.size, _of_luks(secret), budget)
+    return luks2.unlock(luks2.read(where), where, volume.size, _of_luks(secret), budget)
+
+
+def _of_luks(secret: Secret) -> bytes:
+    if secret.form not in (Form.PASSPHRASE, Form.KEY_FILE):
+        raise KeyFault(Fault.NO_SLOT)
+    return secret.secret
 
 
 def _is_bitlocker(volume: Volume, header: Volume | None, kind: Kind | None) -> bool:

@@ -49,6 +49,7 @@ from mountsafe.session.messages import (
 )
 from mountsafe.text import printable
 from tests import containers
+from tests.fuzz import locked
 
 Target = Callable[[bytes], None]
 
@@ -336,10 +337,8 @@ def container(data: bytes) -> None:
             assert why is None or why in Fault
 
 
-TARGETS: dict[str, Target] = {
-    each.__name__: each
-    for each in (decoder, messages, entries, extents, volumes, properties, policy, exemptions, control, container)
-}
+_OURS = (decoder, messages, entries, extents, volumes, properties, policy, exemptions, control, container)
+TARGETS: dict[str, Target] = {**{each.__name__: each for each in _OURS}, **locked.TARGETS}
 
 # --- where a fuzzer begins -------------------------------------------------------------------------------------------
 _FILE = wire.pack_entry(b"file", (0o100644, 1, 0, 0, 12, 4096, 8, 0, 0, 0), b"")
@@ -432,4 +431,4 @@ SEEDS: dict[str, list[bytes]] = {
         b'{"do": "unmount", "force": true}',
         b'{"version": 99, "source": 1}',
     ],
-}
+} | locked.SEEDS

@@ -43,7 +43,7 @@ while True:
         break
     said += data
     if said.rstrip().endswith(b"skips it:") and answers:
-        said += b"\\n"
+        said += b"..."
         os.write(terminal, answers.pop(0).encode() + b"\\n")
 print(said.decode(errors="replace"))
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
