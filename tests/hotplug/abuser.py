@@ -125,7 +125,7 @@ def lying_length(connection: DBusConnection) -> None:
 
 
 def keys(connection: DBusConnection) -> None:
-    """Descriptors of all kinds: a pipe that never ends, what has no end, what nothing can be read from, and too many."""
+    """Descriptors of all kinds: a pipe that stays open, what has no end, what nothing is read from, and too many."""
     reader, writer = os.pipe()
     memory = os.memfd_create("key")
     os.write(memory, b"wrong")
@@ -146,7 +146,18 @@ def keys(connection: DBusConnection) -> None:
             os.close(fd)
 
 
-KINDS = (large, many_parts, deep, wide_header, unknown, introspection, status, acts, signals, forged_answers)
+KINDS: tuple[Callable[[DBusConnection], None], ...] = (
+    large,
+    many_parts,
+    deep,
+    wide_header,
+    unknown,
+    introspection,
+    status,
+    acts,
+    signals,
+    forged_answers,
+)
 KINDS += (strange_kinds, half_a_message, gone_in_the_middle, stolen_name, lying_length, keys)
 
 
