@@ -81,7 +81,7 @@ def unlocker(keys: Keys) -> Unlock:
     def unlock(locked: Locked) -> tuple[Key, list[int]] | None:
         nonlocal count
         count = count + 1 if locked.why else 1
-        secret = _secret(keys, locked, count)
+        secret = secret_of(keys, locked, count)
         if secret is None:
             return None
         form, fd = secret
@@ -98,7 +98,7 @@ def unlocker(keys: Keys) -> Unlock:
     return unlock
 
 
-def _secret(keys: Keys, locked: Locked, count: int) -> tuple[KeyForm, int] | None:
+def secret_of(keys: Keys, locked: Locked, count: int) -> tuple[KeyForm, int] | None:
     """Return a secret and its form; None if there is no other than was tried."""
     form = KeyForm.RECOVERY_KEY if keys.recovery else KeyForm.PASSPHRASE
     if keys.fd is not None:
