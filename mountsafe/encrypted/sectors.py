@@ -14,11 +14,10 @@ from mountsafe.medium.encryption import KEY_SIZES, UNIT, Cipher
 
 MAX_SECTORS_OF_PLAIN = 1 << 32  # "plain" cuts the number to 32 bits: up to there it is "plain64"
 _MODES = {"xts": Mode.XTS, "cbc": Mode.CBC}
-_PAYLOAD = {
-    "aes-xts-plain64": Cipher.AES_XTS,
-    "aes-cbc-plain64": Cipher.AES_CBC_PLAIN,
-    "aes-cbc-essiv:sha256": Cipher.AES_CBC_ESSIV,
-}
+_PAYLOADS = (
+    *(Cipher.AES_XTS, Cipher.SERPENT_XTS, Cipher.TWOFISH_XTS, Cipher.CAMELLIA_XTS),
+    *(Cipher.AES_CBC_PLAIN, Cipher.AES_CBC_ESSIV),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def payload_cipher(name: str, key_size: int, size: int) -> Cipher:
     """Return the cipher of a plaintext of `size` bytes. Raises KeyFault (CIPHER) for one that is not decrypted here."""
     if name.endswith("-plain") and size // UNIT <= MAX_SECTORS_OF_PLAIN:
         name += "64"
-    cipher = _PAYLOAD.get(name)
+    cipher = next((each for each in _PAYLOADS if each == name), None)
     if cipher is None or key_size not in KEY_SIZES[cipher]:
         raise KeyFault(Fault.CIPHER, f"{name}, {8 * key_size} bits")
     return cipher

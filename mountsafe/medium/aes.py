@@ -1,4 +1,4 @@
-"""AES by libgcrypt, in place: a call for all blocks, or one for each sector.
+"""AES, and the other ciphers of 128-bit blocks, by libgcrypt, in place: a call for all blocks, or one for each sector.
 
 Every Debian has it, because systemd and apt need it. Bindings of Python's make an object for each sector, which takes
 ten times as long as to decrypt it; OpenSSL's takes two calls for each, and twice as long. Only what its manual says is
@@ -17,7 +17,12 @@ DISABLE_SECURE_MEMORY, INITIALIZATION_FINISHED = (
     37,
     38,
 )  # gcrypt.h: it cannot be locked in a box, and nothing is swapped
-AES = {16: 7, 24: 8, 32: 9}  # gcrypt.h, by bytes of the key
+CIPHERS = {  # gcrypt.h, by bytes of the key
+    "aes": {16: 7, 24: 8, 32: 9},
+    "serpent": {16: 304, 24: 305, 32: 306},
+    "twofish": {16: 303, 32: 10},
+    "camellia": {16: 310, 24: 311, 32: 312},
+}
 BLOCK = 16
 
 
@@ -51,17 +56,18 @@ _control(DISABLE_SECURE_MEMORY, 0)
 _control(INITIALIZATION_FINISHED, 0)
 
 
-class Aes:
-    """A mode of AES with its key. One thread at a time. libgcrypt wipes its copy of the key with the object."""
+class BlockCipher:
+    """A mode of a cipher with its key. One thread at a time. libgcrypt wipes its copy of the key with the object."""
 
     _handle = None
 
-    def __init__(self, mode: Mode, key: bytes | bytearray, encrypt: bool = False) -> None:
+    def __init__(self, name: str, mode: Mode, key: bytes | bytearray, encrypt: bool = False) -> None:
         """Raise CryptoError if there is no such cipher."""
         handle = _POINTER()
         size = len(key) // 2 if mode is Mode.XTS else len(key)
-        if _open(ctypes.addressof(handle), AES[size], mode, 0):
-            raise CryptoError(f"no AES of {8 * size} bits")
+        number = CIPHERS[name].get(size)
+        if number is None or _open(ctypes.addressof(handle), number, mode, 0):
+            raise CryptoError(f"no {name} of {8 * size} bits")
         self._handle = handle.value
         held = (ctypes.c_char * len(key)).from_buffer_copy(key)
         failed = _setkey(self._handle, ctypes.addressof(held), len(key))
@@ -81,7 +87,7 @@ class Aes:
         held, started = _held(data), ctypes.create_string_buffer(vector or b"", BLOCK)
         failed = vector is not None and _setiv(self._handle, ctypes.addressof(started), BLOCK)
         if failed or self._work(self._handle, ctypes.addressof(held), len(data), None, 0):
-            raise CryptoError("AES failed")
+            raise CryptoError("the cipher failed")
 
     def sectors(self, data: bytearray | memoryview, size: int, vectors: bytes | bytearray) -> None:
         """Work on sectors of `size` bytes, in place. `vectors`: of each, or by XTS of the first; then they count on."""
@@ -96,7 +102,15 @@ class Aes:
         done = map(self._work, handle, range(at, at + len(data), size), repeat(size), repeat(None), repeat(0))
         steps = chain(starts, done) if len(vectors) == BLOCK else chain.from_iterable(zip(starts, done, strict=True))
         if any(steps):
-            raise CryptoError("AES failed")
+            raise CryptoError("the cipher failed")
+
+
+class Aes(BlockCipher):
+    """A mode of AES with its key."""
+
+    def __init__(self, mode: Mode, key: bytes | bytearray, encrypt: bool = False) -> None:
+        """Raise CryptoError if there is no such cipher."""
+        super().__init__("aes", mode, key, encrypt)
 
 
 def _held(buffer: bytearray | memoryview) -> Any:

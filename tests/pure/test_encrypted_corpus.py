@@ -35,15 +35,14 @@ BITLOCKER = (
     *("aes-xts-128-startup-key-win11", "aes-xts-128-two-recovery", "aes-xts-128-unicode", "aes-xts-128-crc"),
     *("aes-xts-128-clearkey-only", "aes-xts-128-first-recovery"),
 )
-LUKS1 = {
+LUKS1: dict[str, Fault | None] = {
     "aes-cbc-essiv-sha256-sha1": None,
     "aes-xts-plain64-sha1": None,
     "aes-xts-plain64-sha256": None,
     "aes-xts-plain64-whirlpool": None,
     "aes-lrw-plain64-sha1": Fault.CIPHER,
     "aes-xts-essiv-wp256-whirlpool": Fault.CIPHER,
-    "serpent-xts-plain64-sha256": Fault.CIPHER,
-    "twofish-xts-plain64-sha256": Fault.CIPHER,
+    **dict.fromkeys([f"{c}-xts-plain64-{h}" for c in ("serpent", "twofish") for h in ("sha1", "sha256", "whirlpool")]),
 }
 LUKS2_SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 LUKS2_PASSPHRASE = b"Qx3qn46vq0v"
@@ -64,7 +63,7 @@ TCRYPT: dict[str, tuple[Kind, bytes, dict[str, int | bool], str | Fault]] = {
     "tc_5-sha512-xts-aes-hidden": (Kind.TRUECRYPT, b"b" * 12, {"hidden": True}, "cafebabe"),
     "tc_3-sha512-xts-aes-hidden": (Kind.TRUECRYPT, b"b" * 12, {"hidden": True}, "cafebabe"),
     "tck_5-sha512-xts-aes": (Kind.TRUECRYPT, b"a" * 12, {"keyfiles": True}, "deadbabe"),
-    "tc_5-sha512-xts-serpent-twofish-aes": (Kind.TRUECRYPT, b"a" * 12, {}, Fault.CIPHER),
+    "tc_5-sha512-xts-serpent-twofish-aes": (Kind.TRUECRYPT, b"a" * 12, {}, "deadbabe"),
     "vc_1-sha512-xts-aes": (Kind.VERACRYPT, b"a" * 12, {}, "deadbabe"),
     "vc_1-sha256-xts-aes": (Kind.VERACRYPT, b"a" * 12, {}, "deadbabe"),
     "vc_1-blake2s-xts-aes": (Kind.VERACRYPT, b"a" * 12, {}, "deadbabe"),
@@ -74,7 +73,8 @@ TCRYPT: dict[str, tuple[Kind, bytes, dict[str, int | bool], str | Fault]] = {
     "vcpim_1_8-argon2id-xts-aes": (Kind.VERACRYPT, b"c" * 20, {"pim": 8}, "deadbabe"),
     "vc_1-sha512-xts-aes-hidden": (Kind.VERACRYPT, b"b" * 12, {"hidden": True}, "cafebabe"),
     "vck_1_nopw-sha512-xts-aes": (Kind.VERACRYPT, b"", {"keyfiles": True}, "deadbabe"),
-    "vc_1-sha512-xts-camellia": (Kind.VERACRYPT, b"a" * 12, {}, Fault.CIPHER),
+    "vc_1-sha512-xts-camellia": (Kind.VERACRYPT, b"a" * 12, {}, "deadbabe"),
+    "vc_1-sha512-xts-serpent-twofish-aes": (Kind.VERACRYPT, b"a" * 12, {}, "deadbabe"),
 }
 
 
