@@ -21,6 +21,8 @@ def decryptor(layout: Layout, key: bytearray) -> Decryptor:
     """Return what decrypts the sectors of a layout that was checked. `key` may be wiped: libgcrypt has a copy."""
     if names := cascade(layout.cipher):
         return Xts(layout, key) if len(names) == 1 else Cascade(layout, key)
+    if layout.cipher is Cipher.AES_ECB:
+        return Ecb(layout, key)
     if layout.cipher is Cipher.AES_ELEPHANT:
         return Elephant(layout, key)
     return Cbc(layout, key)
@@ -56,6 +58,20 @@ class Xts:
         """Decrypt whole sectors, in place. `iv`: the number of the first."""
         count = 1 if self._numbers.step == 1 else len(data) // self._sector  # libgcrypt counts by one
         self._cipher.sectors(data, self._sector, self._numbers.blocks(iv, count))
+
+
+class Ecb:
+    """AES, each block for itself."""
+
+    def __init__(self, layout: Layout, key: bytearray) -> None:
+        self._sector = layout.sector
+        self._aes = Aes(Mode.ECB, key)
+
+    def decrypt(self, data: memoryview, iv: int) -> None:
+        """Decrypt whole sectors, in place, whatever their numbers."""
+        if len(data) % self._sector:
+            raise ValueError("no whole sectors")
+        self._aes.run(data)
 
 
 class Cascade:

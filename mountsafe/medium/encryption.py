@@ -21,6 +21,7 @@ class Cipher(StrEnum):
     AES_CBC_ESSIV = "aes-cbc-essiv:sha256"
     AES_CBC_EBOIV = "aes-cbc-eboiv"
     AES_ELEPHANT = "aes-cbc-elephant"
+    AES_ECB = "aes-ecb"
     SERPENT_XTS = "serpent-xts-plain64"
     TWOFISH_XTS = "twofish-xts-plain64"
     CAMELLIA_XTS = "camellia-xts-plain64"
@@ -47,6 +48,7 @@ KEY_SIZES = {  # bytes
     Cipher.AES_XTS: (32, 64),
     Cipher.SERPENT_XTS: (32, 64),
     Cipher.TWOFISH_XTS: (32, 64),
+    Cipher.AES_ECB: (16, 24, 32),
     Cipher.AES_CBC_PLAIN: (16, 24, 32),
     Cipher.AES_CBC_ESSIV: (16, 24, 32),
     Cipher.AES_CBC_EBOIV: (16, 32),

@@ -51,6 +51,8 @@ def diffused(data: bytes, key: bytes, place: int) -> bytes:
 def one_sector(cipher: Cipher, key: bytes, data: bytes, iv: int) -> bytes:
     number = iv.to_bytes(16, "little")
     place = iv * len(data) % (1 << 64)
+    if cipher is Cipher.AES_ECB:
+        return Theirs(algorithms.AES(key), modes.ECB()).decryptor().update(data)
     if cipher is Cipher.AES_XTS:
         return Theirs(algorithms.AES(key), modes.XTS(number)).decryptor().update(data)
     if cipher is Cipher.AES_ELEPHANT:
