@@ -30,7 +30,7 @@ app = App(
     name="mountsafe",
     help="Open a disk that nobody trusts: a virtual machine reads its file system, and your kernel never does.",
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 source, 4 mount point, 5 something or a right is missing on this "
-    "host, 6 virtual machine, 7 not mounted, 8 busy, 9 deadline, 10 partly done, 130 interrupted.",
+    "host, 6 virtual machine, 7 not mounted, 8 busy, 9 deadline, 10 partly done, 11 locked, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

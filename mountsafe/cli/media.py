@@ -1,13 +1,18 @@
-"""`devices`, `open`, `eject`, `watch`, `status` and `reload`: what the daemon keeps, and what it is asked to do."""
+"""`devices`, `open`, `unlock`, `eject` and so on: what the daemon keeps, and what it is asked to do."""
 
+import os
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 from mountsafe.cli import completion, screen
 from mountsafe.cli.mounting import Json
 from mountsafe.cli.typers import App, argument
+from mountsafe.cli.unlocking import KeyFd, KeyFile, Keys, RecoveryKey, secret_of
 from mountsafe.desktop.notices import state_of
+from mountsafe.encrypted import secrecy
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.session.messages import Locked
 
 INTERVAL = 0.2  # seconds between two looks at a medium that is being opened
 _ON_THE_WAY = ("new", "busy", "opening", "waiting for a user")
@@ -30,6 +35,12 @@ def register(app: App) -> None:
     app.command(epilog="Examples: [bold]mountsafe eject sdb[/bold], [bold]mountsafe eject /run/media/me/PHOTOS[/bold]")(
         eject
     )
+    app.command(
+        epilog="Examples: [bold]mountsafe unlock sdb[/bold], [bold]mountsafe unlock sdb --key-file secret[/bold], "
+        "[bold]mountsafe unlock sdb --recovery-key[/bold], [bold]mountsafe unlock sdb --key-fd 3 3<secret[/bold] "
+        "(exit code 11: it is locked still)"
+    )(unlock)
+    app.command(epilog="Example: [bold]mountsafe lock sdb[/bold]")(lock)
     app.command(epilog="Example: [bold]mountsafe watch --json[/bold] (an object a line)")(watch)
     app.command(epilog="Example: [bold]mountsafe status --json[/bold] (exit code 5: the daemon does not run)")(status)
     app.command(epilog="Example: [bold]mountsafe reload[/bold] (asks for an administrator's password)")(reload)
@@ -54,30 +65,99 @@ def devices(json: Json = False) -> None:
 
 def _where(medium: dict[str, Any]) -> list[str]:
     """Return a line for each place where it is shown, and what is wrong; or why it is not."""
-    return [*medium["mounts"], *filter(None, [medium["problem"]])] if medium["mounts"] else [state_of(medium)]
+    if not medium["mounts"]:
+        return [state_of(medium)]
+    return [*medium["mounts"], *filter(None, [state_of(medium) if _is_locked(medium) else medium["problem"]])]
+
+
+def _is_locked(medium: dict[str, Any]) -> bool:
+    return bool(medium["state"] == "locked")
 
 
 def open_medium(medium: Medium, json: Json = False) -> None:
     """Show a medium that the policy asks about, or that was unmounted; return when it is shown."""
     from mountsafe.daemon import client
 
-    if (told := _medium(medium)) is None or told["state"] not in ("open", *_ON_THE_WAY):
+    told = _medium(medium)
+    if told is None or not (told["mounts"] or told["state"] in ("open", *_ON_THE_WAY)):
         client.act("Open", medium)
-    with screen.progress(json) as progress:
+    told = _settled(medium, json)
+    if not told["mounts"]:
+        code = ExitCode.LOCKED if _is_locked(told) else ExitCode.SOURCE
+        raise UserError(state_of(told), f"mountsafe devices shows {told['device']}.", code)
+    _tell_where(told, medium, "open", json)
+
+
+def _settled(medium: str, quiet: bool) -> dict[str, Any]:
+    """Return what the daemon tells of a medium that is not on its way any more. Raises UserError."""
+    with screen.progress(quiet) as progress:
         while (told := _medium(medium)) is not None and told["state"] in _ON_THE_WAY:
             progress(state_of(told))
             time.sleep(INTERVAL)
     if told is None:
         raise UserError(f"{medium} is gone", "mountsafe devices shows what is there.", ExitCode.SOURCE)
-    if told["state"] != "open":
-        raise UserError(state_of(told), f"mountsafe devices shows {told['device']}.", ExitCode.SOURCE)
+    return told
+
+
+def _tell_where(told: dict[str, Any], medium: str, done: str, json: bool) -> None:
+    """Say where it is shown, and what of it is not."""
+    problem = state_of(told) if _is_locked(told) else told["problem"]
     if json:
-        screen.print_json({"device": medium, "done": "open", "mounts": told["mounts"], "problem": told["problem"]})
+        screen.print_json({"device": medium, "done": done, "mounts": told["mounts"], "problem": problem})
         return
     for where in told["mounts"]:
         screen.say(f"{told['device']} is open on {where}")
-    if told["problem"]:
-        screen.warn(told["problem"])
+    if problem:
+        screen.warn(problem)
+
+
+def unlock(
+    medium: Medium,
+    key_file: KeyFile = None,
+    key_fd: KeyFd = None,
+    recovery_key: RecoveryKey = False,
+    json: Json = False,
+) -> None:
+    """Unlock an encrypted medium, and show it to who is at the seat.
+
+    It asks for the passphrase, three times at most. Whoever is at the seat may do that, and root.
+    """
+    secrecy.undumpable()
+    keys = Keys(tuple(key_file or ()), key_fd, recovery_key)
+    keys.check()
+    told = _settled(medium, json)
+    if not _is_locked(told):
+        raise UserError(f"{told['device']} is not locked: it is {told['state']}", "mountsafe devices shows it.")
+    _try(keys, told, json)
+    _tell_where(_settled(medium, json), medium, "unlock", json)
+
+
+def _try(keys: Keys, told: dict[str, Any], quiet: bool) -> None:
+    """Have it unlocked with what is named or typed, as often as that makes sense. Raises UserError."""
+    from mountsafe.daemon import client
+
+    refused = UserError(f"there is no key for {told['device']}", "Name one, or use a terminal.", ExitCode.LOCKED)
+    kind = told["locked"].split(", ")[0]
+    locked = Locked(told["device"], kind, told["locked_uuid"], told["label"], told["locked_hint"], "")
+    count = 1
+    while (secret := secret_of(keys, locked, count)) is not None:
+        form, fd = secret
+        try:
+            with screen.progress(quiet) as progress:
+                progress(f"unlocking {told['device']}")
+                return client.unlock(told["device"], form, fd)
+        except client.WrongKey as error:
+            refused = error
+            locked = replace(locked, why=error.message)
+        finally:
+            os.close(fd)
+        count += 1
+    raise refused
+
+
+def lock(medium: Medium, json: Json = False) -> None:
+    """Unmount an encrypted medium that was unlocked: its key is forgotten, and needed again."""
+    _act("Lock", medium, json)
 
 
 def _medium(name: str) -> dict[str, Any] | None:
@@ -100,7 +180,7 @@ def _act(method: str, medium: str, json: bool) -> None:
     if json:
         screen.print_json({"device": medium, "done": method.lower()})
     else:
-        screen.say(f"{'ejected' if method == 'Eject' else 'opening'} {medium}")
+        screen.say(f"{'ejected' if method == 'Eject' else 'locked'} {medium}")
 
 
 def watch(json: Json = False) -> None:
@@ -129,7 +209,8 @@ def status(json: Json = False) -> None:
         screen.print_json(told)
         return
     screen.say(f"mountsafe {told['version']} keeps {told['media']} media of {told['most']} that it can")
-    screen.say(f"open: {told['open']}, blocked by the policy: {told['blocked']}")
+    locked = f", locked: {told['locked']}" if told.get("locked") else ""
+    screen.say(f"open: {told['open']}{locked}, blocked by the policy: {told['blocked']}")
     screen.say(f"rules: {told['rules']}; virtual machines run with: {told['acceleration']}")
     if told["policy_error"]:
         screen.warn(f"the policy cannot be read, so everything external is refused: {told['policy_error']}")

@@ -85,7 +85,7 @@ def _facts(source: Path, quiet: bool) -> list[Facts]:
 
 
 def _told(facts: Facts) -> dict[str, Any]:
-    return {**asdict(facts), "risk": str(facts.risk.level)}
+    return {**asdict(facts), "risk": str(facts.risk.level), "encrypted": facts.encrypted}
 
 
 def _row(facts: Facts, decision: Decision) -> list[str]:
@@ -103,7 +103,7 @@ def _row(facts: Facts, decision: Decision) -> list[str]:
 
 @app.command(epilog="Example: [bold]mountsafe policy example | sudo tee /etc/mountsafe/policy.toml[/bold]")
 def example() -> None:
-    """Print a policy.toml that explains itself: every key, and ten rules to copy. As it is it changes nothing."""
+    """Print a policy.toml that explains itself: every key, and twelve rules to copy. As it is it changes nothing."""
     screen.document(files.EXAMPLE.read_text(encoding="utf-8").rstrip("\n"))
 
 

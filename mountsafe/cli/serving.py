@@ -59,8 +59,8 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     with screen.progress(quiet=False) as progress:
         build.ensure(progress)
     from mountsafe.daemon import person
-    from mountsafe.daemon.keeper import DisplaySettings
     from mountsafe.daemon.service import Service
+    from mountsafe.daemon.showing import DisplaySettings
     from mountsafe.daemon.spare import Spare
     from mountsafe.system.units import for_medium
     from mountsafe.trios import run

@@ -76,11 +76,12 @@ class Keys:
 
 def unlocker(keys: Keys) -> Unlock:
     """Return who is asked for keys. A key that is named is tried once, and a person on a terminal is asked thrice."""
-    asked: dict[str, int] = {}
+    count = 0
 
     def unlock(locked: Locked) -> tuple[Key, list[int]] | None:
-        count = asked[locked.name] = asked.get(locked.name, 0) + 1
-        secret = _secret(keys, locked, count)
+        nonlocal count
+        count = count + 1 if locked.why else 1
+        secret = secret_of(keys, locked, count)
         if secret is None:
             return None
         form, fd = secret
@@ -97,7 +98,7 @@ def unlocker(keys: Keys) -> Unlock:
     return unlock
 
 
-def _secret(keys: Keys, locked: Locked, count: int) -> tuple[KeyForm, int] | None:
+def secret_of(keys: Keys, locked: Locked, count: int) -> tuple[KeyForm, int] | None:
     """Return a secret and its form; None if there is no other than was tried."""
     form = KeyForm.RECOVERY_KEY if keys.recovery else KeyForm.PASSPHRASE
     if keys.fd is not None:

@@ -1,6 +1,8 @@
 """A connection to a D-Bus bus on which anybody may say anything, as often as he likes; its failures have one name."""
 
+import array
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ BUS = "org.freedesktop.DBus"  # the bus's own name, which nobody else can have
 ANYBODY = ""  # whoever answers
 HELLO_DEADLINE = 20.0  # seconds
 CHUNK = 64 << 10
+DESCRIPTORS = 1  # that may come with a message; the kernel closes others before we have them
 QUEUE = 256  # messages that are to be sent
 _FULL = QUEUE // 2  # so many, and nothing more is heard until they are sent
 
@@ -73,11 +76,14 @@ class Bus:
         return asked.answer.answer(signature)
 
     def _dispatch(self, message: Heard) -> None:
+        if message.kind is not MessageType.method_call:
+            message.close()
         if message.kind in (MessageType.method_call, MessageType.signal):
             try:
                 self._heard(message)
             except Exception:  # one message is not to end what others need
                 log.exception("a bug in hearing %s", message.kind.name)
+                message.close()
             return
         asked = self._questions.get(message.header.fields.get(HeaderFields.reply_serial, 0))
         if asked is not None and (not asked.answerer or message.sender in (asked.answerer, BUS)):
@@ -97,18 +103,37 @@ class Bus:
 
     async def _receive(self) -> None:
         reader = Reader()
+        try:
+            await self._read(reader)
+        finally:
+            reader.close()
+
+    async def _read(self, reader: Reader) -> None:
         before = self._connection.parser.buf  # what came together with the greeting
         data = before.read(before.bytes_buffered) if before.bytes_buffered else b""
+        descriptors: list[int] = []
         while True:
-            for message in reader.feed(data):
+            for message in reader.feed(data, descriptors):
                 self._dispatch(message)
                 await trio.lowlevel.checkpoint()  # who claims media has the same thread
                 while self._outgoing.statistics().current_buffer_used > _FULL:
                     self._sent = trio.Event()
                     await self._sent.wait()
-            data = await self._connection.socket.recv(CHUNK)
+            data, descriptors = await self._received()
             if not data:
                 raise BrokenPipeError("it hung up")
+
+    async def _received(self) -> tuple[bytes, list[int]]:
+        """Wait for bytes, and what comes with them."""
+        if not self._connection.enable_fds:
+            return await self._connection.socket.recv(CHUNK), []
+        found = array.array("i")
+        space = socket.CMSG_SPACE(DESCRIPTORS * found.itemsize)
+        data, ancillary, _, _ = await self._connection.socket.recvmsg(CHUNK, space, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, untrusted in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                found.frombytes(untrusted[: len(untrusted) - len(untrusted) % found.itemsize])
+        return data, found.tolist()
 
     async def send(self, message: Message) -> None:
         """Have it sent as soon as there is room. Raises BusGone."""
@@ -129,10 +154,13 @@ class Bus:
 
 
 @asynccontextmanager
-async def connected(bus: str, heard: Callable[[Heard], None]) -> AsyncIterator[Bus]:
-    """Be connected to "SYSTEM" or "SESSION". Raises BusGone, also in the middle of what is done with it."""
+async def connected(bus: str, heard: Callable[[Heard], None], descriptors: bool = False) -> AsyncIterator[Bus]:
+    """Be connected to "SYSTEM" or "SESSION". Raises BusGone, also in the middle of what is done with it.
+
+    `descriptors`: calls may bring some, and who hears such a call closes it.
+    """
     failed: Exception | None = None
-    connection = await _connection(bus)
+    connection = await _connection(bus, descriptors)
     async with connection, trio.open_nursery() as nursery:
         made = Bus(connection, heard)
         nursery.start_soon(made.receive, nursery.cancel_scope)
@@ -148,11 +176,11 @@ async def connected(bus: str, heard: Callable[[Heard], None]) -> AsyncIterator[B
         raise failed
 
 
-async def _connection(bus: str) -> DBusConnection:
+async def _connection(bus: str, descriptors: bool) -> DBusConnection:
     """Return a connection that has been greeted. jeepney fails in many ways when there is no bus. Raises BusGone."""
     try:
         with trio.fail_after(HELLO_DEADLINE):
-            return await open_dbus_connection(bus=bus)
+            return await open_dbus_connection(bus=bus, enable_fds=descriptors)
     except (Exception, BaseExceptionGroup) as error:
         await trio.lowlevel.checkpoint_if_cancelled()
         raise BusGone(str(error) or type(error).__name__) from error

@@ -14,6 +14,7 @@ from jeepney import (
 
 from mountsafe.daemon.address import NAME, PATH
 from mountsafe.errors import ExitCode, NoRight, UserError
+from mountsafe.session.messages import KeyForm
 from mountsafe.system.answers import Connection, connected
 from mountsafe.system.messages import MAX_BODY, Heard, Malformed
 
@@ -26,6 +27,14 @@ class DaemonAway(UserError):
 
     def __init__(self, message: str, hint: str = "sudo systemctl enable --now mountsafe") -> None:
         super().__init__(message, hint, ExitCode.DEPENDENCY)
+
+
+class WrongKey(UserError):
+    """It was not unlocked with that key."""
+
+
+class TooManyTries(UserError):
+    """It was tried with so many wrong keys that it is not tried now."""
 
 
 def media(timeout: float = TIMEOUT) -> list[dict[str, Any]]:
@@ -41,8 +50,13 @@ def status() -> dict[str, Any]:
 
 
 def act(method: str, *arguments: str) -> None:
-    """Call a method that does something: Open, Eject, Trust, Untrust or Reload. Raises UserError."""
+    """Call a method that does something: Open, Eject, Lock, Trust, Untrust or Reload. Raises UserError."""
     _ask(method, *arguments, timeout=ACT_TIMEOUT)
+
+
+def unlock(device: str, form: KeyForm, fd: int) -> None:
+    """Have a medium unlocked with a key, which comes out of a pipe or a memfd. Raises WrongKey, UserError."""
+    _ask("Unlock", device, str(form), fd, timeout=ACT_TIMEOUT)
 
 
 def news() -> Iterator[tuple[str, Any]]:
@@ -82,10 +96,13 @@ def told_by(signal: Heard) -> tuple[str, Any]:
     return member.removeprefix("Medium").lower(), told if isinstance(told, str) else plain(told)
 
 
-def _ask(method: str, *arguments: str, timeout: float = TIMEOUT, signature: str = "") -> Any:
+_ERRORS: dict[str, type[UserError]] = {each.__name__: each for each in (WrongKey, TooManyTries)}
+
+
+def _ask(method: str, *arguments: str | int, timeout: float = TIMEOUT, signature: str = "") -> Any:
     try:
-        with connected() as connection:
-            takes = "s" * len(arguments) or None
+        takes = "".join("s" if isinstance(each, str) else "h" for each in arguments) or None
+        with connected(descriptors="h" in (takes or "")) as connection:
             call = new_method_call(DBusAddress(PATH, NAME, NAME), method, takes, arguments)
             return connection.ask(call, timeout, signature)
     except DBusErrorResponse as error:
@@ -93,6 +110,8 @@ def _ask(method: str, *arguments: str, timeout: float = TIMEOUT, signature: str 
         if error.name.startswith(NAME):
             if error.name.endswith("AccessDenied"):
                 raise NoRight(words, hint) from error
+            if kind := _ERRORS.get(error.name.rpartition(".")[2]):
+                raise kind(words, hint, ExitCode.LOCKED) from error
             raise UserError(words, hint, ExitCode.FAILURE) from error
         raise DaemonAway(f"the daemon does not run: {words}") from error
     except Malformed as error:

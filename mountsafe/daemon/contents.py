@@ -1,5 +1,6 @@
 """What a medium is to people: what udev knows of it, and what the virtual machine has found inside since."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from mountsafe.policy.inside import Seen
 from mountsafe.session.messages import Mount
 from mountsafe.text import printable
 
+NOTE = 1000  # characters of what is to be known of a medium's mounts
 MOST = 500  # characters of all labels, or of all types
 
 
@@ -45,3 +47,14 @@ def _model(device: Device, facts: Facts) -> str:
     """Return what a device calls itself; udev has underscores for spaces."""
     words = " ".join(filter(None, (facts.vendor, facts.model)))
     return printable(" ".join(words.replace("_", " ").split()), 100)
+
+
+def noted(mounts: Sequence[Mount]) -> str:
+    """Return what is to be known of what is shown: of a journal, of what is missing, of what is damaged."""
+    notes: dict[str, list[str]] = {}
+    for mounted in mounts:
+        if mounted.note:
+            notes.setdefault(mounted.note, []).append(os.path.basename(mounted.target))
+    many = len(mounts) > 1
+    words = [f"{', '.join(names)}: {note}" if many else note for note, names in notes.items()]
+    return printable("; ".join(words), NOTE)

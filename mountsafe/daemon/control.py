@@ -31,6 +31,7 @@ from mountsafe.daemon.admission import OF_A_CALLER, UNKNOWN, Admission, Crowded
 from mountsafe.daemon.authority import Authority, Refused
 from mountsafe.daemon.bus import BUS, Bus, BusGone, connected
 from mountsafe.daemon.interface import INTROSPECTION, Told, variants
+from mountsafe.daemon.keys import TooManyTries, WrongKey
 from mountsafe.errors import MountsafeError, UserError
 from mountsafe.system.messages import Heard, Malformed
 from mountsafe.text import printable
@@ -43,6 +44,13 @@ MAX_CALLERS = 1024  # whose users are remembered
 _EMITTER = DBusAddress(PATH, interface=NAME)
 _IN_QUEUE = 2  # RequestName's answer: somebody else has the name; it is ours when he lets go
 _FAILED, _DENIED, _CROWDED = f"{NAME}.Failed", f"{NAME}.AccessDenied", f"{BUS}.Error.LimitsExceeded"
+# Errors that a caller tells apart; all others are _FAILED.
+_NAMES: dict[type[UserError], str] = {
+    Refused: _DENIED,
+    Crowded: _CROWDED,
+    WrongKey: f"{NAME}.WrongKey",
+    TooManyTries: f"{NAME}.TooManyTries",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class Request:
 
 
 class Desk(Protocol):
-    """What can be asked of the daemon."""
+    """What can be asked of the daemon. A descriptor among the arguments is its caller's, and closed after `run`."""
 
     def media(self) -> list[Told]:
         """Return what is kept."""
@@ -66,22 +74,28 @@ class Desk(Protocol):
     async def status(self) -> Told:
         """Return what the daemon says of itself."""
 
-    async def asked(self, method: str, *arguments: str) -> Request:
+    async def asked(self, method: str, *arguments: str | int) -> Request:
         """Return what a method is about. Raises UserError if there is nothing like it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """A method that polkit is asked about. `own` is the action instead if the medium is shown to the caller."""
+    """A method that polkit is asked about. `own` is the action instead if the medium is shown to the caller.
+
+    `detail`: what polkit's variable of the second argument is called.
+    """
 
     signature: str
     action: str
     own: str = ""
+    detail: str = "verdict"
 
 
 ACTS = {
     "Open": Act("s", "org.mountsafe.open-own"),
     "Eject": Act("s", "org.mountsafe.eject", own="org.mountsafe.eject-own"),
+    "Unlock": Act("ssh", "org.mountsafe.unlock", own="org.mountsafe.unlock-own", detail="form"),
+    "Lock": Act("s", "org.mountsafe.eject", own="org.mountsafe.eject-own"),
     "Trust": Act("ss", "org.mountsafe.trust"),
     "Untrust": Act("s", "org.mountsafe.trust"),
     "Reload": Act("", "org.mountsafe.reload"),
@@ -141,7 +155,7 @@ class Control:
             if callers is not None:
                 callers.hear(message)
 
-        async with connected("SYSTEM", heard) as bus, trio.open_nursery() as nursery:
+        async with connected("SYSTEM", heard, descriptors=True) as bus, trio.open_nursery() as nursery:
             callers = Callers(self._desk, bus, nursery)
             if not (why := await _name_taken(bus)):
                 async for signal in self._to_tell:
@@ -177,7 +191,8 @@ class Callers:
     def hear(self, message: Heard) -> None:
         """Take a call or a signal; what takes longer than a moment becomes a task."""
         if message.kind is MessageType.method_call:
-            self._call(message)
+            if not self._call(message):
+                message.close()
         elif message.sender == BUS:
             self._news(message)
 
@@ -193,7 +208,8 @@ class Callers:
         elif member == "NameLost" and signal.body("s") == (NAME,):
             log.warning("%s is somebody else's now: nobody can ask us until he lets go", NAME)
 
-    def _call(self, call: Heard) -> None:
+    def _call(self, call: Heard) -> bool:
+        """Answer a call; return whether a task does that, which closes what came with it."""
         fields = call.header.fields
         member = str(fields.get(HeaderFields.member, ""))
         match fields.get(HeaderFields.interface, NAME), member:
@@ -204,8 +220,10 @@ class Callers:
                 self._reply(call, new_method_return(call, "aa{sv}", (media,)))
             case "org.mountsafe.Manager1", "Status":
                 self._nursery.start_soon(self._answer, call, self._tell_status)
+                return True
             case "org.mountsafe.Manager1", _ if member in ACTS and call.signature == ACTS[member].signature:
                 self._nursery.start_soon(self._answer, call, self._act)
+                return True
             case "org.freedesktop.DBus.Introspectable", "Introspect":
                 self._reply(call, new_method_return(call, "s", (INTROSPECTION,)))
             case "org.freedesktop.DBus.Peer", "Ping":
@@ -213,6 +231,7 @@ class Callers:
             case _:
                 words = f"there is no {printable(member, 100)}"
                 self._reply(call, new_error(call, f"{BUS}.Error.UnknownMethod", "s", (words,)))
+        return False
 
     def _reply(self, call: Heard, reply: Message) -> None:
         """Send it, if it is wanted and there is room: who floods us does not wait for his answers."""
@@ -225,8 +244,7 @@ class Callers:
             with self._admission.hold(call.sender, OF_A_CALLER):
                 reply = await do(call)
         except UserError as error:
-            kind = _DENIED if isinstance(error, Refused) else _CROWDED if isinstance(error, Crowded) else _FAILED
-            reply = new_error(call, kind, "ss", (error.message, error.hint))
+            reply = new_error(call, _NAMES.get(type(error), _FAILED), "ss", (error.message, error.hint))
         except BusGone:
             return  # with the caller
         except (OSError, MountsafeError, DBusErrorResponse) as error:
@@ -236,6 +254,8 @@ class Callers:
         except Exception:  # the others have nothing to do with it
             log.exception("a bug in answering a call")
             reply = new_error(call, _FAILED, "ss", ("a bug in mountsafe", "The log shows it."))
+        finally:
+            call.close()
         self._reply(call, reply)
 
     async def _tell_status(self, call: Heard) -> Message:
@@ -246,7 +266,7 @@ class Callers:
         member = call.header.fields[HeaderFields.member]
         act = ACTS[member]
         arguments: tuple[Any, ...] = call.body(act.signature) if act.signature else ()
-        if any(len(each) > MAX_ARGUMENT for each in arguments):
+        if any(isinstance(each, str) and len(each) > MAX_ARGUMENT for each in arguments):
             raise UserError("an argument is too long", f"{MAX_ARGUMENT} characters are allowed.")
         uid = await self._user(call.sender)
         with ExitStack() as place:
@@ -254,7 +274,7 @@ class Callers:
             request = await self._desk.asked(member, *arguments)
             if uid != 0:
                 action = act.own if act.own and request.owner == uid else act.action
-                details = dict(zip(("device", "verdict"), (request.device, *arguments[1:]), strict=False))
+                details = dict(zip(("device", act.detail), (request.device, *arguments[1:2]), strict=False))
                 await self._authority.permit(call.sender, action, details if arguments else {})
             await request.run()
         return new_method_return(call)

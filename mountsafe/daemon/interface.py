@@ -13,6 +13,12 @@ INTROSPECTION = f"""\
     <method name="ListMedia"><arg type="aa{{sv}}" name="media" direction="out"/></method>
     <method name="Open"><arg type="s" name="device" direction="in"/></method>
     <method name="Eject"><arg type="s" name="device" direction="in"/></method>
+    <method name="Unlock">
+      <arg type="s" name="device" direction="in"/>
+      <arg type="s" name="form" direction="in"/>
+      <arg type="h" name="key" direction="in"/>
+    </method>
+    <method name="Lock"><arg type="s" name="device" direction="in"/></method>
     <method name="Trust">
       <arg type="s" name="device" direction="in"/>
       <arg type="s" name="verdict" direction="in"/>

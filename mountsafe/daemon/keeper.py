@@ -3,33 +3,32 @@
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import trio
 
 from mountsafe.daemon.aside import TooSlow, aside, quietly
-from mountsafe.daemon.contents import Contents
+from mountsafe.daemon.contents import noted
+from mountsafe.daemon.inside import HeldBack, Inside, Otherwise
 from mountsafe.daemon.journal import MediumLog
+from mountsafe.daemon.keys import Keys
 from mountsafe.daemon.person import Person, folder_of
-from mountsafe.daemon.spare import Spare
+from mountsafe.daemon.showing import DisplaySettings, IncidentKind, Public
 from mountsafe.daemon.states import OPENABLE, State, checked
-from mountsafe.errors import MountsafeError, UserError
+from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.inside import Judgement, Seen, judge
 from mountsafe.policy.rules import Decision, Options, Verdict
-from mountsafe.session.messages import Mount, MountOptions
+from mountsafe.session.messages import KeyForm, Mount, MountOptions, Record
 from mountsafe.session.mounter import unmount_at
 from mountsafe.session.places import Place
 from mountsafe.session.start import Starting
 from mountsafe.session.targets import held
+from mountsafe.system import handed
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
@@ -39,61 +38,9 @@ BUSY_INTERVAL = 1.0
 UNLOCK_INTERVAL = 1.0
 NOTES = Path("/run/mountsafe/claims")
 DETACH_INTERVAL = 0.5
-NOTE = 1000  # characters of what is to be known of a medium's mounts
 # Seconds until what blocks is left behind. The kernel tries a command that a stick does not answer for 30 s, and again.
 FILES_PATIENCE, PERSON_PATIENCE, UNMOUNT_PATIENCE, END_PATIENCE = 20.0, 60.0, 60.0, 60.0
 EJECT_PATIENCE, RELEASE_PATIENCE = 40.0, 40.0
-
-
-@dataclass(frozen=True, slots=True)
-class DisplaySettings:
-    """How media are shown. `person` is asked for whenever one is: it returns None while nobody is there.
-
-    `base`: where each user has a folder of his media; `hidden`: the same for those that desktops are not to show.
-    """
-
-    person: Callable[[], Person | None]
-    base: str
-    hidden: str
-    idle: float
-    spare: Spare
-
-
-class IncidentKind(StrEnum):
-    """What can go wrong with a medium: the kinds of incidents."""
-
-    CLAIM = "claim"  # it cannot be claimed
-    OPEN = "open"  # it cannot be opened
-    PARTIAL = "partial"  # some of its file systems cannot be opened
-    GUEST = "guest"  # its virtual machine died or broke the rules, and was ended
-    PULLED = "pulled"  # it was pulled out while it was shown
-    BUG = "bug"  # a fault of ours
-
-
-class Public(Protocol):
-    """Whoever is told what happens to media."""
-
-    def changed(self, medium: Mapping[str, str | int | list[str]]) -> None:
-        """Hear of a medium in another state."""
-
-    def incident(self, device: str, kind: str, words: str) -> None:
-        """Hear that something went wrong."""
-
-
-class HeldBack(UserError):
-    """What was found inside is not to be shown, or not yet."""
-
-    def __init__(self, decision: Decision) -> None:
-        super().__init__(decision.reason)
-        self.decision = decision
-
-
-class Otherwise(UserError):
-    """What was found inside is to be shown in another way, elsewhere perhaps."""
-
-    def __init__(self, options: Options) -> None:
-        super().__init__("it is to be shown in another way")
-        self.options = options
 
 
 class Keeper:
@@ -114,9 +61,7 @@ class Keeper:
     ) -> None:
         self.device = device
         self.decision = decision
-        self._contents = Contents.known(device)
-        self._decide = decide or (lambda _: decision)
-        self._approved = False  # somebody was asked, and wants it opened
+        self._inside = Inside(device, decide or (lambda _: decision))
         self.state = State.NEW
         self.mounts: tuple[Mount, ...] = ()
         self.person: Person | None = None  # whom it is shown to, or was until it was unmounted
@@ -126,6 +71,8 @@ class Keeper:
         self._wanted = trio.Event()  # somebody wants it opened
         self._display = display
         self._claim: Claim | None = None
+        self._keys = Keys(self._inside.key_file)
+        self._showing = False  # a supervisor has it
         self._ejecting = False
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
@@ -139,6 +86,7 @@ class Keeper:
                         await self._care()
                     await self._until_wanted(State.FAILED)
         finally:
+            self._keys.close(self.device.name)
             await self._let_go()
             self._ended.set()
 
@@ -165,22 +113,31 @@ class Keeper:
             # The claim stays: what the guest cannot read, the host's kernel might.
             with self._surviving(IncidentKind.OPEN, ""):
                 state = await self._shown_as()
-            if state != State.UNMOUNTED:
+            if state not in (State.UNMOUNTED, State.LOCKED):
                 self.person = None
-            await self._until_wanted(state)
+            if self._keys.pending is None:
+                await self._until_wanted(state)
 
     async def _shown_as(self) -> State:
         """Show it; return the state that it is in when that has ended. Raises UserError."""
         try:
-            try:
-                await self._show(self.decision.options, settled=False)
-            except Otherwise as found:
-                await self._show(found.options, settled=True)  # whatever the guest finds now
+            with self._keys.tried():
+                try:
+                    await self._show(self.decision.options, settled=False)
+                except Otherwise as found:
+                    await self._show(found.options, settled=True)  # whatever the guest finds now
         except HeldBack as held:
             self.decision = held.decision
             self._log.info("%s is held back, as is known now what is inside: %s", self._shown, held.decision.reason)
             return State(held.decision.verdict)
-        return State.UNMOUNTED
+        except UserError as error:
+            if error.code is not ExitCode.LOCKED:
+                raise
+            self._log.info("%s is locked: %s", self._shown, error.message)
+        if not self._keys.asked:
+            return State.UNMOUNTED
+        self._inside.lock()
+        return State.LOCKED
 
     @contextmanager
     def _surviving(self, kind: IncidentKind, words: str) -> Iterator[None]:
@@ -205,11 +162,46 @@ class Keeper:
             raise UserError(f"{self.device.name} is refused: {self.decision.reason}", "An administrator can trust it.")
         if self.state == State.EJECTED:
             raise UserError(f"{self.device.name} is ejected", "Pull it out, and plug it in again.")
-        if self.state not in OPENABLE:
+        if self.state not in OPENABLE or self._showing:
             raise UserError(f"{self.device.name} is {self.state} already", "mountsafe devices shows it.")
-        self._approved = self._approved or self.state == State.ASK
+        self._inside.approved |= self.state == State.ASK
         self._become(State.OPENING)
         self._wanted.set()
+
+    async def unlock(self, form: KeyForm, fd: int, uid: int) -> None:
+        """Show it, or what of it is locked, to the user `uid`, with a key; `fd` stays the caller's. Raises UserError.
+
+        Of what is shown of it already all is unmounted first.
+        """
+        self._require_locked()
+        handed.require(fd)
+        await aside(partial(handed.wait, fd), 2 * handed.PATIENCE)
+        self._require_locked()
+        attempt = self._keys.offer(form, fd, uid)
+        try:
+            for mounted in self.mounts:
+                await aside(partial(unmount_at, Path(mounted.target)), UNMOUNT_PATIENCE)
+        except BaseException as error:
+            self._keys.withdraw(error if isinstance(error, UserError) else UserError("it was interrupted"))
+            raise
+        if not self._showing and self._keys.pending is attempt:
+            self._become(State.OPENING)
+            self._wanted.set()
+        await attempt.over.wait()
+        if attempt.error is not None:
+            raise attempt.error
+
+    def _require_locked(self) -> None:
+        if self.state != State.LOCKED:
+            raise UserError(f"{self.device.name} is not locked: it is {self.state}", "mountsafe devices shows it.")
+
+    async def lock(self) -> None:
+        """Unmount what needed a key: whoever wants it needs that again. Raises UserError (BUSY) if it is in use."""
+        if not self._keys.asked or self.state not in (State.OPEN, State.LOCKED):
+            hint = "mountsafe eject lets it go."
+            raise UserError(f"nothing of {self.device.name} was unlocked: it is {self.state}", hint)
+        for mounted in self.mounts:
+            await aside(partial(unmount_at, Path(mounted.target)), UNMOUNT_PATIENCE)
 
     async def eject(self) -> None:
         """Unmount it and let go. Raises UserError (BUSY) if it is in use."""
@@ -236,16 +228,20 @@ class Keeper:
 
     def told(self) -> dict[str, str | list[str]]:
         """What others are told of it."""
+        locked = self._keys.locked
         return {
             "device": self.device.name,
             "state": str(self.state),
             "verdict": str(self.decision.verdict),
             "rule": self.decision.rule,
             "reason": self.decision.reason,
-            "fstype": self._contents.fstype,
-            "label": self._contents.label,
-            "model": self._contents.model,
+            "fstype": self._inside.contents.fstype,
+            "label": self._inside.contents.label,
+            "model": self._inside.contents.model,
             "user": self.person.name if self.person else "",
+            "locked": ", ".join(each.kind for each in locked),
+            "locked_uuid": next((each.uuid for each in locked), ""),
+            "locked_hint": next((each.hint for each in locked), ""),
             "problem": self.problem,
             "note": noted(self.mounts),
             "mounts": [printable(os.fsencode(mounted.target), 500) for mounted in self.mounts],
@@ -260,7 +256,7 @@ class Keeper:
 
     @property
     def _shown(self) -> str:
-        return " ".join(filter(None, (self.device.name, self._contents.words)))
+        return " ".join(filter(None, (self.device.name, self._inside.contents.words)))
 
     async def _end_when_detached(self) -> None:
         """Wait for ever, or until a loop device is to be detached: our hold is what keeps that from happening."""
@@ -297,6 +293,8 @@ class Keeper:
         `wished`: how; Otherwise is raised if what is inside is to be shown in another way, unless that is `settled`.
         """
         self.person = person = await self._who()
+        self._keys.begin()
+        self._inside.lock()
         assert self._claim is not None
         base = self._display.hidden if wished.hide else self._display.base
         target = await aside(lambda: held(Path(folder_of(person, base))), FILES_PATIENCE, undo=Place.close)
@@ -307,43 +305,45 @@ class Keeper:
             foreground=True,
             by_label=True,
             judged=True,
+            unlock=True,
         )
         self.problem = ""
         self._become(State.OPENING)
         starting = await self._display.spare.take()
+        self._showing = True
         try:
             starting.order(self._claim.medium, target, options, (person.uid, person.gid))
             target.close()
-            asked = partial(self._judge, None if settled else wished)
-            record = await aside(partial(starting.follow, self._log.info, self._log.warning, asked))
-            self.mounts = record.mounts
-            self._contents = self._contents.found(self.mounts)
-            for mounted in self.mounts:
-                self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted.target), 500))
-            if note := noted(self.mounts):
-                self._log.warning("%s: %s", self._shown, note)
-            if missing := record.missing:
-                words = f"{len(missing)} of its file systems are not shown; the first: {missing[0].message}"
-                self._suffer(IncidentKind.PARTIAL, words)
-            self._become(State.OPEN)
+            asked = partial(self._inside.judge, self._keys, None if settled else wished)
+            follow = partial(starting.follow, self._log.info, self._log.warning, asked, self._keys.answer)
+            try:
+                record = await aside(follow)
+            finally:
+                if self._keys.trouble:
+                    self._suffer(IncidentKind.KEY, self._keys.trouble)
+            self._tell_of(record)
             await self._hear(starting)
             await _ended(starting.pid)
             self._log.info("%s is unmounted", self._shown)
         finally:
             self.mounts = ()
             await quietly(starting.end, f"ending what shows {self.device.name}", END_PATIENCE)
+            self._showing = False
 
-    def _judge(self, wished: Options | None, found: Sequence[Seen]) -> Judgement:
-        """Ask the policy again, now that it is known what is inside; in a thread. Raises HeldBack, Otherwise."""
-        self._contents = self._contents.found([each for each in found if each.chosen] or found)
-        judgement = judge(self._decide, self.device.facts or Facts(), found)
-        if judgement.nothing:
-            raise HeldBack(next(iter(judgement.refused.values())))
-        if judgement.asks is not None and not self._approved:
-            raise HeldBack(judgement.asks)
-        if wished is not None and replace(wished, mount_options=()) != judgement.options:
-            raise Otherwise(judgement.options)
-        return judgement
+    def _tell_of(self, record: Record) -> None:
+        """Say what is shown, and what is not."""
+        self.mounts = record.mounts
+        self._inside.found(self.mounts)
+        for mounted in self.mounts:
+            self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted.target), 500))
+        if note := noted(self.mounts):
+            self._log.warning("%s: %s", self._shown, note)
+        missing = [each for each in record.missing if each.code is not ExitCode.LOCKED]
+        if missing:
+            words = f"{len(missing)} of its file systems are not shown; the first: {missing[0].message}"
+            self._suffer(IncidentKind.PARTIAL, words)
+        self._keys.finish()
+        self._become(State.OPEN if missing == list(record.missing) else State.LOCKED)
 
     async def _hear(self, starting: Starting) -> None:
         """Take note of what goes wrong, until the supervisor ends."""
@@ -356,11 +356,15 @@ class Keeper:
             await trio.lowlevel.wait_readable(starting.report)
 
     async def _who(self) -> Person:
-        """Wait until somebody is there, and his screen is not locked."""
+        """Wait until somebody is there, and his screen is not locked. Raises UserError if it is not who has a key."""
+        attempt = self._keys.attempt
         while True:
             person = await aside(self._display.person, PERSON_PATIENCE)
-            if person is not None and not person.locked:
+            if person is not None and not person.locked and (attempt is None or person.uid == attempt.uid):
                 return person
+            if attempt is not None:
+                why = "nobody is at the seat any more, or somebody else is, or the screen is locked"
+                raise UserError(why, "Try again.", ExitCode.LOCKED)
             self._become(State.WAITING)
             await trio.sleep(UNLOCK_INTERVAL)
 
@@ -371,17 +375,6 @@ class Keeper:
                 await quietly(claim.eject, f"ejecting {self.device.name}", EJECT_PATIENCE)
             await quietly(claim.release, f"letting go of {self.device.name}", RELEASE_PATIENCE)
             self._log.info("%s is let go", self._shown)
-
-
-def noted(mounts: Sequence[Mount]) -> str:
-    """Return what is to be known of what is shown: of a journal, of what is missing, of what is damaged."""
-    notes: dict[str, list[str]] = {}
-    for mounted in mounts:
-        if mounted.note:
-            notes.setdefault(mounted.note, []).append(os.path.basename(mounted.target))
-    many = len(mounts) > 1
-    words = [f"{', '.join(names)}: {note}" if many else note for note, names in notes.items()]
-    return printable("; ".join(words), NOTE)
 
 
 async def _ended(pid: int) -> None:

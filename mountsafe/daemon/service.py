@@ -20,8 +20,10 @@ from mountsafe.daemon.aside import Remembered, aside, quietly
 from mountsafe.daemon.control import Control, Request
 from mountsafe.daemon.interface import Told
 from mountsafe.daemon.journal import about
-from mountsafe.daemon.keeper import NOTES, DisplaySettings, Keeper
+from mountsafe.daemon.keeper import NOTES, PERSON_PATIENCE, Keeper
 from mountsafe.daemon.notify import Pulse
+from mountsafe.daemon.person import Person
+from mountsafe.daemon.showing import DisplaySettings
 from mountsafe.daemon.states import State
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, cut_power, devices, of_disk
@@ -31,6 +33,7 @@ from mountsafe.policy import files, trust
 from mountsafe.policy.exempt import Exemption
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Policy, Verdict
+from mountsafe.session.messages import KeyForm
 from mountsafe.session.running import running
 from mountsafe.system import generated, inforce, trusting
 from mountsafe.system.inuse import InUse
@@ -220,25 +223,28 @@ class Service:
             "most": self._most,
             "open": states.count(State.OPEN),
             "blocked": sum(state in (State.ASK, State.REFUSE) for state in states),
+            "locked": states.count(State.LOCKED),
             "rules": len(self._policy.rules),
             "policy_error": self._policy.broken,
             "acceleration": await self._acceleration.get(),
         }
 
-    async def asked(self, method: str, *arguments: str) -> Request:
+    async def asked(self, method: str, *arguments: str | int) -> Request:
         """Return what a method is about. Raises UserError."""
         match method, arguments:
-            case (("Open" | "Eject"), (device,)):
+            case (("Open" | "Eject" | "Lock"), (str(device),)):
                 keeper = self._named(device)
                 owner = keeper.person.uid if keeper.person else None
-                do = partial(self._open if method == "Open" else self._eject, keeper, owner)
-                return Request(keeper.device.name, owner, do)
-            case "Trust", (device, verdict):
+                do = {"Open": self._open, "Eject": self._eject, "Lock": self._lock}[method]
+                return Request(keeper.device.name, owner, partial(do, keeper, owner))
+            case "Unlock", (str(device), str(form), int(fd)):
+                return await self._asked_to_unlock(self._named(device), form, fd)
+            case "Trust", (str(device), str(verdict)):
                 if verdict not in trust.VERDICTS:
                     raise UserError(f"trust is never {printable(verdict)}", f"One of: {', '.join(trust.VERDICTS)}.")
                 change = partial(trusting.to_trust, verdict=Verdict(verdict))
                 return await self._asked_to_trust(device, change)
-            case "Untrust", (device,):
+            case "Untrust", (str(device),):
                 return await self._asked_to_trust(device, trusting.to_untrust)
             case "Reload", ():
                 return Request("", None, self._reload)
@@ -256,6 +262,32 @@ class Service:
         drive = keeper.device.drive
         if drive and not self._is_kept(drive) and await aside(partial(_is_idle, drive), LOOK_PATIENCE):
             await aside(partial(cut_power, drive), FILES_PATIENCE)
+
+    async def _lock(self, keeper: Keeper, owner: int | None) -> None:
+        self._require_same(keeper, owner)
+        await keeper.lock()
+
+    async def _asked_to_unlock(self, keeper: Keeper, form: str, fd: int) -> Request:
+        """Unlock it for who is at the seat: nobody else is to see what is in it, and nothing while that one is away."""
+        if form not in list(KeyForm):
+            raise UserError(f"there is no key of the form {printable(form)}", f"One of: {', '.join(KeyForm)}.")
+        person = await self._at_seat()
+
+        async def run() -> None:
+            if (await self._at_seat()).uid != person.uid:
+                raise UserError("somebody else is at the seat by now", "Try again.")
+            if self._keepers.get(keeper.device.name) is not keeper:
+                raise Swapped(keeper.device.node)
+            await keeper.unlock(KeyForm(form), fd, person.uid)
+
+        return Request(keeper.device.name, person.uid, run)
+
+    async def _at_seat(self) -> Person:
+        """Return who is there. Raises UserError if nobody is, or his screen is locked."""
+        person = await aside(self._display.person, PERSON_PATIENCE)
+        if person is None or person.locked:
+            raise UserError("nobody is at the seat, or the screen is locked", "Nothing is unlocked while that is so.")
+        return person
 
     def _require_same(self, keeper: Keeper, owner: int | None) -> None:
         """Raise Swapped unless it is the medium that was asked for still, shown to the same user."""

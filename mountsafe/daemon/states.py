@@ -14,6 +14,7 @@ class State(StrEnum):
     WAITING = "waiting for a user"  # nobody is at the seat, or the screen is locked
     OPENING = "opening"
     OPEN = "open"  # its files are shown
+    LOCKED = "locked"  # it is encrypted, or a part of it, and somebody has to unlock it; other parts may be shown
     UNMOUNTED = "unmounted"  # it is claimed still, and can be opened again
     FAILED = "failed"  # it could not be claimed, opened or kept
     EJECTED = "ejected"  # it is let go
@@ -30,15 +31,17 @@ NEXT: Mapping[State, frozenset[State]] = {
         State.ASK: {State.OPENING},
         State.REFUSE: set(),
         State.WAITING: {State.OPENING},
-        State.OPENING: {State.BUSY, State.WAITING, State.OPEN} | _JUDGED,
-        State.OPEN: {State.UNMOUNTED},
+        State.OPENING: {State.BUSY, State.WAITING, State.OPEN, State.LOCKED} | _JUDGED,
+        State.OPEN: {State.UNMOUNTED, State.LOCKED},
+        State.LOCKED: {State.OPENING},
         State.UNMOUNTED: {State.OPENING},
         State.FAILED: {State.OPENING},
     }.items()
 } | {State.EJECTED: frozenset()}
 
-# In these somebody may ask that it be opened; in the others it is open, on its way, or not to be opened.
-OPENABLE = frozenset({State.ASK, State.UNMOUNTED, State.FAILED})
+# In these somebody may ask that it be opened; in the others it is open, on its way, or not to be opened. What is locked
+# is looked at anew: somebody may have put its key file in place.
+OPENABLE = frozenset({State.ASK, State.UNMOUNTED, State.LOCKED, State.FAILED})
 
 
 def checked(now: State, after: State) -> State:

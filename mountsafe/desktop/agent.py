@@ -17,8 +17,10 @@ from mountsafe.daemon import address, client, person
 from mountsafe.daemon.bus import Bus, BusGone, connected
 from mountsafe.desktop import notifications
 from mountsafe.desktop.folders import open_folder
-from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure, is_blocked, notice_of
+from mountsafe.desktop.keys import recalled, unlock
+from mountsafe.desktop.notices import Action, Medium, Notice, detailed, failure, is_blocked, name_of, notice_of
 from mountsafe.desktop.notifications import NOBODY, Notifications
+from mountsafe.desktop.offers import Offers
 from mountsafe.desktop.signals import owner_of, subscribe
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.system.messages import Heard, Malformed
@@ -46,9 +48,12 @@ class Agent:
         self._media: dict[str, Medium] = {}
         self._shown: dict[str, Shown] = {}
         self._to_open: set[str] = set()  # their folders, as soon as they are there
+        self._asking: dict[str, trio.CancelScope] = {}  # devices whose key somebody is asked for
         self._wake, self._woken = trio.open_memory_channel[None](1)
         self._of_desktop, self._from_desktop = trio.open_memory_channel[Heard](QUEUE)
+        self._recalled: set[str] = set()  # devices for which it was looked whether their key is remembered
         self._desktop: Notifications
+        self._offers: Offers
         self._nursery: trio.Nursery
 
     async def run(self) -> None:
@@ -66,6 +71,7 @@ class Agent:
 
     async def _serve(self, session: Bus, system: Bus) -> None:
         self._desktop = Notifications(session)
+        self._offers = Offers(self._desktop)
         async with trio.open_nursery() as self._nursery:
             await subscribe(session, owner_of(notifications.NAME), MatchRule(interface=notifications.NAME))
             await subscribe(system, owner_of(address.NAME), MatchRule(sender=address.NAME), MatchRule(path=_SEAT))
@@ -114,11 +120,14 @@ class Agent:
                 self._look()
             case "NotificationClosed":
                 closed, _ = heard.body("uu")
+                self._offers.closed(closed)
                 for shown in self._shown.values():
                     if shown.number == closed:
                         shown.number = NOBODY
             case "ActionInvoked":
                 number, action = heard.body("us")
+                if self._offers.pressed(number, action):
+                    return
                 for device, shown in self._shown.items():
                     medium = self._media.get(device)
                     if medium and shown.number == number and action in shown.notice.actions:
@@ -134,10 +143,17 @@ class Agent:
         for device, notice in wanted.items():
             if device not in self._shown or self._shown[device].notice != notice:
                 await self._show(device, notice, notice)
-            if device in self._to_open and self._media[device]["state"] == "open":
+            if device in self._to_open and self._media[device]["mounts"]:
                 self._to_open.discard(device)
                 self._open_folders(self._media[device])
         self._to_open &= set(self._media)
+        self._recalled &= set(self._media)
+        for device in [device for device in self._asking if device not in self._media]:
+            self._asking[device].cancel()
+        for device, medium in self._media.items():
+            if medium["state"] == "locked" and device not in self._recalled | set(self._asking):
+                self._recalled.add(device)
+                self._nursery.start_soon(self._recall, medium)
 
     async def _kept(self) -> list[Medium]:
         """Return the media that concern this user."""
@@ -169,6 +185,8 @@ class Agent:
                 case Action.OPEN:
                     self._to_open.add(device)
                     await trio.to_thread.run_sync(client.act, "Open", device)
+                case Action.UNLOCK:
+                    await self._unlock(medium)
                 case Action.EJECT:
                     await trio.to_thread.run_sync(client.act, "Eject", device)
                 case Action.TRUST:
@@ -179,6 +197,41 @@ class Agent:
             self._to_open.discard(device)
             words = ". ".join(filter(None, (error.message, error.hint)))
             await self._show(device, notice, failure(notice, action, words))
+
+    async def _unlock(self, medium: Medium) -> None:
+        """Have somebody type its key, who sits there, and show it. Raises UserError."""
+        device = medium["device"]
+        if device in self._asking:
+            return
+        with trio.CancelScope() as scope:
+            self._asking[device] = scope
+            try:
+                if not self._any_seat:
+                    await self._require_seat()
+                if (secret := await unlock(medium)) is not None:
+                    self._to_open.add(device)
+                    self._look()
+                    name, uuid = name_of(medium), medium.get("locked_uuid", "")
+                    self._nursery.start_soon(self._offers.make, uuid, name, secret)
+            finally:
+                del self._asking[device]
+
+    async def _recall(self, medium: Medium) -> None:
+        """Have it unlocked with what its user wanted remembered, once each time that it is plugged in."""
+        device = medium["device"]
+        with trio.CancelScope() as scope, suppress(UserError):
+            self._asking[device] = scope
+            try:
+                if not self._any_seat:
+                    await self._require_seat()
+                await recalled(medium)
+            finally:
+                del self._asking[device]
+
+    async def _require_seat(self) -> None:
+        found = await trio.to_thread.run_sync(person.at_seat)
+        if found is None or found.name != self._name or found.locked:
+            raise UserError("nobody is asked for a key while the screen is locked, or somebody else sits there")
 
     def _open_folders(self, medium: Medium) -> None:
         for folder in medium["mounts"]:

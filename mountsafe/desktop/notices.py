@@ -22,25 +22,32 @@ class Action(StrEnum):
 
     DEFAULT = "default"
     OPEN = "open"
+    UNLOCK = "unlock"
     EJECT = "eject"
     TRUST = "trust"
     DETAILS = "details"
     UNMOUNT = "unmount"
+    UNTIL_LOGOUT = "until-logout"
+    ALWAYS = "always"
 
 
 LABELS = {
     Action.DEFAULT: "Open",
     Action.OPEN: "Open",
+    Action.UNLOCK: "Unlock",
     Action.EJECT: "Eject",
     Action.TRUST: "Trust",
     Action.DETAILS: "Details",
     Action.UNMOUNT: "Unmount",
+    Action.UNTIL_LOGOUT: "Until logout",
+    Action.ALWAYS: "Always",
 }
 
 
 _OPEN = (Action.DEFAULT, Action.OPEN, Action.EJECT, Action.DETAILS)
 _ASK = (Action.OPEN, Action.TRUST, Action.DETAILS)
 _REFUSE = (Action.TRUST, Action.DETAILS)
+_LOCKED = (Action.UNLOCK, Action.EJECT, Action.DETAILS)
 _UNMOUNTED = (Action.OPEN,)
 _FAILED = (Action.OPEN, Action.DETAILS)
 
@@ -71,6 +78,11 @@ def notice_of(medium: Medium) -> Notice | None:
             return Notice(f"Open {name}?", f"The policy asks because {why}", _ASK, "dialog-question", lasts=True)
         case "refuse":
             return Notice(f"{name} is blocked", f"blocked because {why}", _REFUSE, "dialog-warning", lasts=True)
+        case "locked":
+            kinds = _told(medium, "locked")
+            what = f"A part of {name} is encrypted" if medium["mounts"] else f"{name} is encrypted"
+            body = "\n".join(filter(None, ("Unlock asks for its key.", _told(medium, "locked_hint"), problem)))
+            return Notice(f"{what} ({kinds})" if kinds else what, body, _LOCKED, "dialog-password", lasts=True)
         case "failed":
             return Notice(f"{name} could not be opened", problem, _FAILED, "dialog-error", "device.error")
         case "ejected":
@@ -98,6 +110,8 @@ def details_of(medium: Medium) -> str:
         ("Verdict", f"{_text(medium, 'verdict')}, by {_text(medium, 'rule') or 'no rule'}: {_text(medium, 'reason')}"),
         ("Shown on", ", ".join(printable(mount, TEXT) for mount in medium["mounts"])),
         ("Note", _note(medium)),
+        ("Encrypted", ", ".join(filter(None, (_told(medium, "locked"), _told(medium, "locked_hint"))))),
+        ("UUID", _told(medium, "locked_uuid")),
         ("Problem", _text(medium, "problem")),
     )
     return "\n".join(f"{what}: {value}" for what, value in lines if value)
@@ -119,6 +133,13 @@ def name_of(medium: Medium) -> str:
     return next(filter(None, (_text(medium, key) for key in ("label", "model", "fstype", "device"))), "")
 
 
+def encryption_of(medium: Medium) -> str:
+    """Return what of a medium is locked."""
+    kinds = _told(medium, "locked")
+    what = "a part of it is encrypted" if medium["mounts"] else "it is encrypted"
+    return f"{what}: {kinds}" if kinds else what
+
+
 def state_of(medium: Medium) -> str:
     """Return why a medium is in its state, and what can be done, in a line."""
     device, reason, problem = (_text(medium, key) for key in ("device", "reason", "problem"))
@@ -129,6 +150,9 @@ def state_of(medium: Medium) -> str:
             return f"the policy asks: {reason} (mountsafe open {device} shows it)"
         case "refuse":
             return f"the policy refuses it: {reason}"
+        case "locked":
+            words = f"{encryption_of(medium)} (mountsafe unlock {device} asks for the key)"
+            return "; ".join(filter(None, (words, problem)))
         case "unmounted":
             return f"unmounted: it can be pulled out (mountsafe open {device} shows it again)"
         case "ejected":
@@ -150,8 +174,13 @@ def _because(medium: Medium) -> str:
 
 
 def _note(medium: Medium) -> str:
-    """What is to be known of its files; a daemon of an earlier version does not tell it."""
-    return _text(medium, "note") if "note" in medium else ""
+    """What is to be known of its files."""
+    return _told(medium, "note")
+
+
+def _told(medium: Medium, key: str) -> str:
+    """What a daemon of an earlier version does not tell."""
+    return _text(medium, key) if key in medium else ""
 
 
 def _text(medium: Medium, key: str) -> str:

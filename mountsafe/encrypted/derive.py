@@ -5,6 +5,7 @@ goes into memory that the host made; the secret comes on a descriptor of its own
 channel, and whoever starts it ends it as soon as the key is there.
 """
 
+import codecs
 import ctypes
 import json
 import os
@@ -121,6 +122,7 @@ def main() -> None:
     control.set_inheritable(False)
     gcrypt.load()
     ctypes.CDLL(THREADS)
+    codecs.lookup("utf-16-le")  # BitLocker's
     available = _available_memory()
     disk = open_blocking(settings.stack, settings.fds)
     landlock.enclose()

@@ -7,7 +7,7 @@ called (https://gnupg.org/documentation/manuals/gcrypt/); every length is that o
 
 import ctypes
 from enum import IntEnum
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 # Not CDLL, which lets other threads run meanwhile: with a call for each sector that takes as long as the call.
@@ -24,6 +24,7 @@ CIPHERS = {  # gcrypt.h, by bytes of the key
     "camellia": {16: 310, 24: 311, 32: 312},
 }
 BLOCK = 16
+CHUNK = 128 << 10  # bytes at a time: they stay in the processor's cache
 
 
 class Mode(IntEnum):
@@ -40,16 +41,17 @@ class CryptoError(Exception):
 
 def _bound(name: str, result: Any, *arguments: Any) -> Any:
     function = getattr(_gcrypt, name)
-    function.restype, function.argtypes = result, arguments
+    function.restype, function.argtypes = result, arguments or None
     return function
 
 
 _open = _bound("gcry_cipher_open", _ERROR, _POINTER, _INT, _INT, _INT)
 _close = _bound("gcry_cipher_close", None, _POINTER)
 _setkey = _bound("gcry_cipher_setkey", _ERROR, _POINTER, _POINTER, _SIZE)
-_setiv = _bound("gcry_cipher_setiv", _ERROR, _POINTER, _POINTER, _SIZE)
-_encrypt = _bound("gcry_cipher_encrypt", _ERROR, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE)
-_decrypt = _bound("gcry_cipher_decrypt", _ERROR, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE)
+# These are called for each sector, with objects of these types: to convert would take longer than to decrypt.
+_setiv = _bound("gcry_cipher_setiv", _ERROR)
+_encrypt = _bound("gcry_cipher_encrypt", _ERROR)
+_decrypt = _bound("gcry_cipher_decrypt", _ERROR)
 _bound("gcry_check_version", ctypes.c_char_p, ctypes.c_char_p)(None)
 _control = _bound("gcry_control", _ERROR, _INT, _INT)
 _control(DISABLE_SECURE_MEMORY, 0)
@@ -68,9 +70,9 @@ class BlockCipher:
         number = CIPHERS[name].get(size)
         if number is None or _open(ctypes.addressof(handle), number, mode, 0):
             raise CryptoError(f"no {name} of {8 * size} bits")
-        self._handle = handle.value
+        self._handle = handle
         held = (ctypes.c_char * len(key)).from_buffer_copy(key)
-        failed = _setkey(self._handle, ctypes.addressof(held), len(key))
+        failed = _setkey(handle, ctypes.addressof(held), len(key))
         ctypes.memset(held, 0, len(key))
         if failed:
             raise CryptoError("a key that is not taken")
@@ -84,24 +86,9 @@ class BlockCipher:
         """Work on whole blocks, in place. `vector`: that of the first of them."""
         if len(data) % BLOCK or (vector is not None and len(vector) != BLOCK):
             raise ValueError("no whole blocks")
-        held, started = _held(data), ctypes.create_string_buffer(vector or b"", BLOCK)
-        failed = vector is not None and _setiv(self._handle, ctypes.addressof(started), BLOCK)
-        if failed or self._work(self._handle, ctypes.addressof(held), len(data), None, 0):
-            raise CryptoError("the cipher failed")
-
-    def sectors(self, data: bytearray | memoryview, size: int, vectors: bytes | bytearray) -> None:
-        """Work on sectors of `size` bytes, in place. `vectors`: of each, or by XTS of the first; then they count on."""
-        count = len(data) // size
-        if len(data) % size or size % BLOCK or len(vectors) not in (BLOCK, count * BLOCK):
-            raise ValueError("no whole sectors")
-        held, vectors_held = _held(data), (ctypes.c_char * len(vectors)).from_buffer_copy(vectors)
-        at, vector = ctypes.addressof(held), ctypes.addressof(vectors_held)
-        # The loop is map's, which is faster than one of Python's. A call returns 0, or what went wrong.
-        handle = repeat(self._handle)
-        starts = map(_setiv, handle, range(vector, vector + len(vectors), BLOCK), repeat(BLOCK))
-        done = map(self._work, handle, range(at, at + len(data), size), repeat(size), repeat(None), repeat(0))
-        steps = chain(starts, done) if len(vectors) == BLOCK else chain.from_iterable(zip(starts, done, strict=True))
-        if any(steps):
+        held, started = (ctypes.c_char * len(data)).from_buffer(data), ctypes.create_string_buffer(vector or b"", BLOCK)
+        failed = vector is not None and _setiv(self._handle, _POINTER(ctypes.addressof(started)), _SIZE(BLOCK))
+        if failed or self._work(self._handle, _POINTER(ctypes.addressof(held)), _SIZE(len(data)), None, _SIZE(0)):
             raise CryptoError("the cipher failed")
 
 
@@ -113,6 +100,47 @@ class Aes(BlockCipher):
         super().__init__("aes", mode, key, encrypt)
 
 
-def _held(buffer: bytearray | memoryview) -> Any:
-    """Return what keeps a buffer where it is, for ctypes.addressof."""
-    return (ctypes.c_char * len(buffer)).from_buffer(buffer)
+class Sectors:
+    """Works on sectors of `size` bytes by one of the above. One thread at a time.
+
+    What is to be done is copied to memory whose places are known, and back: to make an object of an address takes
+    longer than to decrypt a sector, and the copies are nothing beside that.
+    """
+
+    def __init__(self, cipher: BlockCipher, size: int) -> None:
+        self._cipher = cipher
+        self._size = size
+        self._most = CHUNK // size
+        self._data, data = _memory(CHUNK)
+        self._vectors, vectors = _memory(self._most * BLOCK)
+        self._places = [_POINTER(data + at) for at in range(0, CHUNK, size)]
+        self._vector_places = [_POINTER(vectors + at) for at in range(0, self._most * BLOCK, BLOCK)]
+
+    def run(self, data: memoryview, vectors: bytearray) -> None:
+        """Work on sectors, in place. `vectors`: of each, or, by XTS, of the first; then they count on."""
+        count = len(data) // self._size
+        if len(data) % self._size or len(vectors) not in (BLOCK, count * BLOCK):
+            raise ValueError("no whole sectors")
+        each = len(vectors) == count * BLOCK
+        for first in range(0, count, self._most):
+            part = data[first * self._size : (first + self._most) * self._size]
+            given = vectors[first * BLOCK : (first + self._most) * BLOCK] if each else b"" if first else vectors
+            self._data[: len(part)] = part
+            self._vectors[: len(given)] = given
+            self._run(len(part) // self._size, len(given) // BLOCK)
+            part[:] = self._data[: len(part)]
+
+    def _run(self, count: int, vectors: int) -> None:
+        handle, size, nothing = repeat(self._cipher._handle), repeat(_SIZE(self._size)), repeat(_SIZE(0))
+        # The loop is map's, which is faster than one of Python's. A call returns 0, or what went wrong.
+        begun = map(_setiv, handle, islice(self._vector_places, vectors), repeat(_SIZE(BLOCK)))
+        done = map(self._cipher._work, handle, islice(self._places, count), size, repeat(None), nothing)
+        steps = chain.from_iterable(zip(begun, done, strict=True)) if vectors == count else chain(begun, done)
+        if any(steps):
+            raise CryptoError("the cipher failed")
+
+
+def _memory(size: int) -> tuple[memoryview, int]:
+    """Return memory that stays where it is, and its address."""
+    made = ctypes.create_string_buffer(size)
+    return memoryview(made).cast("B"), ctypes.addressof(made)

@@ -9,7 +9,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable
 
-from mountsafe.medium.aes import BLOCK, Aes, BlockCipher, Mode
+from mountsafe.medium.aes import BLOCK, Aes, BlockCipher, Mode, Sectors
 from mountsafe.medium.encryption import Cipher, Layout, cascade
 from mountsafe.medium.stacked import Decryptor
 
@@ -49,15 +49,14 @@ class Xts:
     """XTS with the sector's number for a tweak. `name`: of the cipher, if there is another than the layout's."""
 
     def __init__(self, layout: Layout, key: bytearray, name: str = "") -> None:
-        name = name or cascade(layout.cipher)[0]
         self._sector = layout.sector
         self._numbers = _Numbers(layout)
-        self._cipher = BlockCipher(name, Mode.XTS, key)
+        self._sectors = Sectors(BlockCipher(name or cascade(layout.cipher)[0], Mode.XTS, key), layout.sector)
 
     def decrypt(self, data: memoryview, iv: int) -> None:
         """Decrypt whole sectors, in place. `iv`: the number of the first."""
         count = 1 if self._numbers.step == 1 else len(data) // self._sector  # libgcrypt counts by one
-        self._cipher.sectors(data, self._sector, self._numbers.blocks(iv, count))
+        self._sectors.run(data, self._numbers.blocks(iv, count))
 
 
 class Ecb:
@@ -97,6 +96,7 @@ class Cbc:
     def __init__(self, layout: Layout, key: bytearray) -> None:
         self._sector = layout.sector
         self._aes = Aes(Mode.CBC, key)
+        self._sectors = Sectors(self._aes, layout.sector)
         eboiv = layout.cipher in (Cipher.AES_CBC_EBOIV, Cipher.AES_ELEPHANT)
         self._numbers = _Numbers(layout, layout.sector if eboiv else 1)
         self._encrypted: Aes | None = None
@@ -112,7 +112,7 @@ class Cbc:
         if self._encrypted is not None:
             self._encrypted.run(vectors)
         if count <= FEW:
-            self._aes.sectors(data, self._sector, vectors)
+            self._sectors.run(data, vectors)
         else:
             self._at_once(data, vectors)
 

@@ -195,6 +195,7 @@ class BlockingNbd:
         """Take a connected socket, which is closed with the disk, and shake hands. Raises DiskGone."""
         self.size = size
         self._using = Lock()
+        self._gone = ""  # why
         self._handle = _handle()
         try:
             self._handle.aio_connect_socket(fd)
@@ -209,6 +210,8 @@ class BlockingNbd:
         """Return exactly `length` bytes at `offset`. Raises MediumError, DiskGone. Beyond the end are zeros."""
         available = max(0, min(length, self.size - offset))
         with self._using:
+            if self._gone:  # nor is it polled: an answer that comes late has no buffer any more
+                raise DiskGone(self._gone)
             parts = [
                 self._read(at, min(MOST, offset + available - at)) for at in range(offset, offset + available, MOST)
             ]
@@ -220,8 +223,9 @@ class BlockingNbd:
             command = self._handle.aio_pread(buffer, offset)
             self._until(lambda: self._handle.aio_command_completed(command), REQUEST_DEADLINE)
         except nbd.Error as error:
-            gone = self._handle.aio_is_dead() or self._handle.aio_is_closed()
-            raise (DiskGone if gone else MediumError)(f"reading the disk at {offset}: {error}") from error
+            if self._handle.aio_is_dead() or self._handle.aio_is_closed():
+                self._gone = str(error)
+            raise (DiskGone if self._gone else MediumError)(f"reading the disk at {offset}: {error}") from error
         return bytes(buffer.to_buffer())
 
     def _until(self, done: Callable[[], bool], deadline: float) -> None:
@@ -229,5 +233,6 @@ class BlockingNbd:
         while not done():
             left = end - time.monotonic()
             if left <= 0 or self._handle.aio_is_dead() or self._handle.aio_is_closed():
-                raise DiskGone("the other end has gone" if left > 0 else f"no answer in {deadline:.0f} s")
+                self._gone = "the other end has gone" if left > 0 else f"no answer in {deadline:.0f} s"
+                raise DiskGone(self._gone)
             self._handle.poll(max(1, round(left * 1000)))

@@ -6,7 +6,7 @@ Pure: properties and attributes in, `Facts` out. Where they are read from is the
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from mountsafe.policy.risk import Risk, risk_of
+from mountsafe.policy.risk import ENCRYPTED, Risk, risk_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Facts:
     """One file system on one device, or an image. Size in bytes.
 
     `fstype`, `label` and `uuid` are the medium's own words; `vendor`, `model` and `serial` are the device's. All can be
-    made to say anything.
+    made to say anything. `unlocked`: it lies in something encrypted.
     """
 
     device: str = ""
@@ -30,11 +30,19 @@ class Facts:
     size: int = 0
     seat: str = ""
     locked: bool = False
+    unlocked: bool = False
 
     @property
     def risk(self) -> Risk:
         """How risky its type is to a kernel."""
         return risk_of(self.fstype)
+
+    @property
+    def encrypted(self) -> bool | None:
+        """Whether nobody reads it without a key; None where its type is not known (yet)."""
+        if self.unlocked or self.fstype in ENCRYPTED:
+            return True
+        return False if self.fstype else None
 
 
 # What never is a medium somebody plugged in: memory, and what is made of other devices.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mountsafe.policy.facts import Facts
+from mountsafe.policy.risk import ENCRYPTED
 from mountsafe.policy.rules import Decision, Options, Verdict
 
 
@@ -49,27 +50,36 @@ class Judgement:
 
 
 def judge(decide: Callable[[Facts], Decision], known: Facts, found: Sequence[Seen]) -> Judgement:
-    """Judge what was found in a medium of which the host knows `known`."""
-    decisions = {seen.name: [decide(facts) for facts in _facts(known, seen)] for seen in found}
+    """Judge what was found in a medium of which the host knows `known`.
+
+    What lies in something encrypted is encrypted, and so is all that it lies in, as far as it goes: of a volume group
+    whose only volume is encrypted nothing else is shown.
+    """
     refused: dict[str, Decision] = {}
     asks = None
     chosen = [seen for seen in found if seen.chosen]
+    decisions: dict[str, list[Decision]] = {}  # of each that is chosen: its own first
     for seen in chosen:
-        around = [each for each in found if each is seen or _holds(each, seen)]
-        deciding = [decision for each in around for decision in decisions[each.name]]
+        around = [seen, *(each for each in found if each is not seen and _holds(each, seen))]
+        unlocked = any(each.fstype in ENCRYPTED or each.found in ENCRYPTED for each in around)
+        facts = [each for volume in around for each in _facts(replace(known, unlocked=unlocked), volume)]
+        deciding = decisions[seen.name] = [decide(each) for each in facts]
         if denied := next((each for each in deciding if each.verdict == Verdict.REFUSE), None):
             refused[seen.name] = denied
         else:
             asks = asks or next((each for each in deciding if each.verdict == Verdict.ASK), None)
     left = [decisions[seen.name][0].options for seen in chosen if seen.name not in refused]
-    options = replace(left[0], hide=any(each.hide for each in left), mount_options=()) if left else Options()
+    options = replace(left[0].general, hide=any(each.hide for each in left)) if left else Options()
     wished = {seen.name: decisions[seen.name][0].options.mount_options for seen in chosen if seen.name not in refused}
     mount_options = {name: each for name, each in wished.items() if each}
     return Judgement(refused, asks, not left and bool(chosen), options, mount_options)
 
 
 def _facts(known: Facts, seen: Seen) -> list[Facts]:
-    """Return the facts as what it is to be mounted as, and then as what it was found to be: no type hides another."""
+    """Return the facts as what it is to be mounted as, and then as what it was found to be: no type hides another.
+
+    What is `known` of being encrypted holds for each of them.
+    """
     types = dict.fromkeys([seen.fstype, seen.found or seen.fstype])
     return [replace(known, fstype=each, label=seen.label, uuid=seen.uuid, size=seen.size) for each in types]
 

@@ -6,7 +6,7 @@ kernel's own autoloading, whoever asks for it. insmod(8) and modprobe --ignore-i
 
 from collections.abc import Collection
 
-from mountsafe.policy.risk import RISKS, RiskClass
+from mountsafe.policy.risk import ENCRYPTED, RISKS, RiskClass
 
 NAME = "mountsafe-strict.conf"
 
@@ -23,6 +23,7 @@ _MODULES = {
     "apfs": (),
     "ecryptfs": (),  # not on a device
     "reiser4": (),  # never in the kernel's tree
+    **dict.fromkeys(ENCRYPTED, ()),  # parsed by programs
 }
 
 _HEAD = """\

@@ -39,6 +39,7 @@ _MEMBER = Risk(RiskClass.HIGH, "part of an array or volume group: several parser
 _KEPT = Risk(RiskClass.MEDIUM, "well kept, but a crafted image can still crash or take over its driver")
 _SIMPLE = Risk(RiskClass.LOW, "simple and widely used, but still parsed by the kernel")
 _USER_SPACE = Risk(RiskClass.HIGH, "parsed by a program with the rights of root")
+_ENCRYPTED = Risk(RiskClass.MEDIUM, "encrypted: it needs a key, and what is inside is judged once that is there")
 _UNKNOWN = Risk(RiskClass.UNKNOWN, "no known type: whatever parses it has not been looked at")
 
 RISKS: dict[str, Risk] = {
@@ -56,7 +57,10 @@ RISKS: dict[str, Risk] = {
     **dict.fromkeys(("ext2", "ext3", "ext4", "xfs", "btrfs", "erofs", "squashfs", "iso9660"), _KEPT),
     **dict.fromkeys(("vfat", "msdos", "exfat"), _SIMPLE),
     "apfs": _USER_SPACE,
+    **dict.fromkeys(("crypto_LUKS", "BitLocker", "cs_fvault2", "veracrypt", "truecrypt"), _ENCRYPTED),
 }
+# Types that need a key. The last two have no signature: nothing tells them from random bytes before they are unlocked.
+ENCRYPTED = frozenset(fstype for fstype, risk in RISKS.items() if risk is _ENCRYPTED)
 
 
 def risk_of(fstype: str) -> Risk:

@@ -10,7 +10,7 @@ import fnmatch
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -21,6 +21,7 @@ from mountsafe.policy.zones import is_zone
 from mountsafe.text import printable
 
 VERSION = 1
+MAX_PATH = 4095  # characters: PATH_MAX
 
 
 class Verdict(StrEnum):
@@ -37,13 +38,19 @@ class Options:
     """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it.
 
     `timezone`: that of the clock whose local times it keeps; "" is the machine's. `mount_options` as those of
-    `mountsafe mount`.
+    `mountsafe mount`. `key_file`: what unlocks it; "" is nothing.
     """
 
     owner: str = "user"
     hide: bool = False
     timezone: str = ""
     mount_options: tuple[str, ...] = ()
+    key_file: str = ""
+
+    @property
+    def general(self) -> "Options":
+        """What holds for a medium as a whole, and not for one of its volumes alone."""
+        return replace(self, mount_options=(), key_file="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +167,7 @@ class _Places:
         return f"{self._origin}, line {line + 1}" + ("" if number is None else f" (rule {number})")
 
 
-_STRINGS = ("name", "reason", "owner", "timezone")
+_STRINGS = ("name", "reason", "owner", "timezone", "key_file")
 
 
 def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
@@ -196,6 +203,7 @@ def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
         table.get("hide", False),
         table.get("timezone", ""),
         _mount_options(table, places(number, "mount_options"), verdict),
+        _key_file(table, places(number, "key_file"), verdict),
     )
     origin = places.rule(number)
     return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
@@ -217,6 +225,18 @@ def _mount_options(table: dict[str, Any], origin: str, verdict: Verdict) -> tupl
     return tuple(wanted)
 
 
+def _key_file(table: dict[str, Any], origin: str, verdict: Verdict) -> str:
+    """Return the path of a key. Whether the file can be believed is looked at when it is used: here nothing is read."""
+    path: str = table.get("key_file", "")
+    if "key_file" not in table:
+        return ""
+    if verdict in (Verdict.KERNEL, Verdict.REFUSE):
+        raise PolicyError(f"{origin}: key_file is for what a virtual machine opens, not for {verdict}")
+    if not path.startswith("/") or path.endswith("/") or printable(path, len(path)) != path or len(path) > MAX_PATH:
+        raise PolicyError(f"{origin}: key_file is the whole path of a file, such as /etc/mountsafe/keys/backup")
+    return path
+
+
 # --- conditions ------------------------------------------------------------------------------------------------------
 # udev's rules have no way to write these in a pattern (udev(7)); "?" stands for any character.
 _NOT_IN_PATTERNS = frozenset('"\\|')
@@ -225,7 +245,7 @@ _ASKED_LATER = ("min_size", "max_size", "seat", "locked")
 _SIZE = re.compile(r"(\d{1,18})\s*(B|KiB|MiB|GiB|TiB)?")
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _TEXTS = ("fstype", "label", "uuid", "bus", "vendor", "model", "serial", "seat")
-_SWITCHES = ("external", "removable", "locked")
+_SWITCHES = ("external", "removable", "locked", "encrypted")
 
 
 def as_list(wanted: Any) -> Any:
@@ -285,4 +305,4 @@ _CONDITIONS = {
     "min_size": lambda facts, wanted: facts.size >= _bytes(wanted),
     "max_size": lambda facts, wanted: facts.size <= _bytes(wanted),
 }
-assert {field_.name for field_ in fields(Facts)} >= {*_TEXTS, *_SWITCHES}
+assert {field_.name for field_ in fields(Facts)} >= {*_TEXTS, *_SWITCHES} - {"encrypted"}

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from mountsafe.policy.exempt import Exemption
 from mountsafe.policy.facts import INSIDE_BUSES, MADE_HERE, PARAVIRTUAL
-from mountsafe.policy.risk import RISKS, RiskClass
+from mountsafe.policy.risk import ENCRYPTED, RISKS, RiskClass
 from mountsafe.policy.rules import Policy, Rule, Verdict, as_list
 from mountsafe.text import printable
 
@@ -97,6 +97,7 @@ _PROPERTIES = {
     "model": "ID_MODEL",
     "serial": "MOUNTSAFE_SERIAL",
 }
+_KNOWN_AND_PLAIN = f'ENV{{ID_FS_TYPE}}=="?*", ENV{{ID_FS_TYPE}}!="{"|".join(sorted(ENCRYPTED))}"'
 _SWITCHES = {"external": "MOUNTSAFE_EXTERNAL", "removable": "MOUNTSAFE_REMOVABLE"}
 
 
@@ -132,6 +133,8 @@ def _matches(rule: Rule) -> Iterator[str]:
             yield f'ENV{{{_PROPERTIES[key]}}}=="{"|".join(as_list(wanted))}"'
         elif key in _SWITCHES:
             yield f'ENV{{{_SWITCHES[key]}}}=="{int(wanted)}"'
+        elif key == "encrypted":
+            yield f'ENV{{ID_FS_TYPE}}=="{"|".join(sorted(ENCRYPTED))}"' if wanted else _KNOWN_AND_PLAIN
         elif key == "risk":
             yield _risk_match({RiskClass(each) for each in as_list(wanted)})
 

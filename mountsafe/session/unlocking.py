@@ -8,12 +8,13 @@ from dataclasses import replace
 import trio
 
 from mountsafe import channel
+from mountsafe.encrypted.description import Form, Note
 from mountsafe.encrypted.keys import KeyProcess, Secret, key_memory
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.limits import KEY_MEMORY, KEY_MEMORY_MOST
 from mountsafe.medium.encryption import Layer
 from mountsafe.medium.volumes import ENCRYPTED, FORCED, Volume
-from mountsafe.session.messages import Key, Locked
+from mountsafe.session.messages import Locked
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.storage import Lender
 from mountsafe.session.unlocked import Unlocked
@@ -51,14 +52,17 @@ async def unlock(disk: Lender, volume: Volume, name: str, reporter: Reporter, nu
     Asks until a key does. Raises UserError: LOCKED if none was right, and what `mountsafe.encrypted.keys` raises.
     """
     try:
-        question = await _question(disk, volume, name)
+        question, clear = await _question(disk, volume, name)
+        if clear:  # its owner has suspended the encryption: the key lies beside what it encrypts
+            return await _opened(disk, *await _derived(disk, volume, Secret(Form.CLEAR_KEY), []), nursery)
         while True:
             key, fds = await reporter.key(question)
             try:
                 if not key.given:
                     break
                 reporter.progress(f"deriving the key of {name}")
-                layer, memory = await _derived(disk, volume, key, fds)
+                memory = KEY_MEMORY_MOST if key.big_memory else KEY_MEMORY
+                opened = await _derived(disk, volume, Secret.of(key), fds, memory)
             except UserError as error:
                 if error.code is not ExitCode.LOCKED:
                     raise
@@ -66,7 +70,7 @@ async def unlock(disk: Lender, volume: Volume, name: str, reporter: Reporter, nu
                 continue
             finally:
                 channel.close(fds)
-            return await _opened(disk, layer, memory, nursery)
+            return await _opened(disk, *opened, nursery)
     except UserError as error:
         raise UserError(f"{name} cannot be unlocked: {error.message}", error.hint, error.code) from error
     except MountsafeError as error:
@@ -76,25 +80,27 @@ async def unlock(disk: Lender, volume: Volume, name: str, reporter: Reporter, nu
     return None
 
 
-async def _question(disk: Lender, volume: Volume, name: str) -> Locked:
-    """Return what is asked; of what has no signature, or its header elsewhere, nothing more is known."""
+async def _question(disk: Lender, volume: Volume, name: str) -> tuple[Locked, bool]:
+    """Return what is asked, and whether it need not be: of what has no signature, or its header elsewhere, not much."""
     if volume.usage == FORCED:
-        return Locked(name, ENCRYPTED[volume.fstype], "", "", "", "")
+        return Locked(name, ENCRYPTED[volume.fstype], "", "", "", ""), False
     async with key_process(disk, volume) as process:
         about = await process.describe()
-    return Locked(name, about.title, about.uuid, about.label, about.hint, "")
+    return Locked(name, about.title, about.uuid, about.label, about.hint, ""), Note.CLEAR_KEY in about.notes
 
 
-async def _derived(disk: Lender, volume: Volume, key: Key, fds: list[int]) -> tuple[Layer, int]:
+async def _derived(
+    disk: Lender, volume: Volume, secret: Secret, fds: list[int], memory: int = KEY_MEMORY
+) -> tuple[Layer, int]:
     """Return what the plaintext is made of, and a descriptor of the key."""
-    memory = key_memory()
+    key = key_memory()
     try:
-        async with key_process(disk, volume, KEY_MEMORY_MOST if key.big_memory else KEY_MEMORY) as process:
-            layout = await process.unlock(Secret.of(key), fds, memory)
+        async with key_process(disk, volume, memory) as process:
+            layout = await process.unlock(secret, fds, key)
     except BaseException:
-        os.close(memory)
+        os.close(key)
         raise
-    return replace(layer_of(volume), layout=layout), memory
+    return replace(layer_of(volume), layout=layout), key
 
 
 async def _opened(disk: Lender, layer: Layer, key: int, nursery: trio.Nursery) -> Unlocked:

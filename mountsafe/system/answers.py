@@ -121,10 +121,10 @@ class Connection:
 
 
 @contextmanager
-def connected(bus: str = "SYSTEM", most: int = MOST) -> Iterator[Connection]:
-    """Be connected to a bus. Raises NoBus."""
+def connected(bus: str = "SYSTEM", most: int = MOST, descriptors: bool = False) -> Iterator[Connection]:
+    """Be connected to a bus; `descriptors`: calls may bring some. Raises NoBus."""
     try:
-        connection = open_dbus_connection(bus=bus)
+        connection = open_dbus_connection(bus=bus, enable_fds=descriptors)
     except Exception as error:  # jeepney fails in many ways when there is no bus
         raise NoBus(str(error) or type(error).__name__) from error
     with connection:

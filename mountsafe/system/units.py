@@ -12,6 +12,7 @@ from mountsafe.limits import MIB
 
 SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 SLICE = "mountsafe.slice"
+_SCREEN = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "XDG_CURRENT_DESKTOP", "LANG", "LC_ALL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,16 @@ def apart() -> list[str]:
     What we start ourselves inherits the filters of our unit, and ends with it.
     """
     return [*run, "--user", "--"] if (run := _systemd_run()) else []
+
+
+def piped() -> list[str]:
+    """Return the words before a command that the user's service manager starts and waits for, with our pipes.
+
+    It shows a window; what we are held by is not made for that.
+    """
+    if not (run := _systemd_run()):
+        return []
+    return [*run, "--user", "--pipe", "--wait", *(f"--setenv={name}" for name in _SCREEN if name in os.environ), "--"]
 
 
 def _systemd_run() -> list[str]:

@@ -14,8 +14,9 @@ import trio
 from mountsafe import channel, pieces, trios
 from mountsafe.daemon import aside as asides
 from mountsafe.daemon import keeper as keepers
-from mountsafe.daemon.keeper import DisplaySettings, Keeper
+from mountsafe.daemon.keeper import Keeper
 from mountsafe.daemon.person import Person
+from mountsafe.daemon.showing import DisplaySettings
 from mountsafe.errors import UserError
 from mountsafe.hotplug.devices import Device
 from mountsafe.policy.facts import Facts
@@ -201,7 +202,7 @@ def test_it_is_shown_again_where_what_is_inside_belongs_and_no_third_time(
 
         order = Mock()
 
-        def follow(self, _: object, __: object, judge: Callable[[list[Seen]], object]) -> object:
+        def follow(self, _: object, __: object, judge: Callable[[list[Seen]], object], ___: object) -> object:
             judge([Seen("1", next(answers), "", "", 1, (), chosen=True)])
             raise UserError("enough")
 
@@ -212,7 +213,7 @@ def test_it_is_shown_again_where_what_is_inside_belongs_and_no_third_time(
         return StandInStarting()
 
     keeper._display.spare.take = take  # type: ignore[assignment, method-assign]
-    keeper._decide = lambda facts: replace(keeper.decision, options=Options(hide=facts.fstype == "romfs"))
+    keeper._inside._decide = lambda facts: replace(keeper.decision, options=Options(hide=facts.fstype == "romfs"))
     monkeypatch.setattr(keepers, "folder_of", folder)
     monkeypatch.setattr(keepers, "held", Mock())
     kept(keeper, lambda: None)

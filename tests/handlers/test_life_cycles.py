@@ -10,7 +10,8 @@ import pytest
 
 from mountsafe import wire
 from mountsafe.agent.worker import Worker
-from mountsafe.daemon.keeper import DisplaySettings, Keeper
+from mountsafe.daemon.keeper import Keeper
+from mountsafe.daemon.showing import DisplaySettings
 from mountsafe.daemon.states import NEXT, OPENABLE, State, checked
 from mountsafe.errors import ProtocolFault, UserError
 from mountsafe.hotplug.devices import Device

@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import AsyncMock, Mock, call
 
 import pytest
 import trio
@@ -15,16 +15,25 @@ from mountsafe.errors import UserError
 from mountsafe.medium.claim import Swapped
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Verdict
+from mountsafe.session.messages import KeyForm
 from mountsafe.system import trusting
 
 
 def keeper(uid: int) -> Any:
     device = SimpleNamespace(name="sdb", node="/dev/sdb", drive="")
     told = Mock(return_value={"mounts": []})
-    return SimpleNamespace(device=device, person=SimpleNamespace(uid=uid), told=told, open=Mock(), eject=AsyncMock())
+    return SimpleNamespace(
+        device=device,
+        person=SimpleNamespace(uid=uid),
+        told=told,
+        open=Mock(),
+        eject=AsyncMock(),
+        unlock=AsyncMock(),
+        lock=AsyncMock(),
+    )
 
 
-@pytest.mark.parametrize("method", ["Open", "Eject"])
+@pytest.mark.parametrize("method", ["Open", "Eject", "Lock"])
 @pytest.mark.parametrize("meanwhile", ["another medium", "another user", "gone", "nothing"])
 def test_an_approval_is_for_one_medium(tmp_path: Path, method: str, meanwhile: str) -> None:
     async def ask() -> Any:
@@ -47,7 +56,57 @@ def test_an_approval_is_for_one_medium(tmp_path: Path, method: str, meanwhile: s
         return kept
 
     kept = trios.run(ask)
-    assert (kept.open.called or kept.eject.called) == (meanwhile == "nothing")
+    assert (kept.open.called or kept.eject.called or kept.lock.called) == (meanwhile == "nothing")
+
+
+@pytest.mark.parametrize(
+    "meanwhile", ["another medium", "another user", "nobody", "a locked screen", "gone", "nothing"]
+)
+def test_an_approved_key_is_for_one_medium_and_for_who_sits_there(tmp_path: Path, meanwhile: str) -> None:
+    async def ask() -> Any:
+        seat: Any = SimpleNamespace(uid=1000, locked=False)
+        service = Service(tmp_path, SimpleNamespace(person=lambda: seat), 4)  # type: ignore[arg-type]
+        kept = service._keepers["sdb"] = keeper(1001)
+        request = await service.asked("Unlock", "/dev/sdb", "passphrase", 7)
+        assert (request.device, request.owner) == ("sdb", 1000), "it is shown to who is at the seat"
+        match meanwhile:
+            case "another medium":
+                service._keepers["sdb"] = keeper(1001)
+            case "another user":
+                seat = SimpleNamespace(uid=1002, locked=False)
+            case "nobody":
+                seat = None
+            case "a locked screen":
+                seat = SimpleNamespace(uid=1000, locked=True)
+            case "gone":
+                service._keepers.clear()
+        if meanwhile == "nothing":
+            await request.run()
+        else:
+            with pytest.raises(UserError):
+                await request.run()
+        return kept
+
+    kept = trios.run(ask)
+    assert kept.unlock.call_args_list == ([call(KeyForm.PASSPHRASE, 7, 1000)] if meanwhile == "nothing" else [])
+
+
+@pytest.mark.parametrize(
+    ("seat", "form"),
+    [
+        (None, "passphrase"),
+        (SimpleNamespace(uid=1000, locked=True), "passphrase"),
+        (SimpleNamespace(uid=1, locked=False), "x"),
+    ],
+)
+def test_no_key_is_asked_about_that_nobody_could_use(tmp_path: Path, seat: Any, form: str) -> None:
+    async def ask() -> None:
+        service = Service(tmp_path, SimpleNamespace(person=lambda: seat), 4)  # type: ignore[arg-type]
+        service._keepers["sdb"] = keeper(1000)
+        with pytest.raises(UserError):
+            await service.asked("Unlock", "/dev/sdb", form, 7)
+
+    trios.run(ask)
 
 
 def test_trust_that_cannot_be_written_is_said(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 `python -m tests.hotplug.abuser SECONDS`, as root: it becomes nobody once everything is loaded.
 """
 
+import array
 import json
 import os
 import random
+import socket
 import struct
 import sys
 import time
@@ -122,8 +124,41 @@ def lying_length(connection: DBusConnection) -> None:
     raise ConnectionError
 
 
-KINDS = (large, many_parts, deep, wide_header, unknown, introspection, status, acts, signals, forged_answers)
-KINDS += (strange_kinds, half_a_message, gone_in_the_middle, stolen_name, lying_length)
+def keys(connection: DBusConnection) -> None:
+    """Descriptors of all kinds: a pipe that stays open, what has no end, what nothing is read from, and too many."""
+    reader, writer = os.pipe()
+    memory = os.memfd_create("key")
+    os.write(memory, b"wrong")
+    others = [os.open("/dev/zero", os.O_RDONLY), os.open("/", os.O_PATH), os.open("/dev/null", os.O_WRONLY)]
+    try:
+        for fd in (reader, writer, memory, *others):
+            device, form = random.choice(("loop0", "/dev/loop1", "sdz")), random.choice(("passphrase", "key-file", "x"))
+            for message in (
+                new_method_call(WHERE, "Unlock", "ssh", (device, form, fd)),
+                new_method_call(WHERE, "Unlock", "s" + "h" * 12, (device, *[fd] * 12)),
+                new_method_call(WHERE, "Open", "sh", (device, fd)),
+            ):
+                fds = array.array("i")
+                data = message.serialise(serial=next(connection.outgoing_serial), fds=fds)
+                connection.sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    finally:
+        for fd in (reader, writer, memory, *others):
+            os.close(fd)
+
+
+KINDS: tuple[Callable[[DBusConnection], None], ...] = (
+    large,
+    many_parts,
+    deep,
+    wide_header,
+    unknown,
+    introspection,
+    status,
+    acts,
+    signals,
+    forged_answers,
+)
+KINDS += (strange_kinds, half_a_message, gone_in_the_middle, stolen_name, lying_length, keys)
 
 
 def abuse(seconds: float) -> Counter[str]:
@@ -131,7 +166,7 @@ def abuse(seconds: float) -> Counter[str]:
     done: Counter[str] = Counter()
     while time.monotonic() < end:
         try:
-            with open_dbus_connection(bus="SYSTEM") as connection:
+            with open_dbus_connection(bus="SYSTEM", enable_fds=True) as connection:
                 for _ in range(random.randrange(1, 10)):
                     kind = random.choice(KINDS)
                     done[kind.__name__] += 1

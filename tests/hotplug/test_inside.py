@@ -107,13 +107,12 @@ def test_what_is_asked_about_inside_waits_for_an_answer(daemon: Daemon, image: I
         become(machine, device, "open")
 
 
-def test_what_failed_says_what_it_is(daemon: Daemon, image: Image, tmp_path: Path) -> None:
+def test_what_is_locked_in_a_partition_says_what_it_is(daemon: Daemon, image: Image, tmp_path: Path) -> None:
     machine = daemon.machine
     with machine.loop(stick(tmp_path / "stick.img", image("encrypted-luks"))) as device:
-        told = become(machine, device, "failed")
-        assert told["fstype"] == "crypto_LUKS"
-        assert told["problem"] == f"partition 1 of {told['device']} is encrypted: crypto_LUKS"
-        assert "is encrypted: crypto_LUKS" in machine.mountsafe("devices").ok().out
+        told = become(machine, device, "locked")
+        assert (told["fstype"], told["locked"], told["problem"]) == ("crypto_LUKS", "LUKS2", "")
+        assert "it is encrypted: LUKS2 (mountsafe unlock" in machine.mountsafe("devices").ok().out
 
 
 def test_a_file_managers_eject_is_an_eject(desktop: Desktop, daemon: Daemon, image: Image) -> None:

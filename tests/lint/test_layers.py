@@ -86,6 +86,7 @@ FOREIGN = {
     "seccomp": (f"{PACKAGE}.syscalls",),
     "pyudev": (f"{PACKAGE}.hotplug*",),
     "systemd": (f"{PACKAGE}.daemon.journal",),
+    "secretstorage": (f"{PACKAGE}.desktop.remembering",),
     "rich": (f"{PACKAGE}.cli*",),
     "typer": (f"{PACKAGE}.cli*",),
 }

@@ -71,10 +71,13 @@ def test_a_medium_is_called_what_people_know_it_by(medium: dict[str, str], summa
         ("refuse", "the policy refuses it: odd fixes: its driver has no regular maintainer"),
         ("ask", "the policy asks: odd fixes: its driver has no regular maintainer (mountsafe open sdb shows it)"),
         ("ejected", "it can be pulled out"),
+        ("locked", "it is encrypted: LUKS2 (mountsafe unlock sdb asks for the key)"),
     ],
 )
 def test_a_state_says_why(state: str, words: str) -> None:
-    assert state_of({**STICK, "state": state, "problem": "it is encrypted" if state == "failed" else ""}) == words
+    told = {"locked": "LUKS2", "mounts": []} if state == "locked" else {}
+    problem = "it is encrypted" if state == "failed" else ""
+    assert state_of({**STICK, "state": state, "problem": problem, **told}) == words
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,7 @@ def test_a_state_says_why(state: str, words: str) -> None:
         ("ask", {Action.OPEN, Action.TRUST, Action.DETAILS}),
         ("refuse", {Action.TRUST, Action.DETAILS}),
         ("failed", {Action.OPEN, Action.DETAILS}),
+        ("locked", {Action.UNLOCK, Action.EJECT, Action.DETAILS}),
         ("ejected", set()),
         ("unmounted", {Action.OPEN}),
     ],
@@ -118,13 +122,26 @@ def test_details_tell_all_and_need_no_button_for_more() -> None:
         assert words in shown.body
 
 
-@given(st.text(), st.text(), st.sampled_from(["open", "ask", "refuse", "failed", "opening", "ejected"]))
+@given(st.text(), st.text(), st.sampled_from(["open", "ask", "refuse", "failed", "opening", "ejected", "locked"]))
 def test_no_word_of_a_medium_comes_out_raw(label: str, problem: str, state: str) -> None:
     medium = {**STICK, "label": label, "fstype": label, "problem": problem, "state": state}
+    medium |= {"locked": label, "locked_hint": problem, "locked_uuid": label}
     notice = notice_of(medium)
     assert notice is not None
     for text in (notice.summary, notice.body, details_of(medium)):
         assert all(line == printable(line, len(line)) for line in text.split("\n"))
+
+
+def test_what_is_locked_says_what_it_is_and_what_helps_to_find_its_key() -> None:
+    locked = {**STICK, "state": "locked", "mounts": [], "locked": "BitLocker", "locked_hint": "recovery key ID 4B8C"}
+    notice = notice_of(locked)
+    assert notice is not None
+    assert (notice.summary, notice.lasts) == ("PHOTOS is encrypted (BitLocker)", True)
+    assert "4B8C" in notice.body
+    assert "Encrypted: BitLocker, recovery key ID 4B8C" in details_of(locked)
+    partly = notice_of({**locked, "mounts": ["/run/media/alice/EFI"]})
+    assert partly is not None
+    assert partly.summary == "A part of PHOTOS is encrypted (BitLocker)"
 
 
 def test_every_button_has_a_name() -> None:

@@ -39,6 +39,11 @@ def decisions(text: str) -> list[str]:
         ("removable = true", 'ENV{MOUNTSAFE_REMOVABLE}=="1"'),
         ('vendor = "a"\nmodel = "b"', 'ENV{ID_VENDOR}=="a", ENV{ID_MODEL}=="b"'),
         ('serial = "c"', 'ENV{MOUNTSAFE_SERIAL}=="c"'),
+        ("encrypted = true", 'ENV{ID_FS_TYPE}=="BitLocker|crypto_LUKS|cs_fvault2|truecrypt|veracrypt"'),
+        (
+            "encrypted = false",
+            'ENV{ID_FS_TYPE}=="?*", ENV{ID_FS_TYPE}!="BitLocker|crypto_LUKS|cs_fvault2|truecrypt|veracrypt"',
+        ),
     ],
 )
 def test_a_rule_in_the_words_of_udev(conditions: str, match: str) -> None:

@@ -97,3 +97,37 @@ def test_each_is_mounted_as_the_rule_says_that_decides_of_it() -> None:
     rules = '[[rule]]\nverdict = "sandbox"\nfstype = "vfat"\nmount_options = ["codepage=850"]'
     found = [volume("0", "", chosen=False), volume("1", "vfat"), volume("2"), volume("3", "vfat", chosen=False)]
     assert judge(policy(rules), KNOWN, found).mount_options == {"1": ("codepage=850",)}
+
+
+# --- what is encrypted -----------------------------------------------------------------------------------------------
+ONLY_ENCRYPTED = REFUSE + "encrypted = false"
+
+
+def test_only_what_lies_in_something_encrypted_is_shown() -> None:
+    locked = volume("2", "crypto_LUKS", chosen=False)
+    inside = volume("2/0", layers=("2",))
+    beside = volume("1", "vfat")
+    assert list(judge(policy(ONLY_ENCRYPTED), KNOWN, [beside, locked, inside]).refused) == ["1"]
+    assert judge(policy(ONLY_ENCRYPTED), KNOWN, [beside]).nothing
+    assert list(judge(policy(REFUSE + "encrypted = true"), KNOWN, [beside, locked, inside]).refused) == ["2/0"]
+
+
+def test_what_a_volume_group_is_in_makes_all_of_it_encrypted_and_what_is_in_it_only_itself() -> None:
+    rules = policy(ONLY_ENCRYPTED)
+    around = [volume("1", "crypto_LUKS", chosen=False), volume("1/0", "LVM2_member", chosen=False, layers=("1",))]
+    assert not judge(rules, KNOWN, [*around, volume("vg/root", layers=("1", "1/0"))]).refused
+    group = [volume("1", "LVM2_member", chosen=False), volume("vg/a", "BitLocker", chosen=False, layers=("1",))]
+    inside, plain = volume("vg/a/0", "ntfs", layers=("1", "vg/a")), volume("vg/b", layers=("1",))
+    assert list(judge(rules, KNOWN, [*group, inside, plain]).refused) == ["vg/b"]
+
+
+def test_a_type_that_somebody_names_does_not_make_it_encrypted_nor_plain() -> None:
+    """Who says `--type ext4` of a LUKS volume sees random bytes; who says it of another one sees that."""
+    assert not judge(policy(ONLY_ENCRYPTED), KNOWN, [volume("1", "ext4", found="crypto_LUKS")]).refused
+    assert judge(policy(ONLY_ENCRYPTED), KNOWN, [volume("1", "vfat", found="")]).nothing
+    assert judge(policy(ONLY_ENCRYPTED), KNOWN, [volume("1", "vfat", found="ext4")]).nothing
+
+
+def test_a_key_file_is_of_a_volume_and_not_how_a_medium_is_shown() -> None:
+    rules = '[[rule]]\nverdict = "sandbox"\nuuid = "77"\nkey_file = "/a"\nhide = true'
+    assert judge(policy(rules), KNOWN, [volume("1", uuid="77")]).options == Options(hide=True)

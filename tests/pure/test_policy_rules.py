@@ -95,6 +95,8 @@ BROKEN = {
     "a list that holds no tables": "rule = [1]",
     "a table of another name": '[[rules]]\nverdict = "kernel"',
     "a reason that is no text": '[[rule]]\nverdict = "kernel"\nreason = 5',
+    "a text for encrypted": '[[rule]]\nverdict = "refuse"\nencrypted = "LUKS"',
+    "a list of key files": '[[rule]]\nverdict = "sandbox"\nkey_file = ["/a"]',
     "hide that is no switch": '[[rule]]\nverdict = "kernel"\nhide = 1',
 }
 
@@ -141,7 +143,7 @@ def test_a_file_that_cannot_be_read_refuses(tmp_path: Path, content: bytes | Non
 # --- the example -----------------------------------------------------------------------------------------------------
 def _worked() -> tuple[list[Rule], list[Rule]]:
     """The rules in the example's comments: the one that explains every key, and those to copy."""
-    head, _, tail = files.EXAMPLE.read_text(encoding="utf-8").partition("# Ten rules")
+    head, _, tail = files.EXAMPLE.read_text(encoding="utf-8").partition("# Twelve rules")
     parts = (
         "\n".join(line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   "))
         for text in (head, tail)
@@ -174,11 +176,13 @@ WORKED = {
     "discs": (Facts(fstype="iso9660", bus="optical", removable=True), Verdict.SANDBOX),
     "installers": (replace(DISK, label="Debian 13.1.0 amd64 n"), Verdict.SANDBOX),
     "foreign images": (Facts(fstype="udf", bus="loop", external=False), Verdict.SANDBOX),
+    "the backup stick": (replace(DISK, fstype="crypto_LUKS", uuid="0b9d2f60-0000-4000-8000-7c1e5a9d3f21"), "sandbox"),
+    "only what is encrypted": (replace(DISK, removable=True), Verdict.REFUSE),
 }
 
 
 @pytest.mark.parametrize("name", WORKED)
-def test_each_of_the_ten_rules_decides_what_it_says(name: str) -> None:
+def test_each_of_the_worked_rules_decides_what_it_says(name: str) -> None:
     facts, verdict = WORKED[name]
     _, worked = _worked()
     decision = Policy(worked).decide(facts)
@@ -239,3 +243,45 @@ def test_mount_options_that_cannot_be(rest: str, words: str) -> None:
         parse_rules("x", f'[[rule]]\nverdict = "sandbox"\n{rest}')
     with pytest.raises(PolicyError, match="not for kernel"):
         parse_rules("x", '[[rule]]\nverdict = "kernel"\nmount_options = ["map=off"]')
+
+
+# --- what is encrypted -----------------------------------------------------------------------------------------------
+def test_a_type_that_is_not_known_is_neither_encrypted_nor_not() -> None:
+    for encrypted in ("true", "false"):
+        assert decide(f'[[rule]]\nverdict = "refuse"\nencrypted = {encrypted}', Facts()) == Verdict.SANDBOX
+    yes = '[[rule]]\nverdict = "refuse"\nencrypted = true'
+    for fstype in ("crypto_LUKS", "BitLocker", "cs_fvault2", "veracrypt"):
+        assert decide(yes, Facts(fstype=fstype)) == Verdict.REFUSE
+        assert decide(yes.replace("true", "false"), Facts(fstype=fstype)) == Verdict.SANDBOX
+    assert decide(yes, Facts(fstype="vfat")) == Verdict.SANDBOX
+    assert decide(yes, Facts(fstype="vfat", unlocked=True)) == Verdict.REFUSE
+    assert decide(yes.replace("true", "false"), Facts(fstype="vfat")) == Verdict.REFUSE
+
+
+def test_without_a_rule_what_is_encrypted_is_opened_as_all_else_is() -> None:
+    decision = Policy([]).decide(Facts(fstype="crypto_LUKS"))
+    assert (decision.verdict, decision.reason.partition(";")[0]) == (Verdict.SANDBOX, "it is external")
+    assert "it needs a key" in decision.reason
+
+
+def test_a_rules_key_file() -> None:
+    (rule,) = parse_rules("x", '[[rule]]\nverdict = "ask"\nkey_file = "/etc/mountsafe/keys/a"')
+    assert rule.options.key_file == "/etc/mountsafe/keys/a"
+    assert rule.options.general.key_file == ""
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        ('verdict = "sandbox"\nkey_file = "keys/a"', "the whole path of a file"),
+        ('verdict = "sandbox"\nkey_file = ""', "the whole path of a file"),
+        ('verdict = "sandbox"\nkey_file = "/etc/keys/"', "the whole path of a file"),
+        ('verdict = "sandbox"\nkey_file = "/a\\u001b"', "the whole path of a file"),
+        ('verdict = "sandbox"\nkeyfile = "/a"', "do you mean key_file\\?"),
+        ('verdict = "kernel"\nkey_file = "/a"', "not for kernel"),
+        ('verdict = "refuse"\nkey_file = "/a"', "not for refuse"),
+    ],
+)
+def test_key_files_that_cannot_be(rest: str, words: str) -> None:
+    with pytest.raises(PolicyError, match=rf"^x, line 3 \(rule 1\): .*{words}"):
+        parse_rules("x", f"[[rule]]\n{rest}")

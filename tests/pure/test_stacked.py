@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -28,10 +29,11 @@ def held(data: bytes) -> int:
 
 
 @pytest.fixture
-def medium() -> Iterator[int]:
-    fd = held(random.Random(1).randbytes(SIZE))
-    yield fd
-    os.close(fd)
+def medium(tmp_path: Path) -> Iterator[int]:
+    """A medium that is at hand: a file, and none of memory alone, which some kernels do not read without waiting."""
+    (tmp_path / "medium").write_bytes(random.Random(1).randbytes(SIZE))
+    with (tmp_path / "medium").open("r+b", buffering=0) as file:
+        yield file.fileno()
 
 
 # --- what the description says, a byte at a time ---------------------------------------------------------------------
@@ -139,21 +141,25 @@ def crypt(sector: int = 512, size: int = SIZE, physical: int = 0) -> Layout:
 
 
 @pytest.mark.parametrize("sector", SECTORS)
-def test_what_is_at_hand_is_had_at_once(tmp_path: os.PathLike[str], sector: int) -> None:
+def test_what_is_at_hand_is_had_at_once(medium: int, sector: int) -> None:
     """Also where a read begins or ends within a sector, and where the volume does not begin with its disk."""
-    path = os.fspath(tmp_path) + "/medium"
-    with open(path, "wb") as file:
-        file.write(os.urandom(SIZE))
-    with open(path, "rb") as file:
-        stack = one(crypt(sector, SIZE // 2), ((0, 8192, SIZE // 2),), SIZE // 2)
-        whole = all_of(stack, file.fileno())
-        disk = open_disk(stack, BlockReader(file.fileno(), SIZE), keys(stack))
-        for offset, length in [(0, sector), (0, SIZE // 2), (sector, 3 * sector), (5, 10), (sector - 1, 2)]:
-            now = disk.read_now(offset, length)
-            assert now is not None
-            assert bytes(now) == whole[offset : offset + length]
-        assert disk.read_now(SIZE // 2 - 1, 2) is None
-        assert disk.read_now(-1, 2) is None
+    stack = one(crypt(sector, SIZE // 2), ((0, 8192, SIZE // 2),), SIZE // 2)
+    whole = all_of(stack, medium)
+    disk = open_disk(stack, BlockReader(medium, SIZE), keys(stack))
+    for offset, length in [(0, sector), (0, SIZE // 2), (sector, 3 * sector), (5, 10), (sector - 1, 2)]:
+        now = disk.read_now(offset, length)
+        assert now is not None
+        assert bytes(now) == whole[offset : offset + length]
+    assert disk.read_now(SIZE // 2 - 1, 2) is None
+    assert disk.read_now(-1, 2) is None
+
+
+def test_what_has_a_gap_below_is_not_at_hand(medium: int) -> None:
+    """A read of which one run is there and the rest zeros, and one that is of two runs."""
+    for places in (((0, 0, 4096),), ((0, 0, 4096), (4096, 65536, 4096))):
+        disk = open_disk(one(crypt(512, 8192), places, 8192), BlockReader(medium, SIZE), [held(KEY)])
+        assert disk.read_now(0, 4096) is not None
+        assert disk.read_now(0, 8192) is None
 
 
 def test_bytes_that_are_somebody_elses_are_not_changed() -> None:
@@ -220,6 +226,13 @@ def test_a_lie_is_no_disk(medium: int, lie: str) -> None:
     for fd in (opened, key):  # nothing stays open
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
+
+
+def test_a_layer_lies_in_the_plaintext_below_it_and_not_in_its_headers() -> None:
+    inner = Layer(((0, 0, SIZE // 2),), SIZE // 2, None)
+    verify(replace(one(crypt(size=SIZE // 2)), layers=(*one(crypt(size=SIZE // 2)).layers, inner)))
+    with pytest.raises(ProtocolFault):
+        verify(replace(one(crypt(size=SIZE // 4)), layers=(*one(crypt(size=SIZE // 4)).layers, inner)))
 
 
 @pytest.mark.parametrize(

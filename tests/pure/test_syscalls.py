@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mountsafe import landlock
-from mountsafe.syscalls import APPLIANCE, SESSION, Argument, Filter, Rule, descriptor, program
+from mountsafe.syscalls import APPLIANCE, PLAINTEXT, SESSION, Argument, Filter, Rule, descriptor, program
 
 libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2  # include/uapi/linux/prctl.h
@@ -121,6 +121,34 @@ def forked() -> None:
 def test_what_a_filter_leaves(attempt: Callable[[], object], session: str, appliance: str) -> None:
     assert under(SESSION, attempt) == session
     assert under(APPLIANCE, attempt) == appliance
+
+
+def listens() -> None:
+    """A socket with a name of its own, and one that is connected to it."""
+    name = f"/tmp/test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(name)
+        os.unlink(name)
+        server.listen()
+        client.setblocking(False)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "failure"),
+    [
+        pytest.param(listens, "", id="listen"),
+        pytest.param(lambda: libc.prctl(4, 0, 0, 0, 0) and _fail(), "", id="not-dumpable"),
+        pytest.param(lambda: libc.prctl(24, 0, 0, 0, 0) and _fail(), "ENOSYS", id="another-prctl"),
+        pytest.param(forked, "ENOSYS", id="fork"),
+        pytest.param(lambda: socket.socket(socket.AF_INET), "ENOSYS", id="inet-socket"),
+        pytest.param(lambda: os.kill(os.getpid(), signal.SIGCONT), "ENOSYS", id="kill"),
+        pytest.param(lambda: os.mkdir("/tmp/test"), "ENOSYS", id="mkdir"),
+        pytest.param(call(MEMFD_CREATE, b"x", 0), "ENOSYS", id="memory-without-a-limit"),
+        pytest.param(call(KEYCTL, 0, -3, 0), "ENOSYS", id="keys"),
+    ],
+)
+def test_what_the_plaintext_server_has_beyond_a_session(attempt: Callable[[], object], failure: str) -> None:
+    assert under(PLAINTEXT, attempt) == failure
 
 
 def _fail() -> None:

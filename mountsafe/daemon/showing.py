@@ -1,0 +1,45 @@
+"""How media are shown, and who is told of them: what keepers share with whoever makes them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from mountsafe.daemon.person import Person
+from mountsafe.daemon.spare import Spare
+
+
+@dataclass(frozen=True, slots=True)
+class DisplaySettings:
+    """How media are shown. `person` is asked for whenever one is: it returns None while nobody is there.
+
+    `base`: where each user has a folder of his media; `hidden`: the same for those that desktops are not to show.
+    """
+
+    person: Callable[[], Person | None]
+    base: str
+    hidden: str
+    idle: float
+    spare: Spare
+
+
+class IncidentKind(StrEnum):
+    """What can go wrong with a medium: the kinds of incidents."""
+
+    CLAIM = "claim"  # it cannot be claimed
+    OPEN = "open"  # it cannot be opened
+    PARTIAL = "partial"  # some of its file systems cannot be opened
+    KEY = "key"  # the key file that the policy names for it does not unlock it
+    GUEST = "guest"  # its virtual machine died or broke the rules, and was ended
+    PULLED = "pulled"  # it was pulled out while it was shown
+    BUG = "bug"  # a fault of ours
+
+
+class Public(Protocol):
+    """Whoever is told what happens to media."""
+
+    def changed(self, medium: Mapping[str, str | int | list[str]]) -> None:
+        """Hear of a medium in another state."""
+
+    def incident(self, device: str, kind: str, words: str) -> None:
+        """Hear that something went wrong."""
