@@ -129,6 +129,9 @@ def test_a_wrong_key_is_locked(tmp_path: Path) -> None:
         unlock(path, SECRET + b"\n", secret=Secret(Form.KEY_FILE))  # of a key file every byte counts
     assert failure.value.code is ExitCode.LOCKED
     with pytest.raises(UserError) as failure:
+        unlock(path, bytes(8 << 20), secret=Secret(Form.KEY_FILE))
+    assert failure.value.message == told.WORDS[Fault.WRONG_KEY][0]
+    with pytest.raises(UserError) as failure:
         unlock(path, bytes((8 << 20) + 1))
     assert failure.value.message == told.WORDS[Fault.SECRET_TOO_LONG][0]
 
