@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from mountsafe import channel, trios
-from mountsafe.encrypted import keys, tcrypt, told
+from mountsafe.encrypted import gcrypt, keys, tcrypt, told
 from mountsafe.encrypted.description import MAX_SLOTS, Description, Form, Kind, Slot
 from mountsafe.encrypted.faults import Fault
 from mountsafe.encrypted.keys import KeyProcess, Secret, key_memory
@@ -377,3 +377,14 @@ def test_too_many_key_files_are_said() -> None:
     with pytest.raises(UserError) as failure:
         trios.run(run)
     assert failure.value.code is ExitCode.USAGE
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys.require()
+    monkeypatch.setattr(gcrypt, "LIBRARY", "libgcrypt.so.99")
+    with pytest.raises(UserError, match="libgcrypt") as failure:
+        keys.require()
+    assert failure.value.code is ExitCode.DEPENDENCY
+    monkeypatch.setattr(keys, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="argon2"):
+        keys.require()
