@@ -166,7 +166,7 @@ def _found(volume: Volume, kind: Kind, hidden: bool, secret: bytes, pim: int, bu
         raw = volume.take(place, HEADER_BYTES)
         try:
             # Nothing here is the volume's choice but the PIM, so what one takes is no matter of the others.
-            key = derivation.key(replace(budget), secret, raw[:SALT], size)
+            key = derivation.key(replace(budget, seconds=4 * budget.seconds), secret, raw[:SALT], size)
         except KeyFault as fault:
             return fault
         return _decrypted(raw[SALT:], key, kind, place)
