@@ -16,6 +16,7 @@ FEDORA = {
     "cryptsetup-bin": "cryptsetup",
     "dmsetup": "device-mapper",
     "libc-bin": "glibc-common",
+    "libgcrypt20": "libgcrypt",
     "linux-image-amd64": "kernel",
     "libgcrypt20": "libgcrypt",
     "mount": "util-linux-core",

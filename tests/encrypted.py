@@ -150,12 +150,16 @@ def with_sum(raw: bytes) -> bytes:
     return (raw + struct.pack("<HHI", 8, 1, zlib.crc32(raw))).ljust(65536, b"\0")
 
 
-def bitlocker(raw: bytes, copies: Sequence[int] = (0, 1, 2), sector: int = 512) -> bytes:
+def bitlocker(
+    raw: bytes,
+    copies: Sequence[int] = (0, 1, 2),
+    sector: int = 512,
+    identifier: str = "4967d63b-2e29-4ad8-8399-f6a339e3d001",
+) -> bytes:
     """A volume with these metadata, in some of the three places."""
     made = bytearray(BITLOCKER_SIZE)
     made[:13] = b"\xeb\x58\x90-FVE-FS-" + struct.pack("<H", sector)
-    identifier = uuid.UUID("4967d63b-2e29-4ad8-8399-f6a339e3d001")
-    made[160:200] = identifier.bytes_le + struct.pack("<3Q", *AREAS)
+    made[160:200] = uuid.UUID(identifier).bytes_le + struct.pack("<3Q", *AREAS)
     for copy in copies:
         made[AREAS[copy] : AREAS[copy] + len(raw)] = raw
     return bytes(made)

@@ -221,7 +221,7 @@ def layout(metadata: Metadata, size: int) -> Layout:
     size = size // sector * sector
     if metadata.state not in (ENCRYPTED, SWITCHING, PAUSED):
         raise KeyFault(Fault.REQUIREMENT, f"state {metadata.state}")
-    if metadata.on_write and metadata.state != ENCRYPTED:
+    if metadata.on_write:  # bitmaps say which sectors are encrypted; taken for all, the others would be noise
         raise KeyFault(Fault.REQUIREMENT, "encrypted on write")
     border = size if metadata.state == ENCRYPTED else min(size, metadata.encrypted // sector * sector)
     place, length = metadata.moved
@@ -260,9 +260,10 @@ def describe(metadata: Metadata, volume: Volume) -> Description:
         bits = 8 * CIPHERS[metadata.method][1] // (2 if metadata.method in (0x8000, 0x8001, 0x8004, 0x8005) else 1)
     checks = (
         (Note.FIRST_HEADER_DAMAGED, metadata.first_damaged),
-        (Note.PARTLY_ENCRYPTED, metadata.state in (SWITCHING, PAUSED)),
+        (Note.PARTLY_ENCRYPTED, metadata.on_write or metadata.state in (SWITCHING, PAUSED)),
         (Note.CUT_OFF, metadata.state == ENCRYPTED and volume.size < metadata.encrypted),
         (Note.CLEAR_KEY, any(each.protection == CLEAR for each in metadata.protectors)),
+        (Note.UNSUPPORTED_REQUIREMENT, metadata.on_write),
         (Note.UNSUPPORTED_CIPHER, metadata.method not in CIPHERS),
     )
     slots = tuple(_slot(each) for each in metadata.protectors)

@@ -3,6 +3,7 @@
 The volume key is never read here: it is in memory that this end made, which nobody can change once it is handed on.
 """
 
+import ctypes
 import fcntl
 import json
 import logging
@@ -10,12 +11,13 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 import trio
 
-from mountsafe import channel, codec, sandbox, syscalls
-from mountsafe.encrypted import told
+from mountsafe import channel, codec, distribution, sandbox, syscalls
+from mountsafe.encrypted import gcrypt, told
 from mountsafe.encrypted.description import Description, Form, Kind
 from mountsafe.encrypted.messages import (
     ANSWERS,
@@ -30,7 +32,7 @@ from mountsafe.encrypted.messages import (
     Settings,
     Unlock,
 )
-from mountsafe.errors import GuestGone, ProtocolFault
+from mountsafe.errors import ExitCode, GuestGone, ProtocolFault, UserError
 from mountsafe.limits import (
     DESCRIBE_DEADLINE,
     KEY_ADDRESS_SPACE,
@@ -195,3 +197,14 @@ class KeyProcess(Peer):
             except OSError as error:
                 raise GuestGone("the key process ended") from error
             return ANSWERS.read(await self.receive(deadline, doing))
+
+
+def require() -> None:
+    """Raise UserError (DEPENDENCY) if what derives keys is missing. The box has the system's Python, as this one."""
+    if find_spec("argon2") is None:
+        raise UserError("Python's argon2 is missing", distribution.install("python3-argon2"), ExitCode.DEPENDENCY)
+    try:
+        ctypes.CDLL(gcrypt.LIBRARY)
+    except OSError as error:
+        hint = distribution.install("libgcrypt20")
+        raise UserError(f"{gcrypt.LIBRARY} is missing", hint, ExitCode.DEPENDENCY) from error

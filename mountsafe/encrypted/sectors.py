@@ -13,12 +13,11 @@ from mountsafe.encrypted.gcrypt import Mode
 from mountsafe.medium.encryption import KEY_SIZES, UNIT, Cipher
 
 MAX_SECTORS_OF_PLAIN = 1 << 32  # "plain" cuts the number to 32 bits: up to there it is "plain64"
-_MODES = {"xts": Mode.XTS, "cbc": Mode.CBC}
-_PAYLOAD = {
-    "aes-xts-plain64": Cipher.AES_XTS,
-    "aes-cbc-plain64": Cipher.AES_CBC_PLAIN,
-    "aes-cbc-essiv:sha256": Cipher.AES_CBC_ESSIV,
-}
+_MODES = {"xts": Mode.XTS, "cbc": Mode.CBC, "ecb": Mode.ECB}
+_PAYLOADS = (
+    *(Cipher.AES_XTS, Cipher.SERPENT_XTS, Cipher.TWOFISH_XTS, Cipher.CAMELLIA_XTS),
+    *(Cipher.AES_CBC_PLAIN, Cipher.AES_CBC_ESSIV, Cipher.AES_ECB),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,8 @@ class Spec:
     def parse(cls, name: str) -> "Spec":
         """Read a name. Raises KeyFault (CIPHER)."""
         parts = name.split("-")
+        if parts[1:] == ["ecb"]:
+            parts.append("null")
         if len(parts) != 3 or not all(parts):
             raise KeyFault(Fault.CIPHER, name)
         return cls(*parts)
@@ -47,7 +48,7 @@ def payload_cipher(name: str, key_size: int, size: int) -> Cipher:
     """Return the cipher of a plaintext of `size` bytes. Raises KeyFault (CIPHER) for one that is not decrypted here."""
     if name.endswith("-plain") and size // UNIT <= MAX_SECTORS_OF_PLAIN:
         name += "64"
-    cipher = _PAYLOAD.get(name)
+    cipher = next((each for each in _PAYLOADS if each == name), None)
     if cipher is None or key_size not in KEY_SIZES[cipher]:
         raise KeyFault(Fault.CIPHER, f"{name}, {8 * key_size} bits")
     return cipher
@@ -69,8 +70,10 @@ def _mode(spec: Spec) -> Mode:
     return _MODES[spec.mode]
 
 
-def _ivs(spec: Spec, key: bytes) -> Callable[[int], bytes]:
+def _ivs(spec: Spec, key: bytes) -> Callable[[int], bytes | None]:
     kind, _, parameter = spec.iv.partition(":")
+    if spec.mode == "ecb":
+        return lambda _: None
     if kind == "plain64" or kind == "plain":  # no area has 2^32 sectors
         return lambda number: number.to_bytes(16, "little")
     if kind == "essiv":

@@ -18,7 +18,7 @@ from mountsafe.encrypted.gcrypt import Mode
 from mountsafe.encrypted.kdf import Budget, argon2, pbkdf2
 from mountsafe.encrypted.unlocking import Unlocked
 from mountsafe.encrypted.volume import Volume
-from mountsafe.medium.encryption import SECTORS, UNIT, Cipher, Layout, Segment, SegmentKind
+from mountsafe.medium.encryption import SECTORS, UNIT, XTS, Cipher, Layout, Segment, SegmentKind, cascade
 
 SALT, HEADER_BYTES = 64, 512
 KEY_BYTES = 192  # of three ciphers in XTS
@@ -28,12 +28,8 @@ CHECKED, KEYS = 188, 192
 MAGICS = {Kind.VERACRYPT: b"VERA", Kind.TRUECRYPT: b"TRUE"}
 # Where a header is: from the end if negative. The copies at the end are there since TrueCrypt 6.
 NORMAL, HIDDEN = (0, -131072), (65536, -65536)
-# Which ciphers, the innermost first: the plaintext is encrypted with the first, and that with the next.
-CASCADES = (
-    *(("aes",), ("serpent",), ("twofish",), ("camellia",)),
-    *(("twofish", "aes"), ("serpent", "twofish", "aes"), ("aes", "serpent")),
-    *(("aes", "twofish", "serpent"), ("serpent", "twofish"), ("serpent", "camellia")),
-)
+CASCADES = tuple(sorted((names for cipher in Cipher if (names := cascade(cipher))), key=len))  # the likely ones first
+RARE = ("streebog512", "argon2id")  # and slow
 MAX_PASSWORD, MAX_LONG_PASSWORD = 64, 128  # bytes; the second only of VeraCrypt's
 MAX_PIM = 2147468
 POOL = {True: 128, False: 64}  # bytes of the pool that key files are mixed into, for a long password or not
@@ -124,20 +120,21 @@ class Header:
 def unlock(volume: Volume, kind: Kind, hidden: bool, secret: bytes, pim: int, budget: Budget) -> Unlocked:
     """Return what a secret (`mixed`) opens, `hidden`: of the inner volume. Raises KeyFault."""
     header = _found(volume, kind, hidden, secret, pim, budget)
-    return Unlocked(layout(header, volume.size, hidden), xts_key(header.keys, 1, 0))
+    ciphers = len(header.cascade)
+    key = b"".join(xts_key(header.keys, ciphers, number) for number in range(ciphers))
+    return Unlocked(layout(header, volume.size, hidden), key)
 
 
 def layout(header: Header, size: int, hidden: bool) -> Layout:
-    """Return the plaintext's layout in a volume of `size` bytes. Raises KeyFault (CIPHER, DAMAGED, CUT_OFF)."""
-    if header.cascade != ("aes",):
-        raise KeyFault(Fault.CIPHER, f"{'-'.join(header.cascade)}-xts")
+    """Return the plaintext's layout in a volume of `size` bytes. Raises KeyFault (DAMAGED, CUT_OFF)."""
     if header.sector not in SECTORS:
         raise KeyFault(Fault.DAMAGED, "sector size")
     offset, length = _place(header, size, hidden)
     # The header's sectors are what the file system sees; what is encrypted at once is always 512 bytes.
     length = length // UNIT * UNIT
     segment = Segment(0, length, SegmentKind.CRYPT, offset, offset // UNIT)
-    return Layout(Cipher.AES_XTS, 64, UNIT, UNIT, length, (segment,))
+    cipher = Cipher("-".join(header.cascade) + XTS)
+    return Layout(cipher, 64 * len(header.cascade), UNIT, UNIT, length, (segment,))
 
 
 def _place(header: Header, size: int, hidden: bool) -> tuple[int, int]:
@@ -169,7 +166,7 @@ def _found(volume: Volume, kind: Kind, hidden: bool, secret: bytes, pim: int, bu
         raw = volume.take(place, HEADER_BYTES)
         try:
             # Nothing here is the volume's choice but the PIM, so what one takes is no matter of the others.
-            key = derivation.key(replace(budget), secret, raw[:SALT], size)
+            key = derivation.key(replace(budget, seconds=4 * budget.seconds), secret, raw[:SALT], size)
         except KeyFault as fault:
             return fault
         return _decrypted(raw[SALT:], key, kind, place)
@@ -196,8 +193,10 @@ def _attempts(size: int, kind: Kind, hidden: bool, ways: Sequence[Derivation]) -
     if not places:
         raise KeyFault(Fault.CUT_OFF)
     first, *copies = places
-    yield from ((first, way, ONE_CIPHER) for way in ways)
-    yield from ((first, way, KEY_BYTES) for way in ways if not way.memory)
+    usual, rare = [way for way in ways if way.hash not in RARE], [way for way in ways if way.hash in RARE]
+    yield from ((first, way, ONE_CIPHER) for way in usual)
+    yield from ((first, way, KEY_BYTES) for way in usual)
+    yield from ((first, way, KEY_BYTES) for way in rare)
     for place in copies:
         yield from ((place, way, ONE_CIPHER) for way in ways)
 
@@ -214,14 +213,14 @@ def _places(size: int, kind: Kind, hidden: bool) -> Iterator[int]:
 
 
 def _decrypted(sealed: bytes, key: bytes, kind: Kind, place: int) -> Header | None:
-    for cascade in CASCADES:
+    for names in CASCADES:
         plain = sealed
-        if len(key) < ONE_CIPHER * len(cascade):
+        if len(key) < ONE_CIPHER * len(names):
             continue
-        for number in reversed(range(len(cascade))):
-            with gcrypt.opened(cascade[number], Mode.XTS, xts_key(key, len(cascade), number)) as cipher:
+        for number in reversed(range(len(names))):
+            with gcrypt.opened(names[number], Mode.XTS, xts_key(key, len(names), number)) as cipher:
                 plain = cipher.decrypt(plain, bytes(16))
-        header = parsed(plain, cascade, kind, place)
+        header = parsed(plain, names, kind, place)
         if header is not None:
             return header
     return None

@@ -1,4 +1,4 @@
-"""AES by libgcrypt, in place: a call for all blocks, or one for each sector.
+"""AES, and the other ciphers of 128-bit blocks, by libgcrypt, in place: a call for all blocks, or one for each sector.
 
 Every Debian has it, because systemd and apt need it. Bindings of Python's make an object for each sector, which takes
 ten times as long as to decrypt it; OpenSSL's takes two calls for each, and twice as long. Only what its manual says is
@@ -17,7 +17,12 @@ DISABLE_SECURE_MEMORY, INITIALIZATION_FINISHED = (
     37,
     38,
 )  # gcrypt.h: it cannot be locked in a box, and nothing is swapped
-AES = {16: 7, 24: 8, 32: 9}  # gcrypt.h, by bytes of the key
+CIPHERS = {  # gcrypt.h, by bytes of the key
+    "aes": {16: 7, 24: 8, 32: 9},
+    "serpent": {16: 304, 24: 305, 32: 306},
+    "twofish": {16: 303, 32: 10},
+    "camellia": {16: 310, 24: 311, 32: 312},
+}
 BLOCK = 16
 CHUNK = 128 << 10  # bytes at a time: they stay in the processor's cache
 
@@ -53,17 +58,18 @@ _control(DISABLE_SECURE_MEMORY, 0)
 _control(INITIALIZATION_FINISHED, 0)
 
 
-class Aes:
-    """A mode of AES with its key. One thread at a time. libgcrypt wipes its copy of the key with the object."""
+class BlockCipher:
+    """A mode of a cipher with its key. One thread at a time. libgcrypt wipes its copy of the key with the object."""
 
     _handle = None
 
-    def __init__(self, mode: Mode, key: bytes | bytearray, encrypt: bool = False) -> None:
+    def __init__(self, name: str, mode: Mode, key: bytes | bytearray, encrypt: bool = False) -> None:
         """Raise CryptoError if there is no such cipher."""
         handle = _POINTER()
         size = len(key) // 2 if mode is Mode.XTS else len(key)
-        if _open(ctypes.addressof(handle), AES[size], mode, 0):
-            raise CryptoError(f"no AES of {8 * size} bits")
+        number = CIPHERS[name].get(size)
+        if number is None or _open(ctypes.addressof(handle), number, mode, 0):
+            raise CryptoError(f"no {name} of {8 * size} bits")
         self._handle = handle
         held = (ctypes.c_char * len(key)).from_buffer_copy(key)
         failed = _setkey(handle, ctypes.addressof(held), len(key))
@@ -83,7 +89,15 @@ class Aes:
         held, started = (ctypes.c_char * len(data)).from_buffer(data), ctypes.create_string_buffer(vector or b"", BLOCK)
         failed = vector is not None and _setiv(self._handle, _POINTER(ctypes.addressof(started)), _SIZE(BLOCK))
         if failed or self._work(self._handle, _POINTER(ctypes.addressof(held)), _SIZE(len(data)), None, _SIZE(0)):
-            raise CryptoError("AES failed")
+            raise CryptoError("the cipher failed")
+
+
+class Aes(BlockCipher):
+    """A mode of AES with its key."""
+
+    def __init__(self, mode: Mode, key: bytes | bytearray, encrypt: bool = False) -> None:
+        """Raise CryptoError if there is no such cipher."""
+        super().__init__("aes", mode, key, encrypt)
 
 
 class Sectors:
@@ -93,8 +107,8 @@ class Sectors:
     longer than to decrypt a sector, and the copies are nothing beside that.
     """
 
-    def __init__(self, aes: Aes, size: int) -> None:
-        self._aes = aes
+    def __init__(self, cipher: BlockCipher, size: int) -> None:
+        self._cipher = cipher
         self._size = size
         self._most = CHUNK // size
         self._data, data = _memory(CHUNK)
@@ -117,13 +131,13 @@ class Sectors:
             part[:] = self._data[: len(part)]
 
     def _run(self, count: int, vectors: int) -> None:
-        handle, size, nothing = repeat(self._aes._handle), repeat(_SIZE(self._size)), repeat(_SIZE(0))
+        handle, size, nothing = repeat(self._cipher._handle), repeat(_SIZE(self._size)), repeat(_SIZE(0))
         # The loop is map's, which is faster than one of Python's. A call returns 0, or what went wrong.
         begun = map(_setiv, handle, islice(self._vector_places, vectors), repeat(_SIZE(BLOCK)))
-        done = map(self._aes._work, handle, islice(self._places, count), size, repeat(None), nothing)
+        done = map(self._cipher._work, handle, islice(self._places, count), size, repeat(None), nothing)
         steps = chain.from_iterable(zip(begun, done, strict=True)) if vectors == count else chain(begun, done)
         if any(steps):
-            raise CryptoError("AES failed")
+            raise CryptoError("the cipher failed")
 
 
 def _memory(size: int) -> tuple[memoryview, int]:

@@ -1,4 +1,4 @@
-"""Decrypts many sectors a call, in place: AES by libgcrypt, what else there is to do by Python, for all at once.
+"""Decrypts many sectors a call, in place: blocks by libgcrypt, what else there is to do by Python, for all at once.
 
 CBC of many sectors is CBC of one, and then each first block is put right. Numbers and initialization vectors are those
 of dm-crypt (drivers/md/dm-crypt.c): plain64, essiv, eboiv, and elephant, which are BitLocker's (Ferguson, "AES-CBC +
@@ -9,8 +9,8 @@ import hashlib
 from array import array
 from collections.abc import Iterable
 
-from mountsafe.medium.aes import BLOCK, Aes, Mode, Sectors
-from mountsafe.medium.encryption import Cipher, Layout
+from mountsafe.medium.aes import BLOCK, Aes, BlockCipher, Mode, Sectors
+from mountsafe.medium.encryption import Cipher, Layout, cascade
 from mountsafe.medium.stacked import Decryptor
 
 WORD, WORD_BITS = 8, (1 << 64) - 1
@@ -19,8 +19,10 @@ FEW = 8  # sectors: so many are done by a call for each before what all of them 
 
 def decryptor(layout: Layout, key: bytearray) -> Decryptor:
     """Return what decrypts the sectors of a layout that was checked. `key` may be wiped: libgcrypt has a copy."""
-    if layout.cipher is Cipher.AES_XTS:
-        return Xts(layout, key)
+    if names := cascade(layout.cipher):
+        return Xts(layout, key) if len(names) == 1 else Cascade(layout, key)
+    if layout.cipher is Cipher.AES_ECB:
+        return Ecb(layout, key)
     if layout.cipher is Cipher.AES_ELEPHANT:
         return Elephant(layout, key)
     return Cbc(layout, key)
@@ -44,17 +46,48 @@ class _Numbers:
 
 
 class Xts:
-    """AES-XTS with the sector's number for a tweak."""
+    """XTS with the sector's number for a tweak. `name`: of the cipher, if there is another than the layout's."""
 
-    def __init__(self, layout: Layout, key: bytearray) -> None:
+    def __init__(self, layout: Layout, key: bytearray, name: str = "") -> None:
         self._sector = layout.sector
         self._numbers = _Numbers(layout)
-        self._sectors = Sectors(Aes(Mode.XTS, key), layout.sector)
+        self._sectors = Sectors(BlockCipher(name or cascade(layout.cipher)[0], Mode.XTS, key), layout.sector)
 
     def decrypt(self, data: memoryview, iv: int) -> None:
         """Decrypt whole sectors, in place. `iv`: the number of the first."""
         count = 1 if self._numbers.step == 1 else len(data) // self._sector  # libgcrypt counts by one
         self._sectors.run(data, self._numbers.blocks(iv, count))
+
+
+class Ecb:
+    """AES, each block for itself."""
+
+    def __init__(self, layout: Layout, key: bytearray) -> None:
+        self._sector = layout.sector
+        self._aes = Aes(Mode.ECB, key)
+
+    def decrypt(self, data: memoryview, iv: int) -> None:
+        """Decrypt whole sectors, in place, whatever their numbers."""
+        if len(data) % self._sector:
+            raise ValueError("no whole sectors")
+        self._aes.run(data)
+
+
+class Cascade:
+    """XTS by one cipher after the other, as VeraCrypt has it. The key has the keys of each, in the order of names."""
+
+    def __init__(self, layout: Layout, key: bytearray) -> None:
+        names = cascade(layout.cipher)
+        part = len(key) // len(names)
+        parts = [key[part * number : part * (number + 1)] for number in range(len(names))]
+        self._each = [Xts(layout, part, name) for name, part in zip(names, parts, strict=True)][::-1]
+        for each in parts:
+            each[:] = bytes(part)
+
+    def decrypt(self, data: memoryview, iv: int) -> None:
+        """Decrypt whole sectors, in place. `iv`: the number of the first."""
+        for each in self._each:
+            each.decrypt(data, iv)
 
 
 class Cbc:

@@ -21,10 +21,34 @@ class Cipher(StrEnum):
     AES_CBC_ESSIV = "aes-cbc-essiv:sha256"
     AES_CBC_EBOIV = "aes-cbc-eboiv"
     AES_ELEPHANT = "aes-cbc-elephant"
+    AES_ECB = "aes-ecb"
+    SERPENT_XTS = "serpent-xts-plain64"
+    TWOFISH_XTS = "twofish-xts-plain64"
+    CAMELLIA_XTS = "camellia-xts-plain64"
+    # VeraCrypt's cascades, by its names backwards: the plaintext is encrypted with the first, and that with the next.
+    TWOFISH_AES = "twofish-aes-xts-plain64"
+    SERPENT_TWOFISH_AES = "serpent-twofish-aes-xts-plain64"
+    AES_SERPENT = "aes-serpent-xts-plain64"
+    AES_TWOFISH_SERPENT = "aes-twofish-serpent-xts-plain64"
+    SERPENT_TWOFISH = "serpent-twofish-xts-plain64"
+    SERPENT_CAMELLIA = "serpent-camellia-xts-plain64"
+
+
+XTS = "-xts-plain64"
+
+
+def cascade(cipher: Cipher) -> tuple[str, ...]:
+    """Return the names of a cipher's ciphers if its mode is XTS; none if it is another."""
+    names, mode, rest = cipher.partition(XTS)
+    return tuple(names.split("-")) if mode and not rest else ()
 
 
 KEY_SIZES = {  # bytes
+    **{cipher: (64 * len(cascade(cipher)),) for cipher in Cipher if cascade(cipher)},
     Cipher.AES_XTS: (32, 64),
+    Cipher.SERPENT_XTS: (32, 64),
+    Cipher.TWOFISH_XTS: (32, 64),
+    Cipher.AES_ECB: (16, 24, 32),
     Cipher.AES_CBC_PLAIN: (16, 24, 32),
     Cipher.AES_CBC_ESSIV: (16, 24, 32),
     Cipher.AES_CBC_EBOIV: (16, 32),

@@ -168,6 +168,13 @@ def test_what_is_not_encrypted_yet_is_plain(border: int) -> None:
     assert Note.PARTLY_ENCRYPTED in volumes.describe(volume(encrypted.bitlocker(raw)), None, None).notes
 
 
+def test_what_is_encrypted_when_it_is_written_is_refused() -> None:
+    """Taken for encrypted as a whole it would be noise where it is not."""
+    data = encrypted.bitlocker(RAW, identifier="92a84d3b-dd80-4d0e-9e4e-b1e3284eaed8")
+    assert fault_of(data) is Fault.REQUIREMENT
+    assert Note.UNSUPPORTED_REQUIREMENT in volumes.describe(volume(data), None, None).notes
+
+
 def test_what_is_known_without_a_key() -> None:
     raw = encrypted.metadata(of_recovery_key() + TPM + CLEAR, KEY[:32], MASTER)
     said = volumes.describe(volume(encrypted.bitlocker(raw)), None, None)

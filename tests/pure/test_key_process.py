@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from mountsafe import channel, trios
-from mountsafe.encrypted import keys, tcrypt, told
+from mountsafe.encrypted import gcrypt, keys, tcrypt, told
 from mountsafe.encrypted.description import MAX_SLOTS, Description, Form, Kind, Slot
 from mountsafe.encrypted.faults import Fault
 from mountsafe.encrypted.keys import KeyProcess, Secret, key_memory
@@ -128,6 +128,9 @@ def test_a_wrong_key_is_locked(tmp_path: Path) -> None:
     with pytest.raises(UserError) as failure:
         unlock(path, SECRET + b"\n", secret=Secret(Form.KEY_FILE))  # of a key file every byte counts
     assert failure.value.code is ExitCode.LOCKED
+    with pytest.raises(UserError) as failure:
+        unlock(path, bytes(8 << 20), secret=Secret(Form.KEY_FILE))
+    assert failure.value.message == told.WORDS[Fault.WRONG_KEY][0]
     with pytest.raises(UserError) as failure:
         unlock(path, bytes((8 << 20) + 1))
     assert failure.value.message == told.WORDS[Fault.SECRET_TOO_LONG][0]
@@ -374,3 +377,14 @@ def test_too_many_key_files_are_said() -> None:
     with pytest.raises(UserError) as failure:
         trios.run(run)
     assert failure.value.code is ExitCode.USAGE
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys.require()
+    monkeypatch.setattr(gcrypt, "LIBRARY", "libgcrypt.so.99")
+    with pytest.raises(UserError, match="libgcrypt") as failure:
+        keys.require()
+    assert failure.value.code is ExitCode.DEPENDENCY
+    monkeypatch.setattr(keys, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="argon2"):
+        keys.require()

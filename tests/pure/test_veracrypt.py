@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mountsafe.encrypted import tcrypt, volumes
+from mountsafe.encrypted import gcrypt, tcrypt, volumes
 from mountsafe.encrypted.description import Form, Kind
 from mountsafe.encrypted.faults import Fault, KeyFault
 from mountsafe.encrypted.unlocking import Unlocked
@@ -94,13 +94,20 @@ def test_a_password_has_a_bound() -> None:
     assert fault_of(data, pim=1 << 40) is Fault.KDF
 
 
-@pytest.mark.parametrize("cascade", [each for each in tcrypt.CASCADES if each != ("aes",)])
-def test_another_cipher_is_named(cascade: tuple[str, ...]) -> None:
-    found = tcrypt.parsed(encrypted.tcrypt_plain(KEYS), cascade, Kind.VERACRYPT, 0)
-    assert found is not None
-    with pytest.raises(KeyFault, match="-".join(cascade)) as failure:
-        tcrypt.layout(found, TCRYPT_SIZE, hidden=False)
-    assert failure.value.fault is Fault.CIPHER
+@pytest.mark.parametrize("names", tcrypt.CASCADES)
+def test_each_cascade_has_its_keys(names: tuple[str, ...]) -> None:
+    """All keys of the data come first in a header, and then all those of the tweaks."""
+    many = len(names)
+    keys = bytes(range(64 * many))
+    key = tcrypt.Derivation("sha512", 16_000).key(budget(), SECRET, bytes(64), 192)
+    sealed = bytearray(encrypted.tcrypt_plain(keys))
+    for number, name in enumerate(names):
+        with gcrypt.opened(name, gcrypt.Mode.XTS, tcrypt.xts_key(key, many, number)) as cipher:
+            sealed[:] = cipher.encrypt(bytes(sealed), bytes(16))
+    opened = unlock(encrypted.tcrypt({0: bytes(64) + sealed}))
+    assert opened.layout.cipher == f"{'-'.join(names)}-xts-plain64"
+    parts = [keys[at : at + 32] for at in range(0, len(keys), 32)]
+    assert opened.key == b"".join(parts[number] + parts[many + number] for number in range(many))
 
 
 @pytest.mark.parametrize(
