@@ -14,6 +14,7 @@ from mountsafe.appliance.acceleration import KVM
 from mountsafe.cli import depth, screen
 from mountsafe.cli.mounting import Json
 from mountsafe.cli.typers import App, option
+from mountsafe.encrypted import serving
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.sealed import can_seal
 from mountsafe.process import Guard, surroundings
@@ -77,6 +78,14 @@ def _module(name: str, package: str, missing: str = BROKEN, use: str = "") -> Ca
         )
 
     return check
+
+
+def _plaintext() -> Finding:
+    try:
+        serving.require()
+    except UserError as error:
+        return Finding("unlocking", DEGRADED, f"{error.message}: encrypted media stay locked", error.hint)
+    return Finding("unlocking", OK, "nbdkit and argon2 are there")
 
 
 def _fuse() -> Finding:
@@ -194,6 +203,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _module("trio", "python3-trio"),
     _module("seccomp", "python3-seccomp"),
     _module("nbd", "python3-libnbd", DEGRADED, ": no qcow2, vmdk and the like"),
+    _plaintext,
     _fuse,
     _kernel,
     _box,
