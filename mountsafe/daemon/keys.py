@@ -207,7 +207,7 @@ class Keys:
         if self._wrong % TRIES == 0:
             pause = min(FIRST_PAUSE * 2 ** (self._wrong // TRIES - 1), LONGEST_PAUSE)
             self._closed_until = trio.current_time() + pause
-            hint = f"That were {self._wrong} wrong keys: it can be tried again in {pause:.0f} s."
+            hint = f"Those were {self._wrong} wrong keys: it can be tried again in {pause:.0f} s."
         return WrongKey(self._why, hint)
 
     def close(self, device: str) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import trio
 
+from mountsafe.distribution import install
 from mountsafe.encrypted import secrecy
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.system.units import piped
@@ -34,7 +35,7 @@ class NoProgram(UserError):
     """Nothing here asks for a passphrase."""
 
     def __init__(self) -> None:
-        hint = "sudo apt install pinentry-gnome3 (or zenity, or kdialog); a terminal has mountsafe unlock."
+        hint = f"{install('zenity')} (pinentry and kdialog do as well); in a terminal mountsafe unlock asks."
         super().__init__("no program here asks for a passphrase", hint, ExitCode.DEPENDENCY)
 
 

@@ -10,12 +10,12 @@ from contextlib import closing, contextmanager
 from enum import StrEnum
 from typing import Any
 
+from mountsafe.distribution import install
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
 _OURS = {"application": "mountsafe"}
-_HINT = "sudo apt install python3-secretstorage, and a keyring: gnome-keyring, kwallet or keepassxc."
 
 
 class Keeping(StrEnum):
@@ -29,7 +29,8 @@ class NoKeyring(UserError):
     """Nothing is remembered here."""
 
     def __init__(self, why: str) -> None:
-        super().__init__(f"there is no Secret Service to remember keys: {why}", _HINT, ExitCode.DEPENDENCY)
+        hint = install("python3-secretstorage", "gnome-keyring")
+        super().__init__(f"there is no Secret Service to remember keys: {why}", hint, ExitCode.DEPENDENCY)
 
 
 @contextmanager
