@@ -18,7 +18,6 @@ FEDORA = {
     "libc-bin": "glibc-common",
     "libgcrypt20": "libgcrypt",
     "linux-image-amd64": "kernel",
-    "libgcrypt20": "libgcrypt",
     "mount": "util-linux-core",
     "nbdkit-plugin-python": "nbdkit-python-plugin",
     "passwd": "shadow-utils",

@@ -14,7 +14,7 @@ from mountsafe.appliance.acceleration import KVM
 from mountsafe.cli import depth, screen
 from mountsafe.cli.mounting import Json
 from mountsafe.cli.typers import App, option
-from mountsafe.encrypted import serving
+from mountsafe.encrypted import keys, serving
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.sealed import can_seal
 from mountsafe.process import Guard, surroundings
@@ -82,6 +82,7 @@ def _module(name: str, package: str, missing: str = BROKEN, use: str = "") -> Ca
 
 def _plaintext() -> Finding:
     try:
+        keys.require()
         serving.require()
     except UserError as error:
         return Finding("unlocking", DEGRADED, f"{error.message}: encrypted media stay locked", error.hint)

@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from mountsafe import channel, codec, distribution, sandbox, syscalls
@@ -104,9 +103,7 @@ def _file(name: str, data: bytes) -> int:
 
 
 def require() -> None:
-    """Raise UserError (DEPENDENCY) if what derives keys or serves plaintext is missing."""
-    if find_spec("argon2") is None:
-        raise UserError("Python's argon2 is missing", distribution.install("python3-argon2"), ExitCode.DEPENDENCY)
+    """Raise UserError (DEPENDENCY) if what serves plaintext is missing."""
     plugin = "nbdkit/plugins/nbdkit-python-plugin.so"
     if shutil.which("nbdkit") is None or not any(any(Path("/usr").glob(f"{place}/{plugin}")) for place in PLUGINS):
         hint = distribution.install("nbdkit-plugin-python")

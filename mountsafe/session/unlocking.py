@@ -8,7 +8,7 @@ from dataclasses import replace
 import trio
 
 from mountsafe import channel
-from mountsafe.encrypted import serving
+from mountsafe.encrypted import keys, serving
 from mountsafe.encrypted.description import Form, Note
 from mountsafe.encrypted.keys import KeyProcess, Secret, key_memory
 from mountsafe.errors import ExitCode, MountsafeError, UserError
@@ -52,6 +52,7 @@ async def unlock(disk: Lender, volume: Volume, name: str, reporter: Reporter, nu
 
     Asks until a key does. Raises UserError: LOCKED if none was right, and what `mountsafe.encrypted.keys` raises.
     """
+    keys.require()
     serving.require()
     try:
         question, clear = await _question(disk, volume, name)

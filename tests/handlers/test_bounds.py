@@ -19,6 +19,7 @@ from mountsafe.filesystem import reader as reader_module
 from mountsafe.filesystem.index import ROOT
 from mountsafe.filesystem.prefetch import prefetch
 from mountsafe.limits import CALL_DEADLINE, REQUEST_DEADLINE
+from mountsafe.medium import block as block_module
 from mountsafe.medium.block import BlockReader
 from mountsafe.wire import Entry, Extent, ExtentKind, Kind
 from tests.guest import FolderWorker, Layout, Liar, entry, folder, link, page
@@ -200,17 +201,17 @@ async def test_a_disk_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, monk
     (tree / "other").write_bytes(b"y" * 5000)
     layout = Layout.store(tree, medium)
     awake = threading.Event()
-    read_all = BlockReader._read_all
+    read_exactly = block_module.read_exactly
 
-    def hanging(self: BlockReader, offset: int, length: int) -> bytes:
+    def hanging(fd: int, offset: int, length: int) -> bytes:
         awake.wait(60.0)
-        return read_all(self, offset, length)
+        return read_exactly(fd, offset, length)
 
     monkeypatch.setattr(BlockReader, "read_now", lambda self, offset, length: None)
     async with opened(lambda: FolderWorker(tree, layout=layout), medium) as mount:
         assert await mount.read(b"file") == b"x" * 5000
         with monkeypatch.context() as patch:
-            patch.setattr(BlockReader, "_read_all", hanging)
+            patch.setattr(block_module, "read_exactly", hanging)
             patch.setattr(operations_module, "CALL_DEADLINE", 0.3)
             async with fails(errno.ETIMEDOUT):
                 await mount.read(b"file")

@@ -17,10 +17,12 @@ from mountsafe.medium.part import WHOLE
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import supervisor as module
 from mountsafe.session.answering import answer
+from mountsafe.session.choice import Chosen
 from mountsafe.session.messages import (
     ANSWERS,
     REPORTS,
     Failed,
+    Missing,
     Mount,
     Mounted,
     MountOptions,
@@ -72,10 +74,23 @@ async def nothing(*_: object) -> None:
     await trio.lowlevel.checkpoint()
 
 
+class Found:
+    """In a `Choice`'s place: everything that a test's supervisor is to find."""
+
+    def __init__(self, options: MountOptions, medium: str, reporter: Reporter, nursery: Any, machined: Any) -> None:
+        self.chosen: list[Chosen] = []
+        self.missing: list[Missing] = []
+        self._volumes = machined
+
+    async def make(self, machines: Any) -> None:
+        self.chosen += [Chosen(volume, machines) for volume in self._volumes]
+
+
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ServedVolume", Served)
-    monkeypatch.setattr(module, "SessionBox", lambda medium: types.SimpleNamespace(child=None))
+    monkeypatch.setattr(module, "SessionBox", lambda medium, decrypts=False: types.SimpleNamespace(child=None))
+    monkeypatch.setattr(module, "Choice", Found)
     monkeypatch.setattr(module, "open_storage", nothing)
 
 
@@ -88,12 +103,9 @@ def supervisor(folder: Path, reporter: Reporter, volumes: list[Volume]) -> Any:
     runtime = types.SimpleNamespace(write=lambda record: None)
     made: Any = Supervisor(order, medium, Place.hold(target), runtime, reporter)  # type: ignore[arg-type]
     storage = types.SimpleNamespace(raw=True, pid=None)
-    made._machines = types.SimpleNamespace(storage=storage, release=nothing, accelerator="tcg", pid=1)
+    made._machines = [types.SimpleNamespace(storage=storage, release=nothing, accelerator="tcg", pid=1)]
 
-    async def find() -> list[Volume]:
-        return volumes
-
-    made._find = find
+    made.found = volumes
     return made
 
 
@@ -107,7 +119,7 @@ async def test_what_is_unmounted_before_all_is_mounted_is_no_bug(tmp_path: Path)
     async with trio.open_nursery() as nursery:
         made._nursery = nursery
         with pytest.raises(UserError) as failure:
-            await made._mount_all()
+            await made._mount_all(made._machines[0].storage, made.found)
     assert "unmounted again" in failure.value.message
 
 
@@ -146,7 +158,7 @@ async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: 
         async with trio.open_nursery() as nursery:
             made._nursery = nursery
             nursery.start_soon(answer, trio.socket.from_stdlib_socket(server), made._do, 0)
-            await made._mount_all()
+            await made._mount_all(made._machines[0].storage, made.found)
             with trio.fail_after(PATIENCE):
                 record = made._record()
                 assert len(json.dumps(record.saved())) > CONTROL_MESSAGE
