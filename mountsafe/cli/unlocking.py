@@ -3,6 +3,7 @@
 import getpass
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from mountsafe.text import printable, size
 TRIES = 3
 MAX_KEY_FILES = 4
 TERMINAL = "/dev/tty"
+MAX_DETACHED = 64 << 20  # bytes of a header that is elsewhere: LUKS2's are of 16 MiB if nothing else was asked for
+KEYFILE_COUNTS = 1 << 20  # bytes of one of VeraCrypt's: the rest of it does not count
 VERACRYPT = ("VeraCrypt", "TrueCrypt")
 
 KeyFile = Annotated[
@@ -74,22 +77,29 @@ class Keys:
                 raise UserError(f"descriptor {self.fd} is not open", hint, ExitCode.USAGE) from error
 
 
-def unlocker(keys: Keys) -> Unlock:
-    """Return who is asked for keys. A key that is named is tried once, and a person on a terminal is asked thrice."""
+def unlocker(keys: Keys, ask: Callable[[Locked], bytes | None] | None = None) -> Unlock:
+    """Return who is asked for keys. A key that is named is tried once, and a person is asked thrice.
+
+    `ask`: how, if not on the terminal.
+    """
     count = 0
 
     def unlock(locked: Locked) -> tuple[Key, list[int]] | None:
         nonlocal count
         count = count + 1 if locked.why else 1
-        secret = secret_of(keys, locked, count)
+        if ask is None:
+            secret = secret_of(keys, locked, count)
+        else:
+            typed = ask(locked) if count <= TRIES else None
+            secret = (KeyForm.PASSPHRASE, _sealed(typed)) if typed else None
         if secret is None:
             return None
         form, fd = secret
         fds = [fd]
         try:
-            fds += [_sealed(_content(keys.header))] if keys.header else []
+            fds += [_sealed(_content(keys.header, MAX_DETACHED))] if keys.header else []
             extra = keys.files if locked.kind in VERACRYPT else ()
-            fds += [_sealed(_content(path)) for path in extra]
+            fds += [_sealed(_content(path, KEYFILE_COUNTS, cut=True)) for path in extra]
         except BaseException:
             channel.close(fds)
             raise
@@ -122,34 +132,35 @@ def _typed(locked: Locked, recovery: bool, count: int) -> bytes | None:
     before = f"{printable(locked.why, 300)}\n" if locked.why else ""
     asked = f"{before}{what} of {printable(locked.name)}{label} ({printable(locked.kind)}){hint}; Enter skips it: "
     with suppress(OSError, EOFError), screen.paused(), open(TERMINAL, "w", encoding="utf-8") as terminal:
-        return getpass.getpass(asked, terminal).encode() or None
+        return getpass.getpass(asked, terminal).encode(errors="surrogateescape") or None
     return None
 
 
-def _content(path: Path) -> bytes:
-    """Return what a key file has in it. Raises UserError (USAGE)."""
+def _content(path: Path, most: int = MAX_SECRET, cut: bool = False) -> bytes:
+    """Return what a key file has in it; `cut`: only so much of it. Raises UserError (USAGE)."""
     if os.fspath(path) == "-":
-        return _read(sys.stdin.fileno(), "standard input")
+        return _read(sys.stdin.fileno(), "standard input", most, cut)
+    name = printable(os.fsencode(path))
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
-        raise _unread(printable(os.fsencode(path)), error) from error
+        raise _unread(name, error) from error
     try:
-        return _read(fd, printable(os.fsencode(path)))
+        return _read(fd, name, most, cut)
     finally:
         os.close(fd)
 
 
-def _read(fd: int, name: str) -> bytes:
+def _read(fd: int, name: str, most: int = MAX_SECRET, cut: bool = False) -> bytes:
     data = b""
     try:
-        while len(data) <= MAX_SECRET and (piece := os.read(fd, MAX_SECRET + 1 - len(data))):
+        while len(data) <= most and (piece := os.read(fd, most + 1 - len(data))):
             data += piece
     except OSError as error:
         raise _unread(name, error) from error
-    if len(data) > MAX_SECRET:
-        raise UserError(f"{name} has more than {size(MAX_SECRET)}", "It is no key file.", ExitCode.USAGE)
-    return data
+    if len(data) > most and not cut:
+        raise UserError(f"{name} has more than {size(most)}", "It is no key file.", ExitCode.USAGE)
+    return data[:most]
 
 
 def _unread(name: str, error: OSError) -> UserError:

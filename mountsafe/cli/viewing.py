@@ -7,9 +7,10 @@ from mountsafe.cli import already, screen
 from mountsafe.cli.mounting import Json, Source
 from mountsafe.cli.opening import begin
 from mountsafe.cli.typers import App
+from mountsafe.cli.unlocking import Keys, unlocker
 from mountsafe.medium.part import WHOLE
 from mountsafe.medium.source import open_medium
-from mountsafe.session.messages import MountOptions, Record
+from mountsafe.session.messages import Locked, MountOptions, Record
 from mountsafe.session.running import unmount_one
 from mountsafe.text import printable
 
@@ -46,9 +47,19 @@ def view(source: Source, json: Json = False) -> None:
 
 
 def _mounted(source: Path) -> Record:
-    options = MountOptions(judged=True)
+    options = MountOptions(judged=True, unlock=True)
     there = already.mounted(source, options, None, None, WHOLE)
-    return there if there is not None else begin(open_medium(source), None, options, quiet=True)[1]
+    return there if there is not None else begin(open_medium(source), None, options, True, unlocker(Keys(), _asked))[1]
+
+
+def _asked(locked: Locked) -> bytes | None:
+    """Return what a person types into a window."""
+    from mountsafe.desktop import prompts
+    from mountsafe.trios import run
+
+    title, hint = f"Unlock {locked.name} ({locked.kind})", f" {locked.hint}." if locked.hint else ""
+    question = prompts.Question(title, f"{locked.name} is encrypted.{hint} It opens with its key.", locked.why)
+    return run(prompts.ask, question)
 
 
 def _printed(path: str) -> str:

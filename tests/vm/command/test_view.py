@@ -13,7 +13,7 @@ import pytest
 
 from images import images
 from tests.done import Done
-from tests.vm.command.stage import DEADLINE, Person, Started
+from tests.vm.command.stage import DEADLINE, PATH, Person, Started
 from tests.vm.command.test_mount import check_tree
 
 Image = Callable[[str], Path]
@@ -123,11 +123,36 @@ def test_a_double_click_shows_the_files_and_a_button_unmounts_them(
     assert user.run("list", "--json").ok().json() == []
 
 
-def test_what_cannot_be_opened_is_told_in_words(desktop: Desktop, folder: Path, image: Image) -> None:
+# In the place of programs that ask: they take what is written to a file for what somebody types.
+TYPING = '#!/bin/sh\necho "$@" >>"{0}/asked"\ncat "{0}/typed" 2>/dev/null\n'
+
+
+def locked(desktop: Desktop, folder: Path, image: Image, typed: str) -> Path:
     source = folder / "locked.img"
     source.write_bytes(image("encrypted-luks").read_bytes())
-    desktop.click(source)
-    assert "encrypted (LUKS)" in desktop.wait_for("locked.img could not be opened")
+    programs = {"zenity": TYPING.replace("{0}", str(desktop.place)), "pinentry-gnome3": "#!/bin/sh\nexit 1\n"}
+    (desktop.place / "bin").mkdir()
+    for name, text in programs.items():
+        (desktop.place / "bin" / name).write_text(text)
+        (desktop.place / "bin" / name).chmod(0o755)
+    for path in (desktop.place / "bin", desktop.place):
+        desktop.user.give(path)
+    (desktop.place / "typed").write_text(typed)
+    desktop.env["PATH"] = f"{desktop.place}/bin:{PATH}"
+    return source
+
+
+def test_what_is_encrypted_asks_in_a_window(desktop: Desktop, user: Person, folder: Path, image: Image) -> None:
+    desktop.click(locked(desktop, folder, image, "mountsafe\n"))
+    assert "vfat" in desktop.wait_for("locked.img is open")
+    assert "Unlock locked.img (LUKS2)" in (desktop.place / "asked").read_text()
+    user.run("unmount", "--all").ok()
+
+
+def test_what_cannot_be_opened_is_told_in_words(desktop: Desktop, folder: Path, image: Image) -> None:
+    desktop.click(locked(desktop, folder, image, "wrong\n"))
+    assert "does not open it" in desktop.wait_for("locked.img could not be opened")
+    assert len((desktop.place / "asked").read_text().splitlines()) == 3
 
 
 def test_the_desktop_file_is_one(repository: Path, program: Callable[[str], str], user: Person) -> None:
