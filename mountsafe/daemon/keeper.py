@@ -113,7 +113,7 @@ class Keeper:
         decide: Callable[[Facts], Decision] | None = None,
     ) -> None:
         self.device = device
-        self.decision = decision
+        self.decision = self.decided = decision  # what holds now, and what was decided when it came
         self._contents = Contents.known(device)
         self._decide = decide or (lambda _: decision)
         self._approved = False  # somebody was asked, and wants it opened

@@ -84,7 +84,7 @@ def supervisor(folder: Path, reporter: Reporter, volumes: list[Volume]) -> Any:
     target.mkdir()
     options = MountOptions(idle=0, entries=1000)
     order = Order(str(folder / "x.img"), 512, False, Format.RAW, None, str(target), False, 1, 1, options)
-    medium = types.SimpleNamespace(format=Format.RAW, name="x", sector_size=None, part=WHOLE)
+    medium = types.SimpleNamespace(format=Format.RAW, name="x", sector_size=None, part=WHOLE, sequence=0)
     runtime = types.SimpleNamespace(write=lambda record: None)
     made: Any = Supervisor(order, medium, Place.hold(target), runtime, reporter)  # type: ignore[arg-type]
     storage = types.SimpleNamespace(raw=True, pid=None)

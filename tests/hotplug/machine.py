@@ -41,7 +41,7 @@ polkit.addRule(function(action, subject) {
 """
 
 # A free loop device is still read-only where a daemon was killed that had made the last medium on it so.
-ATTACH = 'device=$(losetup --find) && blockdev --setrw "$device" && losetup "$device" "$0" && echo "$device"'
+ATTACH = 'device=$(losetup --find) && blockdev --setrw "$device" && losetup "$@" "$device" "$0" && echo "$device"'
 
 
 def wait_for(condition: Callable[[], bool], what: str, instead: Callable[[], str] = str) -> None:
@@ -125,16 +125,16 @@ class Machine:
         return self.kernel_mounts(device) == [] or self.run("umount", "--all-targets", device).code == 0
 
     @contextmanager
-    def loop(self, image: Path) -> Iterator[str]:
-        """Attach an image: a medium is plugged in."""
-        with self.loop_now(image) as device:
+    def loop(self, image: Path, *options: str) -> Iterator[str]:
+        """Attach an image: a medium is plugged in. `options`: of losetup."""
+        with self.loop_now(image, *options) as device:
             self.run("udevadm", "settle", "--timeout=30").ok()
             yield device
 
     @contextmanager
-    def loop_now(self, image: Path) -> Iterator[str]:
+    def loop_now(self, image: Path, *options: str) -> Iterator[str]:
         """Attach an image, and do not wait for what comes of it."""
-        device = self.run("sh", "-c", ATTACH, image).ok().out.strip()
+        device = self.run("sh", "-c", ATTACH, image, *options).ok().out.strip()
         try:
             yield device
         finally:

@@ -17,6 +17,7 @@ from tests.promises.breaks import BREAKS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _ROW = re.compile(r"^\| (\d+) \| .* \| (tests/\S+::\S+) \|$", re.MULTILINE)
+_WHY = re.compile(r"^(?:FAILED|ERROR) .*$", re.MULTILINE)  # pytest's short summary
 FAILED = 1  # pytest's exit code for a test that failed; others say that it could not be run
 
 
@@ -45,8 +46,11 @@ def broken(number: int, checkout: Path) -> None:
         path.write_text(text.replace(change.old, change.new), encoding="utf-8")
 
 
-def tested(number: int, *tests: str) -> bool:
-    """Whether tests pass in a copy in which a promise is broken; 0 for none. Raises RuntimeError if they cannot run."""
+def tested(number: int, *tests: str) -> str:
+    """Return how tests fail in a copy in which a promise is broken, 0 for none; "" if they pass.
+
+    Raises RuntimeError if they cannot run.
+    """
     with tempfile.TemporaryDirectory(prefix="mountsafe-promise-", dir="/var/tmp") as name:
         checkout = Path(name)
         checkout.chmod(0o755)
@@ -61,7 +65,8 @@ def tested(number: int, *tests: str) -> bool:
         sys.stderr.write(done.stdout[-4000:] + done.stderr[-2000:])
     if done.returncode > FAILED:
         raise RuntimeError(f"pytest ended with {done.returncode}")
-    return passed
+    why = _WHY.search(done.stdout)
+    return "" if passed else why[0] if why else "pytest does not say why"
 
 
 def say(words: str) -> None:
@@ -78,17 +83,18 @@ def main() -> int:
     chosen = parser.parse_args().number or sorted(held)
     if unknown := set(chosen) - set(held):
         parser.error(f"there is no promise {min(unknown)}")
-    if not tested(0, *(held[number] for number in chosen)):
+    if tested(0, *(held[number] for number in chosen)):
         say("some of these tests fail although nothing is broken")
         return 1
     say("none is broken: all their tests pass")
     unheld = []
     for number in chosen:
         began = time.monotonic()
-        passed = tested(number, held[number])
-        told = "ITS TEST PASSES" if passed else "its test fails"
+        why = tested(number, held[number])
+        told = "its test fails" if why else "ITS TEST PASSES"
         say(f"promise {number:2} is broken: {told:<16}{time.monotonic() - began:5.0f} s  {held[number]}")
-        unheld += [number] * passed
+        say(f"  {why.partition(' - ')[2]}")  # so that a person sees that it fails for what it tests
+        unheld += [number] * (not why)
     if unheld:
         say(f"not held: {', '.join(map(str, unheld))}")
     return 1 if unheld else 0
