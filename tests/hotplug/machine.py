@@ -31,6 +31,10 @@ OWN_COPIES = {
 }
 OWN_MEMORY = ("/run", "/media", "/var/lib/udisks2")
 USER = "nobody"
+BUS = "/run/dbus/system_bus_socket"
+# Both read the same configuration. The second is given its socket, as systemd does; everybody may connect to it.
+BROKER = f"umask 0; exec systemd-socket-activate --listen={BUS} dbus-broker-launch --scope system"
+BUSES = {"dbus-daemon": ("dbus-daemon", "--system", "--nofork", "--nopidfile"), "dbus-broker": ("sh", "-c", BROKER)}
 
 # Without a session on a seat polkit would refuse everything: it must be our rules that refuse.
 ALLOW = """
@@ -64,6 +68,7 @@ class Machine:
     scratch: Path
     services: list[subprocess.Popen[bytes]] = field(default_factory=list)
     others: frozenset[str] = field(default_factory=lambda: frozenset(attached()))
+    kind: str = "dbus-daemon"
 
     def command(self, *words: str | Path) -> list[str]:
         return ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", "--", *map(str, words)]
@@ -99,6 +104,12 @@ class Machine:
             return ready()
 
         wait_for(is_ready, words[0])
+
+    def start_bus(self) -> subprocess.Popen[bytes]:
+        """Start the system's bus, of our kind; who was on another one does not come back by itself."""
+        self.remove(BUS)
+        self.start(*BUSES[self.kind], ready=lambda: self.run("test", "-S", BUS).code == 0)
+        return self.services[-1]
 
     def write(self, path: str, text: str) -> None:
         """Write a file that only this machine sees."""
@@ -144,9 +155,9 @@ class Machine:
 
 
 @contextmanager
-def machine(scratch: Path) -> Iterator[Machine]:
+def machine(scratch: Path, bus: str = "dbus-daemon") -> Iterator[Machine]:
     holder = subprocess.Popen(["unshare", "--mount", "--net", "--propagation=private", "sleep", "infinity"])
-    made = Machine(holder, scratch)
+    made = Machine(holder, scratch, kind=bus)
     try:
         own = os.readlink("/proc/self/ns/mnt")
         wait_for(lambda: os.readlink(f"/proc/{holder.pid}/ns/mnt") != own, "the namespace")
@@ -169,10 +180,7 @@ def machine(scratch: Path) -> Iterator[Machine]:
             made.run("mount", "--bind", copy, folder).ok()
         made.run("mkdir", "-p", "/run/dbus", "/run/udev", "/run/lock").ok()
         made.start(UDEVD, ready=lambda: made.run("udevadm", "control", "--ping").code == 0)
-        bus = "/run/dbus/system_bus_socket"
-        made.start(
-            "dbus-daemon", "--system", "--nofork", "--nopidfile", ready=lambda: made.run("test", "-S", bus).code == 0
-        )
+        made.start_bus()
         owned = "org.freedesktop.DBus.NameHasOwner"
         for program, name in ((POLKITD, "org.freedesktop.PolicyKit1"), (UDISKSD, "org.freedesktop.UDisks2")):
             ask = (

@@ -17,7 +17,7 @@ from tests.promises.breaks import BREAKS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _ROW = re.compile(r"^\| (\d+) \| .* \| (tests/\S+::\S+) \|$", re.MULTILINE)
-_WHY = re.compile(r"^(?:FAILED|ERROR) .*$", re.MULTILINE)  # pytest's short summary
+_WHY = re.compile(r"^FAILED \S+(?: - )?(.*)$", re.MULTILINE)  # in pytest's short summary
 FAILED = 1  # pytest's exit code for a test that failed; others say that it could not be run
 
 
@@ -66,7 +66,10 @@ def tested(number: int, *tests: str) -> str:
     if done.returncode > FAILED:
         raise RuntimeError(f"pytest ended with {done.returncode}")
     why = _WHY.search(done.stdout)
-    return "" if passed else why[0] if why else "pytest does not say why"
+    if not passed and why is None:  # in a fixture, say: so nothing was tested
+        sys.stderr.write(done.stdout[-4000:])
+        raise RuntimeError("the test could not be run")
+    return "" if why is None else why[1] or "pytest does not say why"
 
 
 def say(words: str) -> None:
@@ -93,7 +96,7 @@ def main() -> int:
         why = tested(number, held[number])
         told = "its test fails" if why else "ITS TEST PASSES"
         say(f"promise {number:2} is broken: {told:<16}{time.monotonic() - began:5.0f} s  {held[number]}")
-        say(f"  {why.partition(' - ')[2]}")  # so that a person sees that it fails for what it tests
+        say(f"  {why}")  # so that a person sees that it fails for what it tests
         unheld += [number] * (not why)
     if unheld:
         say(f"not held: {', '.join(map(str, unheld))}")
