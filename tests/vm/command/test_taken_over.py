@@ -43,13 +43,10 @@ class Hands:
 
     def __init__(self, qemu: int, serve: int, stack: ExitStack) -> None:
         held = [stack.enter_context(each) for each in copies(qemu)]
+        up = [stack.enter_context(each) for each in copies(serve)]
         self.monitor = [each for each in held if each.getsockname() == "/tmp/qmp" and is_connected(each)]
         self.streams = [each for each in held if not each.getsockname() and is_connected(each)]
-        self.control = [
-            stack.enter_context(each)
-            for each in copies(serve)
-            if each.type == socket.SOCK_SEQPACKET and is_connected(each)
-        ]
+        self.control = [each for each in up if each.type == socket.SOCK_SEQPACKET and is_connected(each)]
         assert len(self.monitor) == len(self.control) == 1
         assert len(self.streams) > 1
 
