@@ -35,6 +35,8 @@ CHANGES = (
 FAMILIES = (0x4C00, 0x5300)
 WHOLE, FAMILY = 0xFFFFFFFF, 0xFFFFFF00  # the kernel looks at 32 bits of a request
 F_SETLEASE = 1024  # include/uapi/linux/fcntl.h
+# Locks of POSIX and of open files: who waits for one to write to the image would wait for us. QEMU does without.
+LOCKS = (5, 6, 7, 36, 37, 38)
 FCNTL = (0, 1, 2, 3, 1030, 1031, 1032)  # copies, flags and pipe sizes, of descriptors: no locks, leases, owners
 F_SETFL = 4
 # Flags of an open file, which everybody has who was given it, other mounts of a device too: how it is read, and whom it
@@ -139,6 +141,7 @@ APPLIANCE = Filter(
             ),
         ),
         Rule(errno.EPERM, ("fcntl",), (Argument(1, F_SETLEASE, WHOLE),)),  # whoever opens it to write would wait
+        *(Rule(errno.EINVAL, ("fcntl",), (Argument(1, command, WHOLE),)) for command in LOCKS),
         Rule(errno.EPERM, ("fcntl",), (Argument(1, F_SETFL, WHOLE), Argument(2, os.O_DIRECT, os.O_DIRECT))),
         *(Rule(errno.EPERM, ("clone",), (Argument(0, flag, flag),)) for flag in NAMESPACES),
         *(Rule(errno.EPERM, ("ioctl",), (Argument(1, request, WHOLE),)) for request in CHANGES),

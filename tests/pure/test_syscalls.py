@@ -20,6 +20,7 @@ PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2  # include/
 CLONE_NEWUSER = 0x10000000
 # arch/x86/entry/syscalls/syscall_64.tbl; those above 424 are the same everywhere
 CLONE, KEYCTL, BPF, USERFAULTFD, IO_URING, CLONE3, NEWER = 56, 250, 321, 323, 425, 435, 463
+F_OFD_SETLK = 37  # include/uapi/asm-generic/fcntl.h
 MEMFD_CREATE, SHMGET, IO_SETUP, INOTIFY_INIT1, FCNTL = 319, 29, 206, 294, 72
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the tests' numbers are x86_64's")
 
@@ -107,6 +108,9 @@ def forked() -> None:
         pytest.param(call(IO_SETUP, 1, ctypes.byref(ctypes.c_ulong(0))), "ENOSYS", "EPERM", id="aio"),
         pytest.param(call(INOTIFY_INIT1, 0), "ENOSYS", "EPERM", id="inotify"),
         pytest.param(lambda: fcntl.flock(1, fcntl.LOCK_UN), "ENOSYS", "EPERM", id="lock-of-a-file"),
+        pytest.param(lambda: fcntl.lockf(0, fcntl.LOCK_SH | fcntl.LOCK_NB), "ENOSYS", "EINVAL", id="lock-of-posix"),
+        pytest.param(call(FCNTL, 0, F_OFD_SETLK, bytes(32)), "ENOSYS", "EINVAL", id="lock-of-an-open-file"),
+        pytest.param(call(FCNTL, 0, 1 << 32 | F_OFD_SETLK, bytes(32)), "ENOSYS", "EINVAL", id="lock-in-64-bits"),
         pytest.param(lambda: fcntl.fcntl(1, fcntl.F_SETLEASE, fcntl.F_UNLCK), "ENOSYS", "EPERM", id="lease"),
         pytest.param(call(FCNTL, 1, 1 << 32 | fcntl.F_SETLEASE, 2), "ENOSYS", "EPERM", id="lease-in-64-bits"),
         pytest.param(lambda: fcntl.fcntl(1, fcntl.F_GETFL), "", "", id="flags-of-a-descriptor"),
