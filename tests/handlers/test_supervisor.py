@@ -141,6 +141,8 @@ async def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reporter: Any) -
 async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = channel.pair()
     client, server = channel.pair()
+    for end in (ours, client):
+        end.settimeout(PATIENCE / 3)  # a thread that waits for what was swallowed would wait for ever
     with ours, theirs, client:
         made = await many(tmp_path, monkeypatch, RealReporter(theirs))
         async with trio.open_nursery() as nursery:

@@ -18,6 +18,7 @@ from tests.promises.breaks import BREAKS
 REPOSITORY = Path(__file__).resolve().parents[2]
 _ROW = re.compile(r"^\| (\d+) \| .* \| (tests/\S+::\S+) \|$", re.MULTILINE)
 _WHY = re.compile(r"^FAILED \S+(?: - )?(.*)$", re.MULTILINE)  # in pytest's short summary
+PATIENCE = 1800.0  # seconds: a test that hangs where its promise is broken holds nothing either
 FAILED = 1  # pytest's exit code for a test that failed; others say that it could not be run
 
 
@@ -49,7 +50,7 @@ def broken(number: int, checkout: Path) -> None:
 def tested(number: int, *tests: str) -> str:
     """Return how tests fail in a copy in which a promise is broken, 0 for none; "" if they pass.
 
-    Raises RuntimeError if they cannot run.
+    Raises RuntimeError if they cannot run, TimeoutExpired.
     """
     with tempfile.TemporaryDirectory(prefix="mountsafe-promise-", dir="/var/tmp") as name:
         checkout = Path(name)
@@ -59,7 +60,8 @@ def tested(number: int, *tests: str) -> str:
             broken(number, checkout)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(["-x"] * bool(number)), *tests]
         environment = {**os.environ, "PYTHONPATH": name, "CI": "true"}
-        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+        patience = PATIENCE if number else None  # without a break they may be all of them
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=patience)
     passed = done.returncode == 0
     if done.returncode > FAILED or passed == bool(number):
         sys.stderr.write(done.stdout[-4000:] + done.stderr[-2000:])

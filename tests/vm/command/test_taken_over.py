@@ -28,14 +28,7 @@ PIDFD_GETFD = 438
 MEMORY_KIB = 150 << 10  # of the supervisor, whatever it is told
 GARBAGE = os.urandom(1 << 16)
 FOR_EVER = b'{"event": "VSERPORT_CHANGE", "data": {"id": "ms1", "open": false}}\n'
-STRANGE = [
-    b"7\n",
-    b'{"event": 1}\n',
-    b'{"return": {}}\n',
-    b'{"error": 5}\n',
-    b'{"event": "VSERPORT_CHANGE"}\n',
-    b"\xff\n",
-]
+STRANGE = b'7\n{"event":1}\n{"return":{}}\n{"error":5}\n{"event":"VSERPORT_CHANGE"}\n\xff\n'
 
 
 class Hands:
