@@ -32,9 +32,11 @@ OWN_COPIES = {
 OWN_MEMORY = ("/run", "/media", "/var/lib/udisks2")
 USER = "nobody"
 BUS = "/run/dbus/system_bus_socket"
-# Both read the same configuration. The second is given its socket, as systemd does; everybody may connect to it.
-BROKER = f"umask 0; exec systemd-socket-activate --listen={BUS} dbus-broker-launch --scope system"
-BUSES = {"dbus-daemon": ("dbus-daemon", "--system", "--nofork", "--nopidfile"), "dbus-broker": ("sh", "-c", BROKER)}
+# Both read the same configuration.
+BUSES = {
+    "dbus-daemon": ("dbus-daemon", "--system", "--nofork", "--nopidfile"),
+    "dbus-broker": (sys.executable, "-m", "tests.hotplug.broker", BUS),
+}
 
 # Without a session on a seat polkit would refuse everything: it must be our rules that refuse.
 ALLOW = """
@@ -107,7 +109,7 @@ class Machine:
 
     def start_bus(self) -> subprocess.Popen[bytes]:
         """Start the system's bus, of our kind; who was on another one does not come back by itself."""
-        self.remove(BUS)
+        self.remove(BUS, "/run/systemd/journal/socket")
         self.start(*BUSES[self.kind], ready=lambda: self.run("test", "-S", BUS).code == 0)
         return self.services[-1]
 
