@@ -23,6 +23,8 @@ _WORDS = re.compile(
     r"|NOTIFY_SOCKET|WATCHDOG_(USEC|PID)|JOURNAL_STREAM|INVOCATION_ID"
     r"|_MOUNTSAFE_COMPLETE|_TYPER_[A-Z_]+|COMP_[A-Z]+"
 )
+# With a slash they lead anywhere: by LANGUAGE a program's messages, which it formats, come from another's catalogue.
+_NAMES = re.compile(r"LANG|LANGUAGE|LC_[A-Z]+|TERM|COLORTERM")
 _PLACES = ("HOME", "MOUNTSAFE_APPLIANCE", "TMPDIR", "XDG_RUNTIME_DIR", "XAUTHORITY")  # one each
 _LISTS = ("PATH", "LIBGUESTFS_PATH")  # several each
 _ADDRESSES = ("DBUS_SYSTEM_BUS_ADDRESS", "DBUS_SESSION_BUS_ADDRESS")  # of sockets, "unix:path=/..."
@@ -50,8 +52,10 @@ def harden(environment: MutableMapping[str, str] = os.environ) -> list[str]:
 
 def _safe(name: str, value: str) -> str:
     """Return the value that may be kept; "" for none."""
+    if name == "TZ":
+        return value if _is_zone(value) else ""
     if _WORDS.fullmatch(name):
-        return value
+        return "" if _NAMES.fullmatch(name) and "/" in value else value
     if name in _PLACES:
         return value if is_roots_alone(value) else ""
     if name in _LISTS:
@@ -60,6 +64,12 @@ def _safe(name: str, value: str) -> str:
         path = re.fullmatch(r"unix:path=(/[^,;%]*)(,guid=[0-9a-f]+)?", value)
         return value if path and is_roots_alone(path[1]) else ""
     return ""
+
+
+def _is_zone(value: str) -> bool:
+    """Whether the C library reads no file for a time zone but the system's, or root's."""
+    place = value.removeprefix(":")
+    return is_roots_alone(place) if place.startswith("/") else ".." not in place.split("/")
 
 
 def is_roots_alone(path: str, owners: Collection[int] = (0,)) -> bool:

@@ -22,7 +22,9 @@ from mountsafe.errors import ExitCode, UserError
 PYTHON = "/usr/bin/python3"  # the interpreter that has Debian's python3-guestfs and python3-pyfuse3
 PACKAGE = Path(__file__).resolve().parent
 INSIDE = "/app"  # where the package is seen in a box
-DESCRIPTORS, SIGNALS = 1024, 256  # of a process: open, and on their way (timers of POSIX count)
+# Of a process: open, and signals on their way (timers of POSIX count). The first also bounds the descriptors on their
+# way through sockets, which are counted for a user: half of what the user's other programs have, usually.
+DESCRIPTORS, SIGNALS = 512, 256
 WRITABLE = ("/tmp", "/var/tmp")  # of a bounded size each
 DEVICES = "/dev"
 

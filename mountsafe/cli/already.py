@@ -11,6 +11,7 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import STATUS_DEADLINE
 from mountsafe.medium.formats import Format
 from mountsafe.medium.part import Part
+from mountsafe.medium.swapped import number_of
 from mountsafe.session import asking, running
 from mountsafe.session.messages import Asked, MountOptions, Record
 from mountsafe.session.runtime import Runtime
@@ -22,9 +23,14 @@ def mounted(
 ) -> Record | None:
     """Return the record of the mount that shows what is asked for; None if there is none.
 
-    Raises UserError (TARGET) if one shows it in another way than is asked for.
+    Raises UserError (TARGET) if one shows it in another way than is asked for, or what was in the device before.
     """
     for runtime, record in _of(source):
+        if not _of_this_medium(record, source):
+            shown = printable(os.fsencode(source.name))
+            hint = f"It is being unmounted; mountsafe unmount {shlex.quote(_printed(record.target))} does so at once."
+            message = f"{_printed(record.target)} is a mount of what was in {shown} before"
+            raise UserError(message, hint, ExitCode.TARGET)
         if part != Part(record.offset, record.sizelimit) or not _shows(record, options.partition):
             continue
         if not _so(record, options, format_, sector_size):
@@ -42,8 +48,8 @@ def lent(source: Path) -> int | None:
         status = source.stat()
     except OSError:
         return None
-    for runtime, _ in _of(source) if stat.S_ISBLK(status.st_mode) else ():
-        if (fd := asking.lent(runtime, STATUS_DEADLINE)) is not None:
+    for runtime, record in _of(source) if stat.S_ISBLK(status.st_mode) else ():
+        if _of_this_medium(record, source) and (fd := asking.lent(runtime, STATUS_DEADLINE)) is not None:
             if _is_device(fd, status.st_rdev):
                 return fd
             os.close(fd)
@@ -71,6 +77,14 @@ def _same(one: Path, other: Path) -> bool:
     if stat.S_ISBLK(first.st_mode) and stat.S_ISBLK(second.st_mode):
         return first.st_rdev == second.st_rdev
     return os.path.samestat(first, second)
+
+
+def _of_this_medium(record: Record, source: Path) -> bool:
+    """Whether a mount of a device is one of the medium that is in it now."""
+    try:
+        return not record.sequence or number_of(source.stat()) in (0, record.sequence)
+    except OSError:
+        return True
 
 
 def _shows(record: Record, partition: int | str | None) -> bool:

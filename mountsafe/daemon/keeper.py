@@ -60,7 +60,7 @@ class Keeper:
         decide: Callable[[Facts], Decision] | None = None,
     ) -> None:
         self.device = device
-        self.decision = decision
+        self.decision = self.decided = decision  # what holds now, and what was decided when it came
         self._inside = Inside(device, decide or (lambda _: decision))
         self.state = State.NEW
         self.mounts: tuple[Mount, ...] = ()

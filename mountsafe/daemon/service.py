@@ -164,7 +164,7 @@ class Service:
         for name, keeper in list(self._keepers.items()):
             if keeper.device.disk != disk:
                 continue
-            if name not in wanted or not _same(keeper.device, wanted[name][0]):
+            if name not in wanted or not _stands(keeper, *wanted[name]):
                 if not any(_same(keeper.device, node) for node in nodes):
                     keeper.pulled()
                 self._part_with(keeper)
@@ -389,6 +389,15 @@ def _acceleration() -> str:
 
 def _alike(one: Decision, other: Decision) -> bool:
     return (one.verdict, one.options) == (other.verdict, other.options)
+
+
+def _stands(keeper: Keeper, node: Device, decision: Decision) -> bool:
+    """Whether a medium is to be kept as it is: the same one still, of which the same is known.
+
+    When another comes into the same device the kernel counts it at once, and for a moment udev knows the last one's
+    words: what was decided by them is decided anew.
+    """
+    return _same(keeper.device, node) and (keeper.device.facts == node.facts or keeper.decided == decision)
 
 
 def _same(kept: Device, node: Device) -> bool:

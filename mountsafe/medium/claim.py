@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.source import BLKROGET, Medium, device_size
+from mountsafe.medium.swapped import number_of
 
 log = logging.getLogger(__name__)
 BLKROSET, BLKGETDISKSEQ = 0x125D, 0x80081280  # include/uapi/linux/fs.h
@@ -42,7 +43,8 @@ class Claim:
                 raise Swapped(node)
             if self._note.exists() or not _get(self.fd, BLKROGET, "i"):
                 self._make_read_only()
-            self.medium = Medium(Path(node), self.fd, device_size(self.fd), block_device=True)
+            size, of_medium = device_size(self.fd), sequence or number_of(status)
+            self.medium = Medium(Path(node), self.fd, size, block_device=True, sequence=of_medium)
         except BaseException:
             self.release()
             raise

@@ -14,6 +14,7 @@ from mountsafe.medium import wrappers
 from mountsafe.medium.formats import Format, detect
 from mountsafe.medium.part import WHOLE, Part
 from mountsafe.medium.sealed import sealed
+from mountsafe.medium.swapped import number_of
 from mountsafe.text import printable
 from mountsafe.wire import SECTOR_SIZES
 
@@ -25,7 +26,7 @@ class Medium:
     """An open medium: a read-only descriptor and its size in bytes. `format`: what holds the disk in it.
 
     `sector_size`: the one that the user says its partition table counts, or None. `part`: what counts of the
-    disk in it.
+    disk in it. `sequence`: the number of the medium in a device (`medium.swapped`); 0 if it is not known.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Medium:
     format: Format = Format.RAW
     sector_size: int | None = None
     part: Part = WHOLE
+    sequence: int = 0
 
     @property
     def name(self) -> str:
@@ -90,7 +92,8 @@ def open_medium(
             wanted = Format.RAW if stat.S_ISBLK(opened.st_mode) else detect(partial(_readable, fd), size)
         if wanted is Format.RAW:  # of the disk in a container the size is not known yet
             part.within(size, printable(os.fsencode(source.name)))
-        return Medium(source.absolute(), fd, size, stat.S_ISBLK(opened.st_mode), wanted, sector_size, part)
+        device = stat.S_ISBLK(opened.st_mode)
+        return Medium(source.absolute(), fd, size, device, wanted, sector_size, part, number_of(opened))
     except BaseException:
         os.close(fd)
         raise

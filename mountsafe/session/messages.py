@@ -59,7 +59,8 @@ class MountOptions:
 class Order:
     """What to mount where, and for whom. Three descriptors come with it: the medium, the target's parent, the target.
 
-    `source` to `sector_size` and `part` as in `mountsafe.medium.source.Medium`; `uid` and `gid` of whom it is for.
+    `source` to `sector_size`, `part` and `sequence` as in `mountsafe.medium.source.Medium`; `uid` and `gid` of whom it
+    is for.
     """
 
     source: str
@@ -73,6 +74,7 @@ class Order:
     gid: int
     options: MountOptions
     part: Part = WHOLE
+    sequence: int = 0
 
 
 # --- the record -----------------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ class Record:
     volume that is open): process ids of boxes that run.
 
     `offset` and `sizelimit`, in bytes: what counts of its disk; a limit of None is the disk's end.
-    `asked`: None where an earlier version made it.
+    `asked`: None where an earlier version made it. `sequence`: as in `Medium`.
     """
 
     source: str
@@ -168,6 +170,7 @@ class Record:
     mounts: tuple[Mount, ...] = ()
     missing: tuple[Missing, ...] = ()
     held: Held = field(default_factory=Held)
+    sequence: int = 0
 
     def saved(self) -> dict[str, Any]:
         """What is written down."""
@@ -182,7 +185,7 @@ class Record:
     def facts(self) -> dict[str, Any]:
         """What `--json` shows."""
         facts: dict[str, Any] = codec.plain(self)
-        del facts["held"]
+        del facts["held"], facts["sequence"]
         return facts
 
 

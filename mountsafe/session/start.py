@@ -80,6 +80,7 @@ class Starting:
             format=medium.format,
             sector_size=medium.sector_size,
             part=medium.part,
+            sequence=medium.sequence,
             target=os.fspath(target.path),
             created_target=target.created,
             uid=uid,

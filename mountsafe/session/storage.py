@@ -12,6 +12,7 @@ from mountsafe.medium.encryption import Stack
 from mountsafe.medium.formats import Format
 from mountsafe.medium.part import UNIT, WHOLE, Part
 from mountsafe.medium.source import Medium
+from mountsafe.medium.swapped import Exchanged, is_same
 from mountsafe.session.maker import Maker
 
 
@@ -132,6 +133,8 @@ class Storage:
 
         `to_qemu`: to a virtual machine. Raises MountsafeError if there is none to be had.
         """
+        if not is_same(self.medium.fd, self.medium.sequence):
+            raise Exchanged("another medium is in its place")
         if self.raw:
             yield self.medium.fd
             return

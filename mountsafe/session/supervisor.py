@@ -22,6 +22,7 @@ from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.medium.choosing import folder_names, label_name
 from mountsafe.medium.source import Medium
+from mountsafe.medium.swapped import until_exchanged
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import logs
 from mountsafe.session.answering import answer_all, listen
@@ -113,7 +114,14 @@ class Supervisor:
             self._nursery.start_soon(self._end_when_gone)
         else:
             logs.leave_terminal()
+        self._nursery.start_soon(self._end_when_exchanged)
         await self._done.wait()
+
+    async def _end_when_exchanged(self) -> None:
+        """Show nothing of a medium that comes in the place of ours: it would be read as what is not there any more."""
+        await until_exchanged(self._medium.fd, self._medium.sequence)
+        log.warning("another medium is in its place: it is unmounted")
+        self._done.set()
 
     async def _cancel_when_gone(self, everything: trio.Nursery) -> None:
         await self._reporter.gone()
@@ -213,6 +221,7 @@ class Supervisor:
             mounts=tuple(served.mounted() for served in self._served),
             missing=tuple(self._missing),
             held=self._held(),
+            sequence=self._medium.sequence,
         )
 
     def _made_for_this(self) -> list[Place]:
@@ -285,7 +294,7 @@ async def _supervise(begin: Begin, runtime: Runtime, reporter: Reporter) -> None
             try:
                 if (received := await reporter.order()) is not None:
                     order, (fd, parent, folder) = received
-                    told = (order.size, order.block_device, order.format, order.sector_size, order.part)
+                    told = (order.size, order.block_device, order.format, order.sector_size, order.part, order.sequence)
                     medium = Medium(Path(order.source), fd, *told)
                     place = Place(Path(order.target), parent, folder, order.created_target)
                     await Supervisor(order, medium, place, runtime, reporter).run(machine, acceleration, spare)

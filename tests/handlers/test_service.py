@@ -12,9 +12,10 @@ from mountsafe import trios
 from mountsafe.daemon import service as serving
 from mountsafe.daemon.service import Service
 from mountsafe.errors import UserError
+from mountsafe.hotplug.devices import Device
 from mountsafe.medium.claim import Swapped
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.rules import Verdict
+from mountsafe.policy.rules import Decision, Options, Verdict
 from mountsafe.session.messages import KeyForm
 from mountsafe.system import trusting
 
@@ -148,3 +149,42 @@ def test_a_medium_that_changes_while_trust_is_changed_is_kept(
     assert left == ({"sdb2": new} if meanwhile == "another medium" else {})
     assert not second.end.called
     assert not new.end.called
+
+
+@pytest.mark.parametrize("now", ["the same", "other words, decided alike", "other words", "other rules", "another one"])
+def test_what_was_decided_by_the_last_mediums_words_is_decided_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str
+) -> None:
+    """The number of a card is the kernel's and changes at once; what udev knows of the last one stays for a moment."""
+
+    def device(fstype: str, sequence: int) -> Device:
+        facts = Facts(device="sdb", fstype=fstype, size=512)
+        return Device("sdb", "sdb", "/dev/sdb", (8, 16), {"DISKSEQ": str(sequence)}, (), facts)
+
+    shown = Decision(Verdict.SANDBOX, "", "", "external", Options())
+    refused = Decision(Verdict.REFUSE, "no jfs", "", "it is jfs", Options())
+    then = {
+        "the same": (device("ext4", 7), shown),
+        "other words, decided alike": (device("vfat", 7), shown),
+        "other words": (device("jfs", 7), refused),
+        "other rules": (device("ext4", 7), refused),  # they are for what is plugged in from then on
+        "another one": (device("ext4", 8), shown),
+    }[now]
+    monkeypatch.setattr(serving.Keeper, "run", AsyncMock())
+    monkeypatch.setattr(serving.Keeper, "end", AsyncMock())
+
+    async def look() -> tuple[Any, Any]:
+        service = Service(tmp_path, Mock(), 4)
+        service._policy = Mock()
+        async with trio.open_nursery() as nursery:
+            service._nursery = nursery
+            looks = iter([(device("ext4", 7), shown), then])
+            monkeypatch.setattr(service, "_found", lambda _: (lambda one: ([one[0]], [one]))(next(looks)))
+            await service._agree("sdb")
+            before = service._keepers["sdb"]
+            await service._agree("sdb")
+        return before, service._keepers["sdb"]
+
+    before, after = trios.run(look)
+    assert (before is after) == (now in ("the same", "other words, decided alike", "other rules"))
+    assert after.decision == (shown if before is after else then[1])

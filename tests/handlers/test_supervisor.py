@@ -99,7 +99,7 @@ def supervisor(folder: Path, reporter: Reporter, volumes: list[Volume]) -> Any:
     target.mkdir()
     options = MountOptions(idle=0, entries=1000)
     order = Order(str(folder / "x.img"), 512, False, Format.RAW, None, str(target), False, 1, 1, options)
-    medium = types.SimpleNamespace(format=Format.RAW, name="x", sector_size=None, part=WHOLE)
+    medium = types.SimpleNamespace(format=Format.RAW, name="x", sector_size=None, part=WHOLE, sequence=0)
     runtime = types.SimpleNamespace(write=lambda record: None)
     made: Any = Supervisor(order, medium, Place.hold(target), runtime, reporter)  # type: ignore[arg-type]
     storage = types.SimpleNamespace(raw=True, pid=None)
@@ -153,6 +153,8 @@ async def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reporter: Any) -
 async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = channel.pair()
     client, server = channel.pair()
+    for end in (ours, client):
+        end.settimeout(PATIENCE / 3)  # a thread that waits for what was swallowed would wait for ever
     with ours, theirs, client:
         made = await many(tmp_path, monkeypatch, RealReporter(theirs))
         async with trio.open_nursery() as nursery:

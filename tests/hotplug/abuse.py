@@ -1,7 +1,7 @@
 """The daemon under abuse of its D-Bus service by ordinary users, while media are plugged in and out.
 
 `sudo .venv/bin/python -m tests.hotplug.abuse MINUTES` says what was done and what came of it, and fails if a medium was
-not claimed within 0.5 s of its event, or the service does not answer at the end.
+not claimed within 0.5 s of its event, or the service does not answer at the end. `MINUTES dbus-broker`: on that bus.
 """
 
 import json
@@ -72,7 +72,7 @@ def abuse(daemon: Daemon, image: Path, seconds: float) -> Came:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as scratch, machine(Path(scratch)) as made:
+    with tempfile.TemporaryDirectory() as scratch, machine(Path(scratch), *sys.argv[2:]) as made:
         made.write("/etc/mountsafe/policy.toml", RULES)
         made.mountsafe("policy", "install").ok()
         made.put_appliance()

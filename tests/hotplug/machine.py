@@ -31,6 +31,12 @@ OWN_COPIES = {
 }
 OWN_MEMORY = ("/run", "/media", "/var/lib/udisks2")
 USER = "nobody"
+BUS = "/run/dbus/system_bus_socket"
+# Both read the same configuration.
+BUSES = {
+    "dbus-daemon": ("dbus-daemon", "--system", "--nofork", "--nopidfile"),
+    "dbus-broker": (sys.executable, "-m", "tests.hotplug.broker", BUS),
+}
 
 # Without a session on a seat polkit would refuse everything: it must be our rules that refuse.
 ALLOW = """
@@ -41,7 +47,7 @@ polkit.addRule(function(action, subject) {
 """
 
 # A free loop device is still read-only where a daemon was killed that had made the last medium on it so.
-ATTACH = 'device=$(losetup --find) && blockdev --setrw "$device" && losetup "$device" "$0" && echo "$device"'
+ATTACH = 'device=$(losetup --find) && blockdev --setrw "$device" && losetup "$@" "$device" "$0" && echo "$device"'
 
 
 def wait_for(condition: Callable[[], bool], what: str, instead: Callable[[], str] = str) -> None:
@@ -64,6 +70,7 @@ class Machine:
     scratch: Path
     services: list[subprocess.Popen[bytes]] = field(default_factory=list)
     others: frozenset[str] = field(default_factory=lambda: frozenset(attached()))
+    kind: str = "dbus-daemon"
 
     def command(self, *words: str | Path) -> list[str]:
         return ["nsenter", f"--target={self.holder.pid}", "--mount", "--net", "--", *map(str, words)]
@@ -100,6 +107,12 @@ class Machine:
 
         wait_for(is_ready, words[0])
 
+    def start_bus(self) -> subprocess.Popen[bytes]:
+        """Start the system's bus, of our kind; who was on another one does not come back by itself."""
+        self.remove(BUS, "/run/systemd/journal/socket")
+        self.start(*BUSES[self.kind], ready=lambda: self.run("test", "-S", BUS).code == 0)
+        return self.services[-1]
+
     def write(self, path: str, text: str) -> None:
         """Write a file that only this machine sees."""
         subprocess.run(
@@ -125,16 +138,16 @@ class Machine:
         return self.kernel_mounts(device) == [] or self.run("umount", "--all-targets", device).code == 0
 
     @contextmanager
-    def loop(self, image: Path) -> Iterator[str]:
-        """Attach an image: a medium is plugged in."""
-        with self.loop_now(image) as device:
+    def loop(self, image: Path, *options: str) -> Iterator[str]:
+        """Attach an image: a medium is plugged in. `options`: of losetup."""
+        with self.loop_now(image, *options) as device:
             self.run("udevadm", "settle", "--timeout=30").ok()
             yield device
 
     @contextmanager
-    def loop_now(self, image: Path) -> Iterator[str]:
+    def loop_now(self, image: Path, *options: str) -> Iterator[str]:
         """Attach an image, and do not wait for what comes of it."""
-        device = self.run("sh", "-c", ATTACH, image).ok().out.strip()
+        device = self.run("sh", "-c", ATTACH, image, *options).ok().out.strip()
         try:
             yield device
         finally:
@@ -144,9 +157,9 @@ class Machine:
 
 
 @contextmanager
-def machine(scratch: Path) -> Iterator[Machine]:
+def machine(scratch: Path, bus: str = "dbus-daemon") -> Iterator[Machine]:
     holder = subprocess.Popen(["unshare", "--mount", "--net", "--propagation=private", "sleep", "infinity"])
-    made = Machine(holder, scratch)
+    made = Machine(holder, scratch, kind=bus)
     try:
         own = os.readlink("/proc/self/ns/mnt")
         wait_for(lambda: os.readlink(f"/proc/{holder.pid}/ns/mnt") != own, "the namespace")
@@ -169,10 +182,7 @@ def machine(scratch: Path) -> Iterator[Machine]:
             made.run("mount", "--bind", copy, folder).ok()
         made.run("mkdir", "-p", "/run/dbus", "/run/udev", "/run/lock").ok()
         made.start(UDEVD, ready=lambda: made.run("udevadm", "control", "--ping").code == 0)
-        bus = "/run/dbus/system_bus_socket"
-        made.start(
-            "dbus-daemon", "--system", "--nofork", "--nopidfile", ready=lambda: made.run("test", "-S", bus).code == 0
-        )
+        made.start_bus()
         owned = "org.freedesktop.DBus.NameHasOwner"
         for program, name in ((POLKITD, "org.freedesktop.PolicyKit1"), (UDISKSD, "org.freedesktop.UDisks2")):
             ask = (

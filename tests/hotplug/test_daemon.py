@@ -14,6 +14,7 @@ import pytest
 from images import images
 from tests.hotplug.daemon import MEDIA, Daemon, label, shown
 from tests.hotplug.machine import Machine, wait_for
+from tests.readers import change
 
 Image = Callable[[str], Path]
 CYCLES = 200
@@ -81,6 +82,31 @@ def test_what_is_refused_is_claimed_and_not_shown(daemon: Daemon, image: Image) 
         daemon.wait_for_words("nobody has that")
         assert daemon.mounts() == []
         assert_claimed(daemon.machine, device)
+
+
+@pytest.mark.parametrize("then", ["ext4", "jfs"])
+def test_a_card_that_comes_into_a_reader_whose_number_stays_is_a_new_medium(
+    daemon: Daemon, image: Image, tmp_path: Path, then: str
+) -> None:
+    """A loop device whose file is changed is such a reader: whoever has it open reads the other one from there on."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for path, name in ((first, "ext4"), (second, then)):
+        path.write_bytes(image(name).read_bytes())
+        os.truncate(path, 32 << 20)
+    daemon.wait_for_mounts()
+    with daemon.machine.loop(first, "--read-only") as device:
+        daemon.wait_for_mounts(label("ext4"))
+        claims = daemon.words().count(" is claimed: ")
+        change(Path(device), second)
+        daemon.wait_for_words(" is claimed: ", claims + 1)
+        if then == "jfs":
+            daemon.wait_for_words("nobody has that")
+            daemon.wait_for_mounts()
+            assert_claimed(daemon.machine, device)
+        else:
+            daemon.wait_for_words(f"is on {MEDIA}/{label(then)}", 2)
+            daemon.wait_for_mounts(label(then))
+    daemon.wait_for_mounts()
 
 
 def test_what_desktops_are_not_to_show_is_elsewhere(daemon: Daemon, image: Image) -> None:

@@ -114,7 +114,8 @@ BREAKS: dict[int, list[Break]] = {
         Break("container/serve.py", "resource.RLIMIT_NOFILE, (lowest, before[1])", "resource.RLIMIT_NOFILE, before"),
     ],
     36: [
-        Break("medium/source.py", "found = sealed(fd, source)", "found = None"),
+        # not where the medium is opened: the test itself changes that line, in a copy
+        Break("medium/sealed.py", '    made = _through_mount(fd, b"")\n', "    return None\n"),
         Break("appliance/serve.py", "    landlock.write_only_in(WRITABLE, [DEVICES])\n", ""),
         Break("container/serve.py", "    landlock.write_only_in(WRITABLE, [DEVICES])\n", ""),
     ],

@@ -17,6 +17,8 @@ from tests.promises.breaks import BREAKS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _ROW = re.compile(r"^\| (\d+) \| .* \| (tests/\S+::\S+) \|$", re.MULTILINE)
+_WHY = re.compile(r"^FAILED \S+(?: - )?(.*)$", re.MULTILINE)  # in pytest's short summary
+PATIENCE = 1800.0  # seconds: a test that hangs where its promise is broken holds nothing either
 FAILED = 1  # pytest's exit code for a test that failed; others say that it could not be run
 
 
@@ -45,8 +47,11 @@ def broken(number: int, checkout: Path) -> None:
         path.write_text(text.replace(change.old, change.new), encoding="utf-8")
 
 
-def tested(number: int, *tests: str) -> bool:
-    """Whether tests pass in a copy in which a promise is broken; 0 for none. Raises RuntimeError if they cannot run."""
+def tested(number: int, *tests: str) -> str:
+    """Return how tests fail in a copy in which a promise is broken, 0 for none; "" if they pass.
+
+    Raises RuntimeError if they cannot run, TimeoutExpired.
+    """
     with tempfile.TemporaryDirectory(prefix="mountsafe-promise-", dir="/var/tmp") as name:
         checkout = Path(name)
         checkout.chmod(0o755)
@@ -55,13 +60,18 @@ def tested(number: int, *tests: str) -> bool:
             broken(number, checkout)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(["-x"] * bool(number)), *tests]
         environment = {**os.environ, "PYTHONPATH": name, "CI": "true"}
-        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+        patience = PATIENCE if number else None  # without a break they may be all of them
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=patience)
     passed = done.returncode == 0
     if done.returncode > FAILED or passed == bool(number):
         sys.stderr.write(done.stdout[-4000:] + done.stderr[-2000:])
     if done.returncode > FAILED:
         raise RuntimeError(f"pytest ended with {done.returncode}")
-    return passed
+    why = _WHY.search(done.stdout)
+    if not passed and why is None:  # in a fixture, say: so nothing was tested
+        sys.stderr.write(done.stdout[-4000:])
+        raise RuntimeError("the test could not be run")
+    return "" if why is None else why[1] or "pytest does not say why"
 
 
 def say(words: str) -> None:
@@ -78,17 +88,18 @@ def main() -> int:
     chosen = parser.parse_args().number or sorted(held)
     if unknown := set(chosen) - set(held):
         parser.error(f"there is no promise {min(unknown)}")
-    if not tested(0, *(held[number] for number in chosen)):
+    if tested(0, *(held[number] for number in chosen)):
         say("some of these tests fail although nothing is broken")
         return 1
     say("none is broken: all their tests pass")
     unheld = []
     for number in chosen:
         began = time.monotonic()
-        passed = tested(number, held[number])
-        told = "ITS TEST PASSES" if passed else "its test fails"
+        why = tested(number, held[number])
+        told = "its test fails" if why else "ITS TEST PASSES"
         say(f"promise {number:2} is broken: {told:<16}{time.monotonic() - began:5.0f} s  {held[number]}")
-        unheld += [number] * passed
+        say(f"  {why}")  # so that a person sees that it fails for what it tests
+        unheld += [number] * (not why)
     if unheld:
         say(f"not held: {', '.join(map(str, unheld))}")
     return 1 if unheld else 0

@@ -8,6 +8,7 @@ import pytest
 
 from mountsafe.cli import already
 from mountsafe.session import asking
+from mountsafe.session.messages import Record
 from tests.conftest import missing
 
 NUMBER = os.makedev(7, 251)
@@ -24,7 +25,7 @@ def test_a_descriptor_that_is_lent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         os.mknod(tmp_path / name, stat.S_IFBLK | 0o600, number)
     (tmp_path / "file").touch()
     fd = os.open(tmp_path / lent, os.O_PATH)  # no device is opened: there need not be one
-    monkeypatch.setattr(already, "_of", lambda source: [(None, None)])
+    monkeypatch.setattr(already, "_of", lambda source: [(None, Record("x", "/m", 1))])
     monkeypatch.setattr(asking, "lent", lambda runtime, deadline: fd)
     found = already.lent(tmp_path / "device")
     assert found == (fd if taken else None)

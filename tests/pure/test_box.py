@@ -68,7 +68,7 @@ def test_its_limits_come_after_the_box_and_before_the_program() -> None:
         "--nproc=8",
         "--core=0",
         "--memlock=0",
-        "--nofile=1024",
+        "--nofile=512",
         "--sigpending=256",
         "--",
         "true",

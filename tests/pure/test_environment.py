@@ -59,6 +59,29 @@ def test_a_place_is_kept_if_it_is_roots_alone(roots: Path, anothers: Path, name:
     assert given[name] == str(roots / "not there")
 
 
+@pytest.mark.parametrize("name", ["LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES", "TERM", "COLORTERM"])
+def test_no_word_leads_to_a_file_of_anothers(anothers: Path, name: str) -> None:
+    """A message catalogue has the formats that a program prints by."""
+    for value in (str(anothers), f"../../..{anothers}", f"de:../../..{anothers}"):
+        given = {name: value}
+        assert harden(given) == []
+        assert name not in given
+    given = {name: "de_DE.UTF-8@euro"}
+    harden(given)
+    assert given[name] == "de_DE.UTF-8@euro"
+
+
+def test_a_time_zone_is_the_systems_or_roots(roots: Path, anothers: Path) -> None:
+    for value in (str(anothers), f":{anothers}", f"../../..{anothers}", f":Etc/../../../..{anothers}"):
+        given = {"TZ": value}
+        harden(given)
+        assert "TZ" not in given
+    for value in ("Europe/Berlin", ":Etc/GMT+5", "CET-1CEST,M3.5.0,M10.5.0/3", "<+0330>-3:30", f":{roots}/zone"):
+        given = {"TZ": value}
+        harden(given)
+        assert given["TZ"] == value
+
+
 def test_of_a_list_the_places_that_are_roots_are_kept(roots: Path, anothers: Path) -> None:
     given = {"PATH": f"{anothers}::.:/usr/bin:relative:{roots}"}
     harden(given)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2  # include/
 CLONE_NEWUSER = 0x10000000
 # arch/x86/entry/syscalls/syscall_64.tbl; those above 424 are the same everywhere
 CLONE, KEYCTL, BPF, USERFAULTFD, IO_URING, CLONE3, NEWER = 56, 250, 321, 323, 425, 435, 463
+F_OFD_SETLK = 37  # include/uapi/asm-generic/fcntl.h
 MEMFD_CREATE, SHMGET, IO_SETUP, INOTIFY_INIT1, FCNTL = 319, 29, 206, 294, 72
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the tests' numbers are x86_64's")
 
@@ -149,6 +151,26 @@ def listens() -> None:
 )
 def test_what_the_plaintext_server_has_beyond_a_session(attempt: Callable[[], object], failure: str) -> None:
     assert under(PLAINTEXT, attempt) == failure
+
+
+@pytest.mark.parametrize(
+    "command", [F_OFD_SETLK, F_OFD_SETLK + 1, 1 << 32 | F_OFD_SETLK, fcntl.F_SETLK, fcntl.F_SETLKW]
+)
+def test_a_lock_that_the_appliance_process_takes_is_none(tmp_path: Path, command: int) -> None:
+    """QEMU would give up without one, and the medium's file is to be nobody's."""
+    path = tmp_path / "medium"
+    path.touch()
+    with path.open("rb") as file, path.open("r+b") as writer:
+
+        def locked() -> None:
+            call(FCNTL, file.fileno(), command, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0))()
+            asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+            (kind,) = struct.unpack_from("h", fcntl.fcntl(writer, F_OFD_SETLK - 1, asked))
+            if kind != fcntl.F_UNLCK:
+                raise OSError(errno.EXDEV, "")
+
+        assert under(APPLIANCE, locked) == ""
+        assert under(Filter(0, ()), locked) == "EXDEV"  # for good: our own descriptor is the same open file
 
 
 def _fail() -> None:

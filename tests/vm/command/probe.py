@@ -125,6 +125,13 @@ def multiply(count: int) -> None:
             os.waitpid(pid, 0)
 
 
+def send_descriptors() -> None:
+    """Have 800 on their way. The kernel counts a user's, and whoever may have fewer open can send none then."""
+    pairs = [socket.socketpair() for _ in range(4)]
+    for ours, _ in pairs:
+        socket.send_fds(ours, [b"x"], [2] * 200)
+
+
 def seize(pid: int) -> None:
     succeeded(libc.ptrace(PTRACE_SEIZE, pid, None, None))
 
@@ -180,7 +187,8 @@ def main() -> None:
         "keep memory that is shared": in_child(syscall(SYS_SHMGET, 0, 4096, 0o1600)),
         "take the machine's share of AIO": in_child(syscall(SYS_IO_SETUP, 1, ctypes.byref(ctypes.c_ulong(0)))),
         "take the user's share of inotify": in_child(syscall(SYS_INOTIFY_INIT1, 0)),
-        "open more than 1024 files": in_child(lambda: [os.dup(2) for _ in range(1024)]),
+        "open more than 512 files": in_child(lambda: [os.dup(2) for _ in range(512)]),
+        "take the user's share of descriptors on their way": in_child(send_descriptors),
         "fork beyond the limit": lambda: multiply(facts["processes"]),
         "use a keyring": in_child(syscall(SYS_ADD_KEY, b"user", b"mountsafe-probe", b"x", 1, -2)),
         "use the login's key": in_child(syscall(SYS_KEYCTL, 10, -3, b"user", b"mountsafe-login", 0)),

@@ -14,8 +14,10 @@ from mountsafe import landlock
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium import claim as claiming
 from mountsafe.medium.source import open_medium
+from tests.readers import change
 from tests.vm.command.stage import Person
 from tests.vm.command.test_mount import Image, check_tree, mounted
+from tests.vm.command.traces import Traces
 
 
 @pytest.fixture
@@ -53,6 +55,24 @@ def test_a_device_is_claimed_while_it_is_mounted(root: Person, folder: Path, dev
     with mounted(root, device, folder / "m"):
         check_tree(root, folder / "m", images.expected("ext4"))
         assert claim(device) == errno.EBUSY
+    assert claim(device) == 0
+
+
+def test_another_card_in_the_same_reader_is_not_shown_as_the_last_one(
+    root: Person, folder: Path, device: Path, tmp_path: Path
+) -> None:
+    """The device's number stays, and whoever has it open reads the other card from there on."""
+    before = Traces.taken(root)
+    other = tmp_path / "other"
+    with other.open("wb") as file:
+        file.truncate(int(Path("/sys/class/block", device.name, "size").read_text()) * 512)
+    target = root.run("mount", "--json", device, folder / "m").ok().json()["target"]
+    change(device, other)
+    again = root.run("mount", device, folder / "n")
+    assert again.code in (ExitCode.TARGET, ExitCode.SOURCE)
+    assert "already mounted" not in again.out + again.err
+    before.assert_same(root, 20)
+    assert not Path(target, "README.txt").exists()
     assert claim(device) == 0
 
 

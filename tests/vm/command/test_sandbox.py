@@ -49,6 +49,7 @@ ANYBODY = (
     *("read /etc/passwd", "connect to the host's loopback", "connect to an abstract socket", "see a host process"),
     *("signal a host process", "trace a host process", "gain privileges by exec", "fill the scratch space"),
     *("allocate beyond the limit", "fork beyond the limit", "use the login's key", "use a keyring"),
+    "take the user's share of descriptors on their way",
     *("keep memory beside the address space", "take the machine's share of AIO", "take the user's share of inotify"),
 )
 ROOT = (
