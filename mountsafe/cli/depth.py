@@ -1,6 +1,6 @@
 """`doctor --sandbox`: what holds the processes of each live mount in, as the kernel tells it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,8 @@ def _medium(record: Record) -> dict[str, Any]:
 def _held(record: Record) -> Iterator[Held]:
     """Yield the processes of a medium."""
     yield Held(SUPERVISOR, _layers(record.supervisor))
-    boxes = {"appliance": [record.virtual_machine], "container": [record.container]}
-    boxes |= {"session": [mount.session for mount in record.mounts]}
+    boxes: dict[str, Sequence[int | None]] = {"appliance": [record.virtual_machine], "container": [record.container], "decrypting": record.decrypting}
+    boxes["session"] = [mount.session for mount in record.mounts]
     for role, pids in boxes.items():
         for pid in filter(None, pids):
             for each in (pid, *descendants(pid)):

@@ -192,6 +192,44 @@ def test_a_volume_that_lies_inside_others(tmp_path: Path) -> None:
     assert key == encrypted.volume_key(tmp_path / "x")
 
 
+def many_slots(told: dict[str, Any]) -> None:
+    """Each in an area of its own, and as costly as is usual."""
+    slot = told["keyslots"]["0"] | {"kdf": told["keyslots"]["0"]["kdf"] | {"iterations": 5_000_000}}
+    area = slot["area"] | {"size": "4096", "offset": "0"}
+    areas = (area | {"offset": str(int(slot["area"]["offset"]) + number * 4096)} for number in range(90))
+    told["keyslots"] = {str(number): slot | {"area": each} for number, each in enumerate(areas)}
+    told["digests"]["0"]["keyslots"] = list(told["keyslots"])
+
+
+def costs(**kdf: Any) -> Callable[[dict[str, Any]], None]:
+    def change(told: dict[str, Any]) -> None:
+        told["keyslots"]["0"]["kdf"] = {"salt": "c2FsdHNhbHRzYWx0"} | kdf
+
+    return change
+
+
+COSTLY: dict[str, tuple[Callable[[dict[str, Any]], None], Fault]] = {
+    "time": (costs(type="pbkdf2", hash="sha256", iterations=4_000_000_000), Fault.TOO_COSTLY),
+    "memory": (costs(type="argon2id", time=4, memory=3 << 20, cpus=1), Fault.TOO_COSTLY),
+    "passes": (costs(type="argon2id", time=4_000_000_000, memory=1 << 18, cpus=1), Fault.TOO_COSTLY),
+    "slots": (many_slots, Fault.DAMAGED),
+}
+
+
+@pytest.mark.parametrize("what", COSTLY)
+def test_a_hostile_header_ends_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """It is told what is wrong with it long before the deadline, and not that the key was."""
+    monkeypatch.setattr(keys, "KEY_DEADLINE", 30.0)
+    change, fault = COSTLY[what]
+    path = encrypted.luks(tmp_path / "x", *FAST2)
+    path.write_bytes(encrypted.with_json(path.read_bytes(), change))
+    with pytest.raises(UserError) as failure:
+        unlock(path, SECRET)
+    sentence, _, code = told.WORDS[fault]
+    assert failure.value.message.startswith(sentence.partition("{}")[0])
+    assert failure.value.code is code is ExitCode.SOURCE
+
+
 def test_memory_that_is_not_there_is_no_wrong_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--pbkdf-force-iterations", "4", "--pbkdf-memory", "400000", "--pbkdf-parallel", "1")
     path = encrypted.luks(tmp_path / "x", *LUKS2, "--pbkdf", "argon2id", *options)
