@@ -86,7 +86,11 @@ def _medium(record: Record) -> dict[str, Any]:
 def _held(record: Record) -> Iterator[Held]:
     """Yield the processes of a medium."""
     yield Held(SUPERVISOR, _layers(record.supervisor))
-    boxes: dict[str, Sequence[int | None]] = {"appliance": [record.virtual_machine], "container": [record.container], "decrypting": record.decrypting}
+    boxes: dict[str, Sequence[int | None]] = {
+        "appliance": [record.virtual_machine],
+        "container": [record.container],
+        "decrypting": record.decrypting,
+    }
     boxes["session"] = [mount.session for mount in record.mounts]
     for role, pids in boxes.items():
         for pid in filter(None, pids):
@@ -118,7 +122,9 @@ def _print(medium: dict[str, Any], held: list[Held]) -> None:
         f" held by it. What the session processes said when they had asked for it: {told}"
     )
     if any(each.layers.descriptors is None for each in held):
-        screen.say(f"{CLOSED}: its memory has a key in it, which no other process of its user reads. Root sees the rest.")
+        screen.say(
+            f"{CLOSED}: its memory has a key in it, which no other process of its user reads. Root sees the rest."
+        )
     if all(each.role != "appliance" for each in held):
         screen.say("No virtual machine runs at the moment: nobody has asked it anything.")
     screen.say("")

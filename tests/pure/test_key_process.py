@@ -270,6 +270,10 @@ class Silent:
 
     def __init__(self, code: int = 0) -> None:
         self._code = code
+        self.hushed = False
+
+    def hush(self) -> None:
+        self.hushed = True
 
     async def wait(self) -> int:
         return self._code
@@ -298,6 +302,24 @@ def heard(said: Answer | bytes | None, code: int = 0, describe: bool = False, si
                 process._control.close()
 
     return trios.run(run)
+
+
+def test_what_it_says_is_not_logged_once_it_has_a_secret() -> None:
+    async def run() -> None:
+        memory, secret = key_memory(), given(SECRET)
+        silent = Silent()
+        ours, theirs = channel.pair()
+        with theirs:
+            process = KeyProcess(1 << 20, cast("Child", silent), ours)
+            for answer in (Described(DESCRIPTION), Opened(LAYOUT)):
+                theirs.send(channel.encode(ANSWERS.told(answer)))
+            await process.describe()
+            assert not silent.hushed
+            await process.unlock(PASSPHRASE, [secret], memory)
+            assert silent.hushed
+        channel.close([memory, secret])
+
+    trios.run(run)
 
 
 def test_a_layout_that_can_be() -> None:

@@ -160,7 +160,11 @@ def test_what_code_in_a_box_can_do(
     with host() as facts:
         facts |= {
             "file": str(library / "probe.json"),
-            "reads": [*places[:5], "/boot", *map(str, (source, key, person.home, person.runtime, person.records, folder))],
+            "reads": [
+                *places[:5],
+                "/boot",
+                *map(str, (source, key, person.home, person.runtime, person.records, folder)),
+            ],
             "writes": [
                 "/",
                 "/usr",
