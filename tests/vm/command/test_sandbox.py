@@ -308,6 +308,14 @@ def status(pid: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in lines}
 
 
+def cmdline(pid: int) -> bytes:
+    """A process's whole command line; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def host_files(pid: int) -> dict[tuple[int, int], tuple[Path, int]]:
     """The regular files and block devices of the host that a process has open, by inode: their names and flags.
 
@@ -405,6 +413,9 @@ def test_the_kernel_tells_of_each_layer_that_is_promised(
     try:
         [told] = person.run("doctor", "--sandbox", "--json").ok().json()
         shown = person.run("doctor", "--sandbox").ok().out
+        pids = {process["pid"] for process in told["processes"]}
+        inside = [pid for pid in descendants(told["processes"][0]["pid"]) if b"/app" in cmdline(pid)]
+        assert set(inside) <= pids  # none is there that is not shown
     finally:
         person.run("unmount", source).ok()
     [mount] = told["mounts"]
