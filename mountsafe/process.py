@@ -117,6 +117,7 @@ class Child:
         self._name = name
         self._log = log
         self._words = words
+        self._hushed = False
         self.last_line = ""  # what it said last, fit to be shown
         try:
             self._popen = subprocess.Popen(
@@ -141,11 +142,19 @@ class Child:
             while data := await stream.receive_some(LOG_LINE):
                 *lines, rest = (rest + data).replace(b"\r", b"").split(b"\n")
                 for untrusted_line in lines:
-                    self.last_line = printable(untrusted_line, LOG_LINE)
-                    self._log(f"{self._name}: {self.last_line}")
+                    self._heard(untrusted_line)
                 rest = rest[-LOG_LINE:]
         if rest:
-            self._log(f"{self._name}: {printable(rest, LOG_LINE)}")
+            self._heard(rest)
+
+    def _heard(self, untrusted_line: bytes) -> None:
+        if not self._hushed:
+            self.last_line = printable(untrusted_line, LOG_LINE)
+            self._log(f"{self._name}: {self.last_line}")
+
+    def hush(self) -> None:
+        """Believe and log nothing more of what it says there: it is given a secret, and could say that."""
+        self._hushed = True
 
     @property
     def pid(self) -> int:

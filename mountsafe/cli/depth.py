@@ -1,6 +1,6 @@
 """`doctor --sandbox`: what holds the processes of each live mount in, as the kernel tells it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mountsafe.text import size
 
 AGAIN = "Try again: it may have ended."
 SUPERVISOR = "supervisor"
+CLOSED = "closed"  # what the kernel tells root alone
 BOX = "bwrap"  # bubblewrap's own processes wait, and run none of what is in the box
 
 
@@ -56,10 +57,14 @@ def _looked_at(record: Record) -> tuple[dict[str, Any], list[Held]]:
 
 
 def _sealed(held: list[Held]) -> dict[str, bool] | None:
-    """Say of the medium that the boxes have open whether it stays read-only; None if none has it open now."""
+    """Say of the medium that the boxes have open whether it stays read-only; None if none has it open now.
+
+    All have the same descriptor of it, so one that is closed to the caller need not be looked at.
+    """
     [supervisor] = [process.layers.pid for process in held if process.role == SUPERVISOR]
     ours = {each.number for each in layers.sources(supervisor)}
-    boxed = [process.layers.pid for process in held if process.role != SUPERVISOR]
+    open_ones = [process for process in held if process.layers.descriptors is not None]
+    boxed = [process.layers.pid for process in open_ones if process.role != SUPERVISOR]
     media = [each for pid in boxed for each in layers.sources(pid) if each.number in ours]
     if not media:
         return None
@@ -81,8 +86,12 @@ def _medium(record: Record) -> dict[str, Any]:
 def _held(record: Record) -> Iterator[Held]:
     """Yield the processes of a medium."""
     yield Held(SUPERVISOR, _layers(record.supervisor))
-    boxes = {"appliance": [record.virtual_machine], "container": [record.container]}
-    boxes |= {"session": [mount.session for mount in record.mounts]}
+    boxes: dict[str, Sequence[int | None]] = {
+        "appliance": [record.virtual_machine],
+        "container": [record.container],
+        "decrypting": record.decrypting,
+    }
+    boxes["session"] = [mount.session for mount in record.mounts]
     for role, pids in boxes.items():
         for pid in filter(None, pids):
             for each in (pid, *descendants(pid)):
@@ -112,6 +121,10 @@ def _print(medium: dict[str, Any], held: list[Held]) -> None:
         f"Landlock: the kernel has version {medium['kernel_landlock'] or 'none'}; it tells of no process whether it is"
         f" held by it. What the session processes said when they had asked for it: {told}"
     )
+    if any(each.layers.descriptors is None for each in held):
+        screen.say(
+            f"{CLOSED}: its memory has a key in it, which no other process of its user reads. Root sees the rest."
+        )
     if all(each.role != "appliance" for each in held):
         screen.say("No virtual machine runs at the moment: nobody has asked it anything.")
     screen.say("")
@@ -139,11 +152,12 @@ def _rows(seen: Layers) -> Iterator[tuple[str, str | list[str]]]:
     """Yield the table's rows for one process: names, and words or lines of them."""
     yield "process", str(seen.pid)
     yield "user", f"{seen.uid}, map {'; '.join(seen.uid_map)}"
-    yield "own namespaces", " ".join(seen.namespaces) or "none"
+    yield "own namespaces", CLOSED if seen.namespaces is None else " ".join(seen.namespaces) or "none"
     yield "capabilities", ", ".join(f"{name} {mask:x}" for name, mask in seen.capabilities.items()) or "none"
     yield "no new privileges", "yes" if seen.no_new_privileges else "no"
     yield "seccomp", f"{seen.seccomp}, {seen.seccomp_filters}" if seen.seccomp_filters else seen.seccomp
     for name, value in seen.limits.items():
         yield name, size(int(value)) if value.isdigit() and name in ("address space", "locked memory") else value
     yield "group limits", [f"{Path(file).name} {value}" for file, value in seen.group_limits.items()] or "none"
-    yield "descriptors", [f"{count} {kind}" for kind, count in seen.descriptors.items()]
+    descriptors = seen.descriptors
+    yield "descriptors", CLOSED if descriptors is None else [f"{count} {kind}" for kind, count in descriptors.items()]

@@ -12,6 +12,7 @@ from typing import Annotated
 from mountsafe import channel
 from mountsafe.cli import screen
 from mountsafe.cli.typers import option
+from mountsafe.encrypted import secrecy
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import MAX_SECRET
 from mountsafe.session.messages import Key, KeyForm, Locked
@@ -109,7 +110,11 @@ def unlocker(keys: Keys, ask: Callable[[Locked], bytes | None] | None = None) ->
 
 
 def secret_of(keys: Keys, locked: Locked, count: int) -> tuple[KeyForm, int] | None:
-    """Return a secret and its form; None if there is no other than was tried."""
+    """Return a secret and its form; None if there is no other than was tried.
+
+    From here on no core is made of this process, and no other of its user reads its memory.
+    """
+    secrecy.undumpable()
     form = KeyForm.RECOVERY_KEY if keys.recovery else KeyForm.PASSPHRASE
     if keys.fd is not None:
         return (form, _sealed(_read(keys.fd, f"descriptor {keys.fd}"))) if count == 1 else None

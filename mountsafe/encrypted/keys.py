@@ -169,6 +169,7 @@ class KeyProcess(Peer):
             raise told.too_many_keyfiles()
         how = (secret.pim, secret.hidden, secret.header, secret.keyfiles)
         request = Unlock(secret.form, secret.kind or self._kind, *how)
+        self.process.hush()
         try:
             answer = await self._exchange(request, [key, *fds], KEY_DEADLINE, "derive the key")
         except GuestGone as gone:

@@ -153,6 +153,7 @@ class Supervisor:
             await served.serving.wait()
         for machines in self._machines:
             await machines.release(machines.storage)
+        await self._end_boxes()
         await self._drop_failed()
         self._write()
 
@@ -160,6 +161,13 @@ class Supervisor:
         if volume.host is None and self._boxes:
             return self._boxes.pop()
         return SessionBox(self._medium, decrypts=volume.host is not None)
+
+    async def _end_boxes(self) -> None:
+        """End those that have the medium, and serve nothing: the first one, where all is encrypted."""
+        while self._boxes:
+            box = self._boxes.pop()
+            box.control.close()
+            await box.child.stop()
 
     async def _drop_failed(self) -> None:
         """Leave nothing of the file systems that could not be mounted but a word. Raises UserError if that is all."""
@@ -242,8 +250,7 @@ class Supervisor:
         for served in list(self._served):  # whose tasks still run, and take them out
             await trio.to_thread.run_sync(served.detach)
             await served.end()
-        for box in self._boxes:
-            await box.child.stop()
+        await self._end_boxes()
         for machines in reversed(self._machines):
             await machines.close()
 

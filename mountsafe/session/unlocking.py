@@ -15,6 +15,7 @@ from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.limits import KEY_MEMORY, KEY_MEMORY_MOST
 from mountsafe.medium.encryption import Layer
 from mountsafe.medium.volumes import ENCRYPTED, FORCED, Volume
+from mountsafe.peer import LAST_WORDS
 from mountsafe.session.messages import Locked
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.storage import Lender
@@ -41,7 +42,8 @@ async def key_process(disk: Lender, volume: Volume, memory: int = KEY_MEMORY) ->
         async with trio.open_nursery() as nursery:
             nursery.start_soon(process.log_words)
             yield process
-            nursery.cancel_scope.cancel()
+            await process.stop()
+            nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
     finally:
         with trio.CancelScope(shield=True):
             await process.stop()

@@ -21,12 +21,16 @@ UNLIMITED = ("max", "-1", "9223372036854771712")  # the last is memory.limit_in_
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """One process. Ids are those that the reader of /proc sees; limits are in bytes or numbers, or "unlimited"."""
+    """One process. Ids are those that the reader of /proc sees; limits are in bytes or numbers, or "unlimited".
+
+    `namespaces` and `descriptors`: None if the process keeps its memory from others of its user (prctl(2),
+    PR_SET_DUMPABLE), and with it what the kernel tells of these; root is told.
+    """
 
     pid: int
     program: str
     uid: int
-    namespaces: tuple[str, ...]  # other than the reader's own
+    namespaces: tuple[str, ...] | None  # other than the reader's own
     uid_map: tuple[str, ...]  # first inside, first outside, how many
     capabilities: dict[str, int]  # sets that are not empty, as masks
     no_new_privileges: bool
@@ -35,19 +39,20 @@ class Layers:
     limits: dict[str, str]
     groups: tuple[str, ...]  # its control groups, "controllers:path"
     group_limits: dict[str, str]  # those of the groups above it too, by file
-    descriptors: dict[str, int]  # how many of each kind
+    descriptors: dict[str, int] | None  # how many of each kind
 
 
 def read(pid: int) -> Layers:
-    """Return a process's layers. Raises OSError if it is gone, or not the caller's to look at."""
+    """Return a process's layers. Raises OSError if it is gone, or another user's."""
     place = Path("/proc", str(pid))
     status = _status(place)
+    closed = is_closed(pid)
     groups = tuple((place / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines())
     return Layers(
         pid=pid,
-        program=printable(os.path.basename(os.fsencode((place / "exe").readlink()))),
+        program=printable(status["Name"] if closed else os.path.basename(os.fsencode((place / "exe").readlink()))),
         uid=int(status["Uid"].split()[1]),
-        namespaces=tuple(sorted(_namespaces(place))),
+        namespaces=None if closed else tuple(sorted(_namespaces(place))),
         uid_map=tuple(" ".join(line.split()) for line in (place / "uid_map").read_text(encoding="ascii").splitlines()),
         capabilities={name: mask for name in CAPABILITY_SETS if (mask := int(status[name], 16))},
         no_new_privileges=status["NoNewPrivs"] == "1",
@@ -56,8 +61,18 @@ def read(pid: int) -> Layers:
         limits=_limits(place),
         groups=tuple(printable(line.partition(":")[2], 500) for line in groups),
         group_limits=dict(group_limits(groups, _hierarchies())),
-        descriptors=dict(sorted(Counter(_kinds(place)).items())),
+        descriptors=None if closed else dict(sorted(Counter(_kinds(place)).items())),
     )
+
+
+def is_closed(pid: int) -> bool:
+    """Whether a process keeps its memory from the caller, who is its user. Raises OSError if it is gone, or another's.
+
+    Then its files in /proc are root's (proc(5)), but for its folder.
+    """
+    place = Path("/proc", str(pid))
+    mine = os.geteuid()
+    return mine != 0 and (place / "environ").stat().st_uid != mine and int(_status(place)["Uid"].split()[1]) == mine
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +88,7 @@ class Source:
 
 
 def sources(pid: int) -> Iterator[Source]:
-    """Yield what a process reads. Raises OSError if it is gone, or not the caller's to look at."""
+    """Yield what a process reads. Raises OSError if it is gone, another user's, or closed to the caller."""
     place = Path("/proc", str(pid))
     for link in (place / "fd").iterdir():
         try:

@@ -174,4 +174,24 @@ BREAKS: dict[int, list[Break]] = {
         Break("policy/inside.py", "[seen.fstype, seen.found or seen.fstype]", "[seen.fstype]"),
     ],
     53: [Break("appliance/guest.py", '{"size": size} if size is not None else {}', "{}")],
+    57: [Break("session/unlocked.py", "self._key = key", "self._key = key\n        self._read = os.pread(key, 64, 0)")],
+    58: [
+        Break(
+            "medium/encryption.py",
+            "if not zero and not 0 <= segment.physical <= within - segment.length:",
+            "if False:",
+        )
+    ],
+    59: [
+        Break("encrypted/kdf.py", "if seconds > self.seconds:", "if False:"),
+        Break("encrypted/kdf.py", "if memory > budget.memory:", "if False:"),
+        Break("encrypted/luks2header.py", "or len(found) > MAX_SLOTS", ""),
+    ],
+    60: [
+        Break(
+            "session/supervisor.py",
+            "        return self._machines[-1]\n",
+            "        self._machines[0].storage = disk\n        return self._machines[0]\n",
+        )
+    ],
 }

@@ -195,6 +195,46 @@ def test_a_volume_that_lies_inside_others(tmp_path: Path) -> None:
     assert key == encrypted.volume_key(tmp_path / "x")
 
 
+def many_slots(told: dict[str, Any]) -> None:
+    """Each in an area of its own: but for their number it would open."""
+    slot = told["keyslots"]["0"]
+    area, size = slot["area"], int(slot["area"]["size"])
+    places = [int(area["offset"]) + number * size for number in range(MAX_SLOTS + 1)]
+    slots = [slot | {"area": area | {"offset": str(place)}} for place in places]
+    told["keyslots"] = {str(number): each for number, each in enumerate(slots)}
+    told["digests"]["0"]["keyslots"] = list(told["keyslots"])
+
+
+def costs(**kdf: Any) -> Callable[[dict[str, Any]], None]:
+    def change(told: dict[str, Any]) -> None:
+        told["keyslots"]["0"]["kdf"] = {"salt": "c2FsdHNhbHRzYWx0"} | kdf
+
+    return change
+
+
+ROOMY = ("--type", "luks2", "--luks2-metadata-size", "64k", "--luks2-keyslots-size", "16m", "--pbkdf", "pbkdf2", *FAST)
+COSTLY: dict[str, tuple[Callable[[dict[str, Any]], None], Fault]] = {
+    "time": (costs(type="pbkdf2", hash="sha256", iterations=2_000_000_000), Fault.TOO_COSTLY),
+    "memory": (costs(type="argon2id", time=4, memory=3 << 20, cpus=1), Fault.TOO_COSTLY),
+    "passes": (costs(type="argon2id", time=4_000_000_000, memory=1 << 18, cpus=1), Fault.TOO_COSTLY),
+    "slots": (many_slots, Fault.DAMAGED),
+}
+
+
+@pytest.mark.parametrize("what", COSTLY)
+def test_a_hostile_header_ends_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """It is told what is wrong with it long before the deadline, and not that the key was."""
+    monkeypatch.setattr(keys, "KEY_DEADLINE", 30.0)
+    change, fault = COSTLY[what]
+    path = encrypted.luks(tmp_path / "x", *ROOMY, size=18 << 20)
+    path.write_bytes(encrypted.with_json(path.read_bytes(), change))
+    with pytest.raises(UserError) as failure:
+        unlock(path, SECRET)
+    sentence, _, code = told.WORDS[fault]
+    assert failure.value.message.startswith(sentence.partition("{}")[0])
+    assert failure.value.code is code is ExitCode.SOURCE
+
+
 def test_memory_that_is_not_there_is_no_wrong_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--pbkdf-force-iterations", "4", "--pbkdf-memory", "400000", "--pbkdf-parallel", "1")
     path = encrypted.luks(tmp_path / "x", *LUKS2, "--pbkdf", "argon2id", *options)
@@ -233,6 +273,10 @@ class Silent:
 
     def __init__(self, code: int = 0) -> None:
         self._code = code
+        self.hushed = False
+
+    def hush(self) -> None:
+        self.hushed = True
 
     async def wait(self) -> int:
         return self._code
@@ -261,6 +305,24 @@ def heard(said: Answer | bytes | None, code: int = 0, describe: bool = False, si
                 process._control.close()
 
     return trios.run(run)
+
+
+def test_what_it_says_is_not_logged_once_it_has_a_secret() -> None:
+    async def run() -> None:
+        memory, secret = key_memory(), given(SECRET)
+        silent = Silent()
+        ours, theirs = channel.pair()
+        with theirs:
+            process = KeyProcess(1 << 20, cast("Child", silent), ours)
+            for answer in (Described(DESCRIPTION), Opened(LAYOUT)):
+                theirs.send(channel.encode(ANSWERS.told(answer)))
+            await process.describe()
+            assert not silent.hushed
+            await process.unlock(PASSPHRASE, [secret], memory)
+            assert silent.hushed
+        channel.close([memory, secret])
+
+    trios.run(run)
 
 
 def test_a_layout_that_can_be() -> None:

@@ -123,3 +123,26 @@ def test_the_first_process_of_a_box_stays_with_the_guard(program: Callable[[str]
         assert gone(inner)
 
     trios.run(scene)
+
+
+def test_who_is_hushed_is_not_heard() -> None:
+    heard: list[str] = []
+
+    async def scene() -> None:
+        said = trio.Event()
+
+        def hear(line: str) -> None:
+            heard.append(line)
+            said.set()
+
+        words = "echo before >&2; sleep 0.5; echo secret >&2; printf rest >&2"
+        child = Child(["sh", "-c", words], [], "box", hear)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child.log_words)
+            await said.wait()
+            child.hush()
+            await child.wait()
+        assert child.last_line == "before"
+
+    trios.run(scene)
+    assert heard == ["box: before"]

@@ -262,16 +262,24 @@ def test_a_key_that_is_too_short() -> None:
 
 
 class Bounded:
-    """A disk that says where it was read, and none of it is there in some places."""
+    """A disk that says where it was read, and none of it is there in some places.
 
-    def __init__(self, size: int, bad: Sequence[int] = ()) -> None:
+    `volume`: the places of the only volume that may be read, as a `Layer` has them.
+    """
+
+    def __init__(self, size: int, bad: Sequence[int] = (), volume: Sequence[tuple[int, int, int]] = ()) -> None:
         self.size = size
         self._bad = bad
+        self._volume = volume or ((0, 0, size),)
         self.reads: list[tuple[int, int]] = []
+
+    def assert_inside(self, offset: int, length: int) -> None:
+        assert 0 <= offset <= offset + length <= self.size
+        assert any(start <= offset <= offset + length <= start + size for _, start, size in self._volume)
 
     def read(self, offset: int, length: int) -> bytes:
         self.reads.append((offset, length))
-        assert 0 <= offset <= offset + length <= self.size
+        self.assert_inside(offset, length)
         if any(offset <= place < offset + length for place in self._bad):
             raise MediumError("bad")
         return bytes(length)
@@ -284,7 +292,7 @@ class AsyncBounded(Bounded):
         return super().read(offset, length)
 
     def read_now(self, offset: int, length: int) -> None:
-        assert 0 <= offset <= offset + length <= self.size
+        self.assert_inside(offset, length)
 
     def cut_short(self) -> bool:
         return False
@@ -292,7 +300,7 @@ class AsyncBounded(Bounded):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_whatever_is_believed_stays_inside(seed: int) -> None:
-    """Numbers of a good description are changed at random: it is refused, or nothing is read outside of the disk."""
+    """Numbers of a good description are changed at random: it is refused, or nothing is read outside of the volume."""
     chance = random.Random(seed)
     believed = 0
     for _ in range(200):
@@ -306,9 +314,9 @@ def test_whatever_is_believed_stays_inside(seed: int) -> None:
         except ProtocolFault:
             continue
         believed += 1
-        below, plan = Bounded(stack.size), Plan(layer)
+        below, plan = Bounded(stack.size, volume=layer.places), Plan(layer)
         disk = BlockingLayer(below, plan, None)
-        later = Decrypted(AsyncBounded(stack.size), plan, None)
+        later = Decrypted(AsyncBounded(stack.size, volume=layer.places), plan, None)
         for _ in range(5):
             offset = chance.randrange(disk.size)
             length = chance.randrange(1, 20_000)

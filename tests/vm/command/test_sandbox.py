@@ -41,9 +41,24 @@ BOXES = {
         limits.CONTAINER_ADDRESS_SPACE,
         limits.CONTAINER_PROCESSES,
     ),
+    "keys": (
+        "encrypted/derive.py",
+        limits.KEY_SCRATCH,
+        limits.KEY_ADDRESS_SPACE + limits.KEY_MEMORY,
+        limits.KEY_PROCESSES,
+    ),
+    "plaintext": (
+        "encrypted/serve.py",
+        limits.PLAINTEXT_SCRATCH,
+        limits.PLAINTEXT_ADDRESS_SPACE,
+        limits.PLAINTEXT_PROCESSES,
+    ),
     "session": ("session/server.py", limits.SESSION_SCRATCH, limits.SESSION_ADDRESS_SPACE, limits.SESSION_PROCESSES),
 }
+ENCRYPTED = ("keys", "plaintext")  # which are there for an encrypted medium alone
+# What is called first in each of them; nbdkit gives its script no arguments, but a value.
 FIRST = "json.loads(sys.argv[1])"
+FIRSTS = {"plaintext": "json.loads(value)"}
 # What an ordinary user may do outside, so that the probe is known to be able to fail.
 ANYBODY = (
     *("read /etc/passwd", "connect to the host's loopback", "connect to an abstract socket", "see a host process"),
@@ -69,7 +84,7 @@ def probing(stage: Stage) -> dict[str, Path]:
     programs = {}
     for name, (module, *_) in BOXES.items():
         call = "__import__('mountsafe.probe').probe.main() or sys.exit(1)"
-        programs[name] = stage.variant(f"probing-{name}", {module: {FIRST: call}})
+        programs[name] = stage.variant(f"probing-{name}", {module: {FIRSTS.get(name, FIRST): call}})
         (programs[name].parent / "lib/mountsafe/probe.py").write_bytes(
             (Path(__file__).parent / "probe.py").read_bytes()
         )
@@ -81,6 +96,15 @@ def as_qcow2(program: Callable[[str], str], image: Path, person: Person, folder:
     made = folder / f"{image.stem}.qcow2"
     subprocess.run([program("qemu-img"), "convert", "-O", "qcow2", image, made], check=True)
     return person.give(made)
+
+
+@pytest.fixture(scope="module")
+def key(library: Path) -> Path:
+    """A file that opens the encrypted image."""
+    path = library / "encrypted-luks.key"
+    path.write_bytes(b"mountsafe")
+    path.chmod(0o644)
+    return path
 
 
 @contextmanager
@@ -124,16 +148,24 @@ def probe(person: Person, program: list[str], facts: dict[str, Any], *arguments:
 
 @pytest.mark.parametrize("box", BOXES)
 def test_what_code_in_a_box_can_do(
-    person: Person, folder: Path, image: Image, probing: dict[str, Path], box: str, program: Callable[[str], str]
-) -> None:
+    person: Person, folder: Path, image: Image, key: Path, probing: dict[str, Path], box: str,
+    program: Callable[[str], str],
+) -> None:  # fmt: skip
     _, scratch, address_space, processes = BOXES[box]
     library = probing[box].parent / "lib/mountsafe"
-    source = image("ext4") if box != "container" else as_qcow2(program, image("ext4"), person, folder)
+    source = image("encrypted-luks" if box in ENCRYPTED else "ext4")
+    if box == "container":
+        source = as_qcow2(program, source, person, folder)
+    keys: list[str | Path] = ["--key-file", key] if box in ENCRYPTED else []
     places = ["/etc/passwd", "/etc/shadow", "/root", "/home", "/run", "/var/tmp/..", "/boot"]
     with host() as facts:
         facts |= {
             "file": str(library / "probe.json"),
-            "reads": [*places[:5], "/boot", *map(str, (source, person.home, person.runtime, person.records, folder))],
+            "reads": [
+                *places[:5],
+                "/boot",
+                *map(str, (source, key, person.home, person.runtime, person.records, folder)),
+            ],
             "writes": [
                 "/",
                 "/usr",
@@ -150,7 +182,7 @@ def test_what_code_in_a_box_can_do(
             "address_space": address_space,
             "processes": processes,
         }
-        boxed = probe(person, [str(probing[box])], facts, "mount", source, folder / "m", "--verbose")
+        boxed = probe(person, [str(probing[box])], facts, "mount", source, folder / "m", "--verbose", *keys)
         free = probe(person, [PYTHON, "-I", str(library / "probe.py"), facts["file"]], facts)
     possible = {what for what, why in boxed.items() if not why}
     assert possible == {"the end"}
@@ -169,10 +201,24 @@ TRIES = {  # where each process has the medium and is confined: what is called t
         "qemu, qmp, said = _open(settings)",
         "__import__('mountsafe.changes').changes.tell(settings['medium']); {}",
     ),
+    "encrypted/derive.py": (
+        "landlock.enclose()",
+        "tell = __import__('mountsafe.changes').changes.tell; {}; settings.stack.raw and tell(settings.fds[0])",
+    ),
+    "encrypted/serve.py": (
+        "landlock.enclose()",
+        "tell = __import__('mountsafe.changes').changes.tell; {}; stack.raw and tell(_settings.disk)",
+    ),
     "session/server.py": (
         "held_in = landlock.enclose()",
         "tell = __import__('mountsafe.changes').changes.tell; {}; settings.medium and tell(settings.medium)",
     ),
+}
+# Who has the medium, by its kind.
+HAVE = {
+    "raw": {"guest", "session"},
+    "qcow2": {"guest", "container"},
+    "encrypted": {"guest", "keys", "plaintext", "session"},
 }
 UNSEALED = {"medium/source.py": {"found = sealed(fd, source)": "found = None"}}
 
@@ -189,37 +235,41 @@ def changing(stage: Stage) -> dict[bool, list[str]]:
     return programs
 
 
-def changed(person: Person, source: Path, folder: Path, program: list[str]) -> dict[str, dict[str, str]]:
+def changed(
+    person: Person, source: Path, folder: Path, program: list[str], *options: str | Path
+) -> dict[str, dict[str, str]]:
     """Mount; return what each process could do to the medium: by process and attempt, an errno or "done"."""
-    done = person.run("mount", source, folder / "m", "--verbose", program=program).ok()
+    done = person.run("mount", source, folder / "m", "--verbose", *options, program=program).ok()
     person.run("unmount", source).ok()
     seen: dict[str, dict[str, str]] = {}
     for process, why, what in re.findall(r"(\w+): CHANGE (\w+) (.+)", done.err):
-        seen.setdefault(process, {})[what] = why
+        tried = seen.setdefault(process, {})
+        tried[what] = "done" if tried.get(what) == "done" else why  # there may be several of a kind
     for tried in seen.values():
         assert set(tried) == set(changes.ATTEMPTS)
     return seen
 
 
 @pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "unsealed"])
-@pytest.mark.parametrize("contained", [False, True], ids=["raw", "qcow2"])
+@pytest.mark.parametrize("kind", HAVE)
 def test_no_box_changes_the_medium(
-    person: Person, folder: Path, image: Image, changing: dict[bool, list[str]], program: Callable[[str], str],
-    contained: bool, sealed: bool,
+    person: Person, folder: Path, image: Image, key: Path, changing: dict[bool, list[str]],
+    program: Callable[[str], str], kind: str, sealed: bool,
 ) -> None:  # fmt: skip
     """It is the caller's own, or anybody's: the mount below its descriptor and the layers of the box each hold it."""
     if not sealed and not landlock.version():
         missing("Landlock in this kernel")
     source = folder / "medium"
-    source.write_bytes(image("romfs").read_bytes())
-    if contained:
+    source.write_bytes(image("encrypted-luks" if kind == "encrypted" else "romfs").read_bytes())
+    if kind == "qcow2":
         source = as_qcow2(program, source, person, folder)
     person.give(source)
     source.chmod(0o666)
     os.setxattr(source, changes.KEPT, b"x")
     before = (source.read_bytes(), source.stat().st_mode, source.stat().st_ctime_ns, os.listxattr(source))
-    seen = changed(person, source, folder, changing[sealed])
-    assert set(seen) == {"guest", "container" if contained else "session"}
+    keys: list[str | Path] = ["--key-file", key] if kind == "encrypted" else []
+    seen = changed(person, source, folder, changing[sealed], *keys)
+    assert set(seen) == HAVE[kind]
     assert not [(process, what) for process, tried in seen.items() for what, why in tried.items() if why == "done"]
     assert (source.read_bytes(), source.stat().st_mode, source.stat().st_ctime_ns, os.listxattr(source)) == before
 
@@ -257,6 +307,14 @@ def status(pid: int) -> dict[str, str]:
     """What /proc says about a process, seen from outside."""
     lines = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {key: value.strip() for key, _, value in lines}
+
+
+def cmdline(pid: int) -> bytes:
+    """A process's whole command line; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def host_files(pid: int) -> dict[tuple[int, int], tuple[Path, int]]:
@@ -330,6 +388,10 @@ TOLD: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+# Rows that the kernel tells nobody but root of, where a process keeps its memory from its own user.
+ROOTS = {"own namespaces", "devices open, beside /dev/kvm", "of the host's files, may write"}
+
+
 def promised(repository: Path) -> dict[str, dict[str, str]]:
     """SECURITY.md's table of layers: its columns, by row."""
     text = (repository / "SECURITY.md").read_text().partition("## Layers of a live mount")[2].partition("\n- ")[0]
@@ -337,17 +399,24 @@ def promised(repository: Path) -> dict[str, dict[str, str]]:
     return {column: {row[0]: row[number] for row in rows} for number, column in enumerate(head) if number}
 
 
-@pytest.mark.parametrize("contained", [False, True], ids=["raw", "qcow2"])
+# The columns of that table that are there for some media only, by kind of medium.
+OPTIONAL = {"raw": set[str](), "qcow2": {"container", "QEMU, container"}, "encrypted": {"decrypting"}}
+
+
+@pytest.mark.parametrize("kind", OPTIONAL)
 def test_the_kernel_tells_of_each_layer_that_is_promised(
-    person: Person, folder: Path, image: Image, repository: Path, program: Callable[[str], str], contained: bool
+    person: Person, folder: Path, image: Image, key: Path, repository: Path, program: Callable[[str], str], kind: str
 ) -> None:
-    source = image("vfat")
-    if contained:
+    source = image("encrypted-luks" if kind == "encrypted" else "vfat")
+    if kind == "qcow2":
         source = as_qcow2(program, source, person, folder)
-    person.run("mount", source, folder / "m").ok()
+    person.run("mount", source, folder / "m", *(["--key-file", key] if kind == "encrypted" else [])).ok()
     try:
         [told] = person.run("doctor", "--sandbox", "--json").ok().json()
         shown = person.run("doctor", "--sandbox").ok().out
+        pids = {process["pid"] for process in told["processes"]}
+        inside = [pid for pid in descendants(told["processes"][0]["pid"]) if b"/app" in cmdline(pid)]
+        assert set(inside) <= pids  # none is there that is not shown
     finally:
         person.run("unmount", source).ok()
     [mount] = told["mounts"]
@@ -364,15 +433,19 @@ def test_the_kernel_tells_of_each_layer_that_is_promised(
         if process["program"].startswith("qemu"):
             role = "QEMU" if role == "appliance" else f"QEMU, {role}"
         if process["program"] != "bwrap" and role != "supervisor":
-            seen[role] = {row: read(process) for row, read in TOLD.items()}
-    optional = {"container", "QEMU, container"}
-    assert set(columns) == {"appliance", "QEMU", "session"} | optional
-    assert set(seen) == (set(columns) if contained else set(columns) - optional)
+            closed = process["descriptors"] is None  # the kernel tells root alone of it
+            assert closed == (role == "decrypting" and not person.is_root)
+            assert closed == (process["namespaces"] is None)
+            seen[role] = {row: read(process) for row, read in TOLD.items() if not (closed and row in ROOTS)}
+    always = {"appliance", "QEMU", "session"}
+    assert set(columns) == always.union(*OPTIONAL.values())
+    assert set(seen) == always | OPTIONAL[kind]
     for role in seen:
         rows = columns[role]
         least = "seccomp filters, at least"
         assert int(seen[role].pop(least)) >= int(rows.pop(least))
-        assert seen[role] == rows, role
+        assert seen[role] == {row: rows[row] for row in seen[role]}, role
+        assert rows.keys() - seen[role].keys() <= ROOTS
 
 
 def test_what_code_in_a_session_process_can_open(person: Person, folder: Path, image: Image, stage: Stage) -> None:
