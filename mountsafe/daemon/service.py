@@ -23,6 +23,7 @@ from mountsafe.daemon.journal import about
 from mountsafe.daemon.keeper import NOTES, PERSON_PATIENCE, Keeper
 from mountsafe.daemon.notify import Pulse
 from mountsafe.daemon.person import Person
+from mountsafe.daemon.plugged import alike, is_idle, plugged_in, same, stands
 from mountsafe.daemon.showing import DisplaySettings
 from mountsafe.daemon.states import State
 from mountsafe.errors import ExitCode, MountsafeError, UserError
@@ -164,8 +165,8 @@ class Service:
         for name, keeper in list(self._keepers.items()):
             if keeper.device.disk != disk:
                 continue
-            if name not in wanted or not _stands(keeper, *wanted[name]):
-                if not any(_same(keeper.device, node) for node in nodes):
+            if name not in wanted or not stands(keeper, *wanted[name]):
+                if not any(same(keeper.device, node) for node in nodes):
                     keeper.pulled()
                 self._part_with(keeper)
         for name, (node, decision) in wanted.items():
@@ -260,7 +261,7 @@ class Service:
         self._require_same(keeper, owner)
         await keeper.eject()
         drive = keeper.device.drive
-        if drive and not self._is_kept(drive) and await aside(partial(_is_idle, drive), LOOK_PATIENCE):
+        if drive and not self._is_kept(drive) and await aside(partial(is_idle, drive), LOOK_PATIENCE):
             await aside(partial(cut_power, drive), FILES_PATIENCE)
 
     async def _lock(self, keeper: Keeper, owner: int | None) -> None:
@@ -300,11 +301,11 @@ class Service:
         return any(keeper.device.drive == drive and keeper.state != State.EJECTED for keeper in self._keepers.values())
 
     async def _asked_to_trust(self, device: str, change: Callable[[Path, Facts], trusting.Change]) -> Request:
-        node, nodes, facts = await aside(partial(_plugged_in, device), LOOK_PATIENCE)
+        node, nodes, facts = await aside(partial(plugged_in, device), LOOK_PATIENCE)
 
         async def run() -> None:
-            _, there, now = await aside(partial(_plugged_in, node.name), LOOK_PATIENCE)
-            if now != facts or not all(map(_same, nodes, there)):
+            _, there, now = await aside(partial(plugged_in, node.name), LOOK_PATIENCE)
+            if now != facts or not all(map(same, nodes, there)):
                 raise Swapped(node.node)
             await self._change_trust(there, partial(change, self._rules, facts))
 
@@ -349,7 +350,7 @@ class Service:
         asked = parts if parts and not nodes[0].facts.fstype else nodes
         decisions = [judged[node.name] for node in asked]
         first = decisions[0]
-        if first is not None and all(each is not None and _alike(each, first) for each in decisions):
+        if first is not None and all(each is not None and alike(each, first) for each in decisions):
             return [(disk, first)]
         return [(node, decision) for node in parts if (decision := judged[node.name]) is not None]
 
@@ -362,22 +363,6 @@ class Service:
         return decision
 
 
-def _plugged_in(device: str) -> tuple[Device, list[Device], Facts]:
-    """Return a device; the disk that it is, or is a part of, with its parts; and its facts. Raises UserError."""
-    name = device.removeprefix("/dev/")
-    found = next((each for each in devices() if each.name == name), None)
-    nodes = of_disk(found.disk) if found else []
-    if found is None or not nodes or nodes[0].facts is None:
-        raise UserError(f"{printable(name)} is no medium that is plugged in", "lsblk shows them.", ExitCode.SOURCE)
-    return found, nodes, nodes[0].facts
-
-
-def _is_idle(drive: str) -> bool:
-    """Whether nothing of a drive is in use."""
-    in_use = InUse()
-    return not any(in_use.why(each.name, each.number) for each in devices() if each.drive == drive)
-
-
 def _rules_and_exemptions(rules: Path) -> tuple[Policy, list[Exemption]]:
     return files.load(rules), generated.exemptions()
 
@@ -385,24 +370,3 @@ def _rules_and_exemptions(rules: Path) -> tuple[Policy, list[Exemption]]:
 def _acceleration() -> str:
     acceleration = build.acceleration()
     return "tcg" if acceleration.usable() else acceleration.remembered() or "not tried yet"
-
-
-def _alike(one: Decision, other: Decision) -> bool:
-    return (one.verdict, one.options) == (other.verdict, other.options)
-
-
-def _stands(keeper: Keeper, node: Device, decision: Decision) -> bool:
-    """Whether a medium is to be kept as it is: the same one still, of which the same is known.
-
-    When another comes into the same device the kernel counts it at once, and for a moment udev knows the last one's
-    words: what was decided by them is decided anew.
-    """
-    return _same(keeper.device, node) and (keeper.device.facts == node.facts or keeper.decided == decision)
-
-
-def _same(kept: Device, node: Device) -> bool:
-    """Whether it is the same medium still."""
-    facts, now = kept.facts, node.facts
-    if facts is None or now is None:
-        return False
-    return (kept.number, kept.sequence, facts.size) == (node.number, node.sequence, now.size)
