@@ -19,7 +19,7 @@ import pytest
 
 from mountsafe import wire
 from mountsafe.limits import CALL_DEADLINE, LOG_BYTES
-from tests.vm.command.stage import Person
+from tests.vm.command.stage import Person, Stage
 from tests.vm.command.test_faults import ASK, content, expected, machine, questions
 from tests.vm.command.traces import Traces
 
@@ -128,14 +128,20 @@ def most_memory(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
+@pytest.fixture(scope="module")
+def hurried(stage: Stage) -> Path:
+    """The command line with a short deadline for the agent's answers: most lies are ended by that."""
+    return stage.variant("hurried", {"limits.py": {"REQUEST_DEADLINE = 30.0": "REQUEST_DEADLINE = 3.0"}})
+
+
 @pytest.mark.parametrize("lie", LIES)
-def test_who_speaks_in_the_place_of_qemu(person: Person, folder: Path, image: Image, lie: str) -> None:
+def test_who_speaks_in_the_place_of_qemu(person: Person, folder: Path, image: Image, hurried: Path, lie: str) -> None:
     """No call hangs, the supervisor lives and stays small, another virtual machine takes over, and nothing is left."""
     if os.geteuid() != 0:
         pytest.skip("only root may take over a box from outside")
     before = Traces.taken(person)
     source, top = image("ext4"), folder / "m"
-    person.run("mount", source, top).ok()
+    person.run("mount", source, top, program=[str(hurried)]).ok()
     asking = iter(questions(top))
     person.python(ASK, next(asking)).ok()
     parts = machine(person, source)
