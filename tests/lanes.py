@@ -26,7 +26,9 @@ FIRST = (
     "tests/vm/command/test_containers.py",
     "tests/vm/command/test_device.py",
     "tests/vm/command/test_doctor.py",
+    "tests/vm/command/test_encrypted.py",
     "tests/vm/command/test_sandbox.py",
+    "tests/vm/command/test_taken_over.py",
     "tests/vm/test_containers.py",
     "tests/vm/test_corpus.py",
 )
