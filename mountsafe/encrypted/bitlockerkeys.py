@@ -14,10 +14,10 @@ from mountsafe.encrypted import gcrypt
 from mountsafe.encrypted.bitlocker import ITERATIONS, PROTECTIONS, RECOVERY, Metadata, Protector, Type, entries, layout
 from mountsafe.encrypted.description import Form
 from mountsafe.encrypted.faults import Fault, KeyFault
-from mountsafe.encrypted.gcrypt import Mode
 from mountsafe.encrypted.kdf import Budget
 from mountsafe.encrypted.unlocking import Unlocked, first_that_opens
 from mountsafe.medium.encryption import Cipher
+from mountsafe.medium.libgcrypt import Mode
 
 NONCE, TAG = 12, 16
 KEY_HEADER = 12  # of a decrypted key: its size with this, two numbers, and the method

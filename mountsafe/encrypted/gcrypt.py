@@ -9,37 +9,12 @@ import ctypes
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import IntEnum
 from functools import cache
 
-LIBRARY = "libgcrypt.so.20"
-_DISABLE_SECMEM, _INITIALIZATION_FINISHED = 37, 38  # gcrypt.h: enum gcry_ctl_cmds
+from mountsafe.medium.libgcrypt import Mode, begun, cipher_number
+
 _PBKDF2 = 34  # enum gcry_kdf_algos
-
-
-class Mode(IntEnum):
-    """Of gcrypt.h: enum gcry_cipher_modes."""
-
-    ECB = 1
-    CBC = 3
-    CCM = 8
-    XTS = 13
-
-
-# enum gcry_cipher_algos, by name and bytes of the key
-CIPHERS = {
-    ("aes", 16): 7,
-    ("aes", 24): 8,
-    ("aes", 32): 9,
-    ("twofish", 16): 303,
-    ("twofish", 32): 10,
-    ("serpent", 16): 304,
-    ("serpent", 24): 305,
-    ("serpent", 32): 306,
-    ("camellia", 16): 310,
-    ("camellia", 24): 311,
-    ("camellia", 32): 312,
-}
+_CCM_LENGTHS = 69  # GCRYCTL_SET_CCM_LENGTHS
 # enum gcry_md_algos, by the names of the kernel and of hashlib, with the size in bytes
 DIGESTS = {
     "sha1": (2, 20),
@@ -62,12 +37,7 @@ class GcryptError(Exception):
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(LIBRARY)
-    library.gcry_check_version.restype = ctypes.c_char_p
-    if not library.gcry_check_version(None):
-        raise GcryptError("libgcrypt does not start")
-    library.gcry_control(_DISABLE_SECMEM, 0)
-    library.gcry_control(_INITIALIZATION_FINISHED, 0)
+    library = begun(ctypes.CDLL)
     for name in ("setkey", "setiv"):
         getattr(library, f"gcry_cipher_{name}").argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
     for name in ("encrypt", "decrypt"):
@@ -129,13 +99,10 @@ class Cipher:
         return None if library.gcry_cipher_checktag(self._handle, tag, len(tag)) else made
 
 
-_CCM_LENGTHS = 69  # GCRYCTL_SET_CCM_LENGTHS
-
-
 @contextmanager
 def opened(name: str, mode: Mode, key: bytes) -> Iterator[Cipher]:
     """Give a cipher by its name with its key, of XTS both. Raises GcryptError if there is none of that size."""
-    number = CIPHERS.get((name, len(key) // 2 if mode is Mode.XTS else len(key)))
+    number = cipher_number(name, mode, len(key))
     if number is None:
         raise GcryptError(f"no {name} with a key of {len(key)} bytes")
     library = _library()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from mountsafe.encrypted import gcrypt
 from mountsafe.encrypted.faults import Fault, KeyFault
-from mountsafe.encrypted.gcrypt import Mode
 from mountsafe.medium.encryption import KEY_SIZES, UNIT, Cipher
+from mountsafe.medium.libgcrypt import Mode
 
 MAX_SECTORS_OF_PLAIN = 1 << 32  # "plain" cuts the number to 32 bits: up to there it is "plain64"
 _MODES = {"xts": Mode.XTS, "cbc": Mode.CBC, "ecb": Mode.ECB}

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from mountsafe.encrypted import gcrypt
 from mountsafe.encrypted.description import Description, Kind
 from mountsafe.encrypted.faults import Fault, KeyFault
-from mountsafe.encrypted.gcrypt import Mode
 from mountsafe.encrypted.kdf import Budget, argon2, pbkdf2
 from mountsafe.encrypted.unlocking import Unlocked
 from mountsafe.encrypted.volume import Volume
 from mountsafe.medium.encryption import SECTORS, UNIT, XTS, Cipher, Layout, Segment, SegmentKind, cascade
+from mountsafe.medium.libgcrypt import Mode
 
 SALT, HEADER_BYTES = 64, 512
 KEY_BYTES = 192  # of three ciphers in XTS

@@ -1,38 +1,21 @@
 """AES, and the other ciphers of 128-bit blocks, by libgcrypt, in place: a call for all blocks, or one for each sector.
 
-Every Debian has it, because systemd and apt need it. Bindings of Python's make an object for each sector, which takes
+Bindings of Python's make an object for each sector, which takes
 ten times as long as to decrypt it; OpenSSL's takes two calls for each, and twice as long. Only what its manual says is
 called (https://gnupg.org/documentation/manuals/gcrypt/); every length is that of a buffer which is held meanwhile.
 """
 
 import ctypes
-from enum import IntEnum
 from itertools import chain, islice, repeat
 from typing import Any
 
+from mountsafe.medium.libgcrypt import Mode, begun, cipher_number
+
 # Not CDLL, which lets other threads run meanwhile: with a call for each sector that takes as long as the call.
-_gcrypt = ctypes.PyDLL("libgcrypt.so.20")
+_gcrypt = begun(ctypes.PyDLL)
 _POINTER, _INT, _SIZE, _ERROR = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint
-DISABLE_SECURE_MEMORY, INITIALIZATION_FINISHED = (
-    37,
-    38,
-)  # gcrypt.h: it cannot be locked in a box, and nothing is swapped
-CIPHERS = {  # gcrypt.h, by bytes of the key
-    "aes": {16: 7, 24: 8, 32: 9},
-    "serpent": {16: 304, 24: 305, 32: 306},
-    "twofish": {16: 303, 32: 10},
-    "camellia": {16: 310, 24: 311, 32: 312},
-}
 BLOCK = 16
 CHUNK = 128 << 10  # bytes at a time: they stay in the processor's cache
-
-
-class Mode(IntEnum):
-    """How blocks depend on each other; the numbers are those of gcrypt.h."""
-
-    ECB = 1
-    CBC = 3
-    XTS = 13  # its key is twice as long
 
 
 class CryptoError(Exception):
@@ -52,10 +35,6 @@ _setkey = _bound("gcry_cipher_setkey", _ERROR, _POINTER, _POINTER, _SIZE)
 _setiv = _bound("gcry_cipher_setiv", _ERROR)
 _encrypt = _bound("gcry_cipher_encrypt", _ERROR)
 _decrypt = _bound("gcry_cipher_decrypt", _ERROR)
-_bound("gcry_check_version", ctypes.c_char_p, ctypes.c_char_p)(None)
-_control = _bound("gcry_control", _ERROR, _INT, _INT)
-_control(DISABLE_SECURE_MEMORY, 0)
-_control(INITIALIZATION_FINISHED, 0)
 
 
 class BlockCipher:
@@ -66,10 +45,9 @@ class BlockCipher:
     def __init__(self, name: str, mode: Mode, key: bytes | bytearray, encrypt: bool = False) -> None:
         """Raise CryptoError if there is no such cipher."""
         handle = _POINTER()
-        size = len(key) // 2 if mode is Mode.XTS else len(key)
-        number = CIPHERS[name].get(size)
+        number = cipher_number(name, mode, len(key))
         if number is None or _open(ctypes.addressof(handle), number, mode, 0):
-            raise CryptoError(f"no {name} of {8 * size} bits")
+            raise CryptoError(f"no {name} with a key of {len(key)} bytes")
         self._handle = handle
         held = (ctypes.c_char * len(key)).from_buffer_copy(key)
         failed = _setkey(handle, ctypes.addressof(held), len(key))

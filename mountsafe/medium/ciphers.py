@@ -9,8 +9,9 @@ import hashlib
 from array import array
 from collections.abc import Iterable
 
-from mountsafe.medium.aes import BLOCK, Aes, BlockCipher, Mode, Sectors
+from mountsafe.medium.aes import BLOCK, Aes, BlockCipher, Sectors
 from mountsafe.medium.encryption import Cipher, Layout, cascade
+from mountsafe.medium.libgcrypt import Mode
 from mountsafe.medium.stacked import Decryptor
 
 WORD, WORD_BITS = 8, (1 << 64) - 1

@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher as Theirs
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from mountsafe.medium import ciphers
-from mountsafe.medium.aes import Aes, BlockCipher, CryptoError, Mode
+from mountsafe.medium.aes import Aes, BlockCipher, CryptoError
 from mountsafe.medium.ciphers import decryptor
 from mountsafe.medium.encryption import KEY_SIZES, SECTORS, UNIT, Cipher, Layout, cascade
+from mountsafe.medium.libgcrypt import Mode
 
 WORD = 0xFFFFFFFF
 AES = [cipher for cipher in Cipher if cascade(cipher) in ((), ("aes",))]  # the other library has XTS of no other

@@ -13,6 +13,7 @@ from mountsafe.encrypted.description import Form, Kind
 from mountsafe.encrypted.faults import Fault, KeyFault
 from mountsafe.encrypted.unlocking import Unlocked
 from mountsafe.medium.encryption import Cipher, Layout, Segment, SegmentKind, check
+from mountsafe.medium.libgcrypt import Mode
 from tests import encrypted
 from tests.encrypted import SECRET, TCRYPT_SIZE, budget, volume
 
@@ -102,7 +103,7 @@ def test_each_cascade_has_its_keys(names: tuple[str, ...]) -> None:
     key = tcrypt.Derivation("sha512", 16_000).key(budget(), SECRET, bytes(64), 192)
     sealed = bytearray(encrypted.tcrypt_plain(keys))
     for number, name in enumerate(names):
-        with gcrypt.opened(name, gcrypt.Mode.XTS, tcrypt.xts_key(key, many, number)) as cipher:
+        with gcrypt.opened(name, Mode.XTS, tcrypt.xts_key(key, many, number)) as cipher:
             sealed[:] = cipher.encrypt(bytes(sealed), bytes(16))
     opened = unlock(encrypted.tcrypt({0: bytes(64) + sealed}))
     assert opened.layout.cipher == f"{'-'.join(names)}-xts-plain64"
