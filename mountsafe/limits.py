@@ -90,4 +90,5 @@ LOG_LINE = 4096  # of what a child says; the guest's console speaks through it
 LOG_BYTES = 4 * MIB  # of one medium's log file; then its older half is dropped
 # Of it, what each kind of box may say: all of them together never fill the half that is kept.
 LOG_SHARE, LOG_BURST, LOG_RATE = LOG_BYTES // 9, 256 << 10, 1 << 10
+KEYFILE_BYTES = 1 * MIB  # of a keyfile of VeraCrypt's: the rest of it does not count
 MAX_SECRET = 8 * MIB  # a passphrase, or a key file: as much as cryptsetup(8) takes

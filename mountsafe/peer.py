@@ -9,7 +9,7 @@ import trio
 
 from mountsafe import channel
 from mountsafe.errors import DeadlinePassed, GuestGone, ProtocolFault
-from mountsafe.limits import CONTROL_MESSAGE
+from mountsafe.limits import ATTACH_DEADLINE, CONTROL_MESSAGE
 from mountsafe.process import Child
 from mountsafe.text import printable
 
@@ -58,18 +58,31 @@ class Peer:
 
     async def ask(self, what: str, fds: list[int], deadline: float, **how: str | int | None) -> None:
         """Have it do something; `how` goes along. Raises GuestGone if it could not, DeadlinePassed, ProtocolFault."""
-        async with self._requests:
-            try:
-                packet = channel.encode({"do": what, **how})
-                await self._control.sendmsg([packet], channel.descriptors(fds))
-            except OSError as error:
-                raise GuestGone(f"{self._process_name} ended") from error
-            untrusted = await self.receive(deadline, what)
+        untrusted = await self.exchange({"do": what, **how}, fds, deadline, what)
         if untrusted.get("done") == what:
             return
         if untrusted.get("failed") == what:
             raise GuestGone(f"{self._what} could not {what}: {printable(str(untrusted.get('why')), 500)}")
         raise ProtocolFault(f"{self._process_name} answered something else")
+
+    async def exchange(self, message: channel.Message, fds: list[int], deadline: float, doing: str) -> channel.Message:
+        """Send a message, and return what it says next. Raises GuestGone if it has ended, DeadlinePassed."""
+        async with self._requests:
+            try:
+                await self._control.sendmsg([channel.encode(message)], channel.descriptors(fds))
+            except OSError as error:
+                raise GuestGone(f"{self._process_name} ended") from error
+            return await self.receive(deadline, doing)
+
+    async def connected(self, what: str) -> socket.socket:
+        """Return a socket that it connects, as `ask` says: a name in its box means nothing outside of that."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await self.ask(what, [sock.fileno()], ATTACH_DEADLINE)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     async def stop(self) -> None:
         """End it, and wait until every process of its box is gone."""

@@ -27,6 +27,8 @@ INSIDE = "/app"  # where the package is seen in a box
 DESCRIPTORS, SIGNALS = 512, 256
 WRITABLE = ("/tmp", "/var/tmp")  # of a bounded size each
 DEVICES = "/dev"
+# In the environment of a process with threads: each would reserve 64 MiB of address space for what it allocates.
+FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from mountsafe.wire import SECTOR_SIZES
 
 # For mount(8), which the guest calls, "noext4" is every type but ext4.
 MISSING_SHOWN = 10  # file systems of a medium that a person is told of one by one
-ENCRYPTIONS = {"luks": "crypto_LUKS", "bitlocker": "BitLocker", "veracrypt": "VeraCrypt", "truecrypt": "TrueCrypt"}
+ENCRYPTIONS = {title.lower(): fstype for fstype, title in ENCRYPTED.items()}  # as --type names them
 FSTYPE = re.compile(r"(?!no|auto$)[a-z0-9_.+-]{1,32}")
 
 

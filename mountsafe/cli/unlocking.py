@@ -14,7 +14,7 @@ from mountsafe.cli import screen
 from mountsafe.cli.typers import option
 from mountsafe.encrypted import secrecy
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.limits import MAX_SECRET
+from mountsafe.limits import KEYFILE_BYTES, MAX_SECRET
 from mountsafe.session.messages import Key, KeyForm, Locked
 from mountsafe.session.start import Unlock
 from mountsafe.text import printable, size
@@ -23,7 +23,6 @@ TRIES = 3
 MAX_KEY_FILES = 4
 TERMINAL = "/dev/tty"
 MAX_DETACHED = 64 << 20  # bytes of a header that is elsewhere: LUKS2's are of 16 MiB if nothing else was asked for
-KEYFILE_COUNTS = 1 << 20  # bytes of one of VeraCrypt's: the rest of it does not count
 VERACRYPT = ("VeraCrypt", "TrueCrypt")
 
 KeyFile = Annotated[
@@ -100,7 +99,7 @@ def unlocker(keys: Keys, ask: Callable[[Locked], bytes | None] | None = None) ->
         try:
             fds += [_sealed(_content(keys.header, MAX_DETACHED))] if keys.header else []
             extra = keys.files if locked.kind in VERACRYPT else ()
-            fds += [_sealed(_content(path, KEYFILE_COUNTS, cut=True)) for path in extra]
+            fds += [_sealed(_content(path, KEYFILE_BYTES, cut=True)) for path in extra]
         except BaseException:
             channel.close(fds)
             raise

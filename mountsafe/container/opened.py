@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from mountsafe import channel, distribution, sandbox, syscalls
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import (
-    ATTACH_DEADLINE,
     CONTAINER_ADDRESS_SPACE,
     CONTAINER_DEADLINE,
     CONTAINER_PROCESSES,
@@ -23,8 +22,6 @@ from mountsafe.process import Child, said_by
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
-# Each thread of QEMU's would reserve 64 MiB of address space for what it allocates.
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 
 class Container(Peer):
@@ -38,7 +35,8 @@ class Container(Peer):
     def start(cls, medium: Medium) -> "Container":
         """Start the process; `opened` says what came of it."""
         with channel.handed_down() as (ours, theirs), syscalls.descriptor(syscalls.APPLIANCE) as seccomp:
-            box = sandbox.Box(CONTAINER_SCRATCH, CONTAINER_ADDRESS_SPACE, CONTAINER_PROCESSES, environment=ENVIRONMENT)
+            bounds = (CONTAINER_SCRATCH, CONTAINER_ADDRESS_SPACE, CONTAINER_PROCESSES)
+            box = sandbox.Box(*bounds, environment=sandbox.FEW_ARENAS)
             settings = {"control": theirs.fileno(), "medium": medium.fd, "format": medium.format}
             argv = sandbox.python("mountsafe.container.serve", json.dumps(settings))
             command = box.command(argv, sandbox.outer_uid(), seccomp)
@@ -74,13 +72,7 @@ class Container(Peer):
 
         `relayed`: for a client that is QEMU (see `relay`).
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            await self.ask("relay" if relayed else "connect", [sock.fileno()], ATTACH_DEADLINE)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        return await self.connected("relay" if relayed else "connect")
 
 
 def require() -> None:

@@ -30,11 +30,10 @@ from mountsafe.encrypted.messages import (
 )
 from mountsafe.encrypted.volume import Volume
 from mountsafe.errors import MediumError, ProtocolFault
-from mountsafe.limits import MAX_SECRET
+from mountsafe.limits import KEYFILE_BYTES, MAX_SECRET
 from mountsafe.medium.stacked import open_blocking
 
 THREADS = "libgcc_s.so.1"  # what the C library loads when the first thread of argon2's ends: too late here
-KEYFILE_BYTES = 1 << 20  # of a key file of VeraCrypt's: the rest does not count
 
 
 def _header(fd: int) -> Volume:

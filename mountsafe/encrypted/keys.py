@@ -17,7 +17,7 @@ from typing import Protocol
 import trio
 
 from mountsafe import channel, codec, distribution, sandbox, syscalls
-from mountsafe.encrypted import gcrypt, told
+from mountsafe.encrypted import told
 from mountsafe.encrypted.description import Description, Form, Kind
 from mountsafe.encrypted.messages import (
     ANSWERS,
@@ -42,14 +42,13 @@ from mountsafe.limits import (
     KEY_PROCESSES,
     KEY_SCRATCH,
 )
+from mountsafe.medium import libgcrypt
 from mountsafe.medium.encryption import KEY_SIZES, Layout, Stack, check
 from mountsafe.peer import Peer
 from mountsafe.process import Child, said_by
 
 log = logging.getLogger(__name__)
 MAX_KEY = max(size for sizes in KEY_SIZES.values() for size in sizes)
-# Each thread of argon2's would reserve 64 MiB of address space for what it allocates.
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 
 class Given(Protocol):
@@ -132,9 +131,8 @@ class KeyProcess(Peer):
         `memory`: bytes that argon2 may have; more than the default only if somebody asked for it (KEY_MEMORY_MOST).
         """
         with channel.handed_down() as (ours, theirs), syscalls.descriptor(syscalls.KEYS) as seccomp:
-            box = sandbox.Box(
-                *(KEY_SCRATCH, KEY_ADDRESS_SPACE + memory, KEY_PROCESSES), environment=ENVIRONMENT, locked=KEY_LOCKED
-            )
+            bounds = (KEY_SCRATCH, KEY_ADDRESS_SPACE + memory, KEY_PROCESSES)
+            box = sandbox.Box(*bounds, environment=sandbox.FEW_ARENAS, locked=KEY_LOCKED)
             settings = codec.plain(Settings(theirs.fileno(), stack, tuple(fds), memory))
             argv = sandbox.python("mountsafe.encrypted.derive", json.dumps(settings))
             command = box.command(argv, sandbox.outer_uid(), seccomp)
@@ -191,13 +189,7 @@ class KeyProcess(Peer):
         return told.no_memory() if code in told.KILLED else gone
 
     async def _exchange(self, request: Request, fds: list[int], deadline: float, doing: str) -> Answer:
-        async with self._requests:
-            try:
-                packet = channel.encode(REQUESTS.told(request))
-                await self._control.sendmsg([packet], channel.descriptors(fds))
-            except OSError as error:
-                raise GuestGone("the key process ended") from error
-            return ANSWERS.read(await self.receive(deadline, doing))
+        return ANSWERS.read(await self.exchange(REQUESTS.told(request), fds, deadline, doing))
 
 
 def require() -> None:
@@ -205,7 +197,7 @@ def require() -> None:
     if find_spec("argon2") is None:
         raise UserError("Python's argon2 is missing", distribution.install("python3-argon2"), ExitCode.DEPENDENCY)
     try:
-        ctypes.CDLL(gcrypt.LIBRARY)
+        ctypes.CDLL(libgcrypt.LIBRARY)
     except OSError as error:
         hint = distribution.install("libgcrypt20")
-        raise UserError(f"{gcrypt.LIBRARY} is missing", hint, ExitCode.DEPENDENCY) from error
+        raise UserError(f"{libgcrypt.LIBRARY} is missing", hint, ExitCode.DEPENDENCY) from error

@@ -16,7 +16,6 @@ from mountsafe import channel, codec, distribution, sandbox, syscalls
 from mountsafe.encrypted.settings import SOCKET, Settings
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import (
-    ATTACH_DEADLINE,
     PLAINTEXT_ADDRESS_SPACE,
     PLAINTEXT_DEADLINE,
     PLAINTEXT_PROCESSES,
@@ -29,8 +28,6 @@ from mountsafe.process import Child, said_by
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
-# Each thread would reserve 64 MiB of address space for what it allocates.
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 SCRIPT = f"{sandbox.INSIDE}/{sandbox.PACKAGE.name}/encrypted/serve.py"
 PLUGINS = ("lib/*", "lib64", "lib")  # below /usr, as distributions have it
 # Read-only, in the foreground, no TLS, by the protocol that every client speaks.
@@ -57,7 +54,7 @@ class Plaintext(Peer):
             with channel.handed_down() as (ours, theirs), syscalls.descriptor(syscalls.PLAINTEXT) as seccomp:
                 settings = Settings(theirs.fileno(), told, disk, tuple(keys))
                 box = sandbox.Box(
-                    PLAINTEXT_SCRATCH, PLAINTEXT_ADDRESS_SPACE, PLAINTEXT_PROCESSES, environment=ENVIRONMENT
+                    PLAINTEXT_SCRATCH, PLAINTEXT_ADDRESS_SPACE, PLAINTEXT_PROCESSES, environment=sandbox.FEW_ARENAS
                 )
                 argv = [*NBDKIT, f"settings={json.dumps(codec.plain(settings))}"]
                 command = box.command(argv, sandbox.outer_uid(), seccomp)
@@ -87,13 +84,7 @@ class Plaintext(Peer):
 
         `relayed`: for a client that is QEMU, which makes no difference: after an error nbdkit goes on in any case.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            await self.ask("connect", [sock.fileno()], ATTACH_DEADLINE)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        return await self.connected("connect")
 
 
 def _file(name: str, data: bytes) -> int:

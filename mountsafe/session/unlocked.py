@@ -3,8 +3,6 @@ for itself.
 """
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import trio
@@ -16,7 +14,7 @@ from mountsafe.session.maker import Maker
 from mountsafe.session.storage import Lender, Storage
 
 
-class Unlocked:
+class Unlocked(Maker):
     """A disk made of another one: see `mountsafe.session.storage.Lender`. `open` first.
 
     `key`: a descriptor of it, sealed, which this closes. Nobody is asked for a passphrase again: a process that died is
@@ -25,13 +23,12 @@ class Unlocked:
 
     def __init__(self, below: Lender, layer: Layer, key: int, nursery: trio.Nursery) -> None:
         assert layer.layout is not None
+        super().__init__("the decrypting process", self._plaintext, nursery)
         self.part = WHOLE
         self.size = layer.layout.size
         self.below = below
         self._layer = layer
         self._key = key
-        self._nursery = nursery
-        self._maker = Maker("the decrypting process", self._plaintext, nursery)
 
     async def _plaintext(self) -> Plaintext:
         async with self.base.lent(to_qemu=False) as fd:
@@ -58,16 +55,6 @@ class Unlocked:
         return f"sector {self._layer.layout.sector}"
 
     @property
-    def pid(self) -> int | None:
-        """The process id of the decrypting process's box, if there is one."""
-        return self._maker.pid
-
-    @property
-    def number(self) -> int:
-        """How many decrypting processes there were."""
-        return self._maker.number
-
-    @property
     def base(self) -> Storage:
         """The disk in the medium."""
         return self.below.base
@@ -82,25 +69,7 @@ class Unlocked:
         """The keys of all layers."""
         return (*self.below.keys, self._key)
 
-    async def open(self) -> None:
-        """Start what decrypts. Raises GuestGone, DeadlinePassed."""
-        await self._maker.open()
-
-    @asynccontextmanager
-    async def lent(self, to_qemu: bool) -> AsyncIterator[int]:
-        """Give a socket to pass on, at whose end the plaintext is served by NBD. Raises MountsafeError."""
-        async with self._maker.lent(to_qemu) as fd:
-            yield fd
-
-    async def lost(self, number: int) -> None:
-        """Return when the decrypting process of that number has ended."""
-        await self._maker.lost(number)
-
-    async def replace(self, number: int) -> None:
-        """End the decrypting process, which does not answer, if it is still the one of that number."""
-        await self._maker.replace(number)
-
     async def close(self) -> None:
         """End the process, and forget the key. What it reads from is closed by itself."""
-        await self._maker.close()
+        await super().close()
         os.close(self._key)

@@ -35,6 +35,7 @@ def layer_of(volume: Volume) -> Layer:
 @asynccontextmanager
 async def key_process(disk: Lender, volume: Volume, memory: int = KEY_MEMORY) -> AsyncIterator[KeyProcess]:
     """Start what reads the header of an encrypted volume, in a box. Raises UserError, GuestGone, DeadlinePassed."""
+    keys.require()
     stack = replace(disk.stack, layers=(*disk.stack.layers, layer_of(volume)))
     async with disk.base.lent(to_qemu=False) as fd:
         process = KeyProcess.start(stack, [fd, *disk.keys], volume.fstype, memory)
@@ -54,7 +55,6 @@ async def unlock(disk: Lender, volume: Volume, name: str, reporter: Reporter, nu
 
     Asks until a key does. Raises UserError: LOCKED if none was right, and what `mountsafe.encrypted.keys` raises.
     """
-    keys.require()
     serving.require()
     try:
         question, clear = await _question(disk, volume, name)

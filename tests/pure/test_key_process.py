@@ -14,12 +14,13 @@ import pytest
 import trio
 
 from mountsafe import channel, trios
-from mountsafe.encrypted import gcrypt, keys, tcrypt, told
+from mountsafe.encrypted import keys, tcrypt, told
 from mountsafe.encrypted.description import MAX_SLOTS, Description, Form, Kind, Slot
 from mountsafe.encrypted.faults import Fault
 from mountsafe.encrypted.keys import KeyProcess, Secret, key_memory
 from mountsafe.encrypted.messages import ANSWERS, Answer, Described, Failed, Opened
 from mountsafe.errors import DeadlinePassed, ExitCode, GuestGone, ProtocolFault, UserError
+from mountsafe.medium import libgcrypt
 from mountsafe.medium.encryption import Cipher, Layer, Layout, Segment, SegmentKind, Stack
 from mountsafe.process import Child, descendants
 from tests import encrypted
@@ -443,7 +444,7 @@ def test_too_many_key_files_are_said() -> None:
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     keys.require()
-    monkeypatch.setattr(gcrypt, "LIBRARY", "libgcrypt.so.99")
+    monkeypatch.setattr(libgcrypt, "LIBRARY", "libgcrypt.so.99")
     with pytest.raises(UserError, match="libgcrypt") as failure:
         keys.require()
     assert failure.value.code is ExitCode.DEPENDENCY
