@@ -14,7 +14,7 @@ an extent beyond the device) is checked on the host, by `mountsafe.filesystem.un
 import struct
 from typing import NamedTuple
 
-VERSION = 2  # of what both ends say; an appliance that was built with another one is told so
+VERSION = 3  # of what both ends say; an appliance that was built with another one is told so
 
 # --- bounds: all of them, and why ---------------------------------------------------------------------------------
 SECTOR_SIZES = (512, 4096, 2048, 1024)  # that Linux knows, the likely ones first
@@ -58,11 +58,18 @@ class Kind:
     XATTRS = 7
     STATFS = 8
     LAYOUT = 9
+    # Of `mountsafe.changes`: where it is mounted for writing.
+    CHANGE = 10
+    WRITE = 11
+    HANDLE_READ = 12
+    SYNC = 13
+    UNMOUNT = 14  # all that was changed is on the disk, and the file system is left as clean; the answer is empty
 
 
 # What may be asked on a stream, before its file system is mounted and after: one stream serves one mount, once.
 BEFORE_MOUNT = frozenset({Kind.HELLO, Kind.PROBE, Kind.MOUNT})
 AFTER_MOUNT = frozenset({Kind.LIST, Kind.READ, Kind.EXTENTS, Kind.XATTRS, Kind.STATFS, Kind.LAYOUT})
+CHANGING = frozenset({Kind.CHANGE, Kind.WRITE, Kind.HANDLE_READ, Kind.SYNC, Kind.UNMOUNT})  # with AFTER_MOUNT
 
 
 class ExtentKind:
@@ -78,6 +85,7 @@ class MountState:
     CLEAN = 0
     RECOVERED = 1  # replayed into a copy-on-write layer in the guest's memory
     SKIPPED = 2  # mounted without replay: the newest changes are missing
+    REPAIRED = 3  # for writing: its type's checker has put it in order first, on the medium
 
 
 class VolumeKind:
@@ -388,24 +396,28 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
 
 
 # --- MOUNT ---------------------------------------------------------------------------------------------------------
-def pack_mount(device: bytes, fstype: bytes, zone: bytes, options: tuple[bytes, ...] = ()) -> bytes:
-    """Ask to mount `device` (a name as PROBE gave it) read-only, with options of `mountsafe.fsoptions`.
+def pack_mount(
+    device: bytes, fstype: bytes, zone: bytes, options: tuple[bytes, ...] = (), writable: bool = False
+) -> bytes:
+    """Ask to mount `device` (a name as PROBE gave it), read-only or `writable`, with options of `mountsafe.fsoptions`.
 
     `zone`: by which local times are told, a TZif file's bytes or a rule as POSIX's TZ has it.
     """
-    return _pack_text(device, fstype, zone) + _U16.pack(len(options)) + _pack_text(*options)
+    texts = _pack_text(device, fstype, zone)
+    return texts + _U16.pack(len(options)) + _pack_text(*options) + bytes([writable])
 
 
-def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes, bytes, tuple[bytes, ...]]:
-    """Return (device, fstype, zone, options)."""
+def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes, bytes, tuple[bytes, ...], bool]:
+    """Return (device, fstype, zone, options, writable)."""
     body = _Body(body_bytes)
     device, fstype, zone = _unpack_text(body), _unpack_text(body), _unpack_text(body, MAX_ZONE)
     (count,) = body.unpack(_U16)
     if count > MAX_OPTIONS:
         raise WireError(f"{count} options")
     options = tuple(_unpack_text(body) for _ in range(count))
+    (writable,) = body.take(1, 1)
     body.end()
-    return device, fstype, zone, options
+    return device, fstype, zone, options, bool(writable)
 
 
 def pack_mounted(mounted: Mounted) -> bytes:

@@ -113,7 +113,7 @@ class FolderWorker(Worker):
         return wire.pack_hello(wire.VERSION, b"6.1.0-test")
 
     def _mount(self, body: bytes) -> bytes:
-        device, fstype, _, _ = wire.unpack_mount(body)  # and leave this process in its zone
+        device, fstype, *_ = wire.unpack_mount(body)  # and leave this process in its zone
         if fstype.decode() != self._fstype:
             raise Refused(22, "wrong fs type")
         tree = Tree(str(self._folder), "no extents", device.startswith(b"dm-"), [])

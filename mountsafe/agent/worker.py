@@ -58,7 +58,9 @@ class Worker:
         return wire.pack_hello(wire.VERSION, os.uname().release.encode())
 
     def _mount(self, body: bytes) -> bytes:
-        device, fstype, zone, options = wire.unpack_mount(body)
+        device, fstype, zone, options, writable = wire.unpack_mount(body)
+        if writable:
+            raise Refused(errno.EROFS, "writing is not there yet")
         path, placed = device_of(os.fsdecode(device))
         layers = (CowLayer(path, self._tag), Patched(self._tag))
         self._target = Target(path, fstype, self._where, *layers, options=tuple(map(os.fsdecode, options)))

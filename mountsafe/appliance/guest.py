@@ -22,7 +22,7 @@ import guestfs
 
 from mountsafe.appliance import hardware, thaw
 from mountsafe.appliance.qmp import MEDIUM_SET, SANDBOX, Qmp, QmpError
-from mountsafe.errors import DeadlinePassed, GuestGone
+from mountsafe.errors import DeadlinePassed, GuestGone, ProtocolFault
 from mountsafe.limits import ATTACH_DEADLINE, REMOVED_PORTS, REQUEST_DEADLINE
 
 QMP_SOCKET = "/tmp/qmp"
@@ -125,19 +125,24 @@ class Guest:
         sys.stderr.flush()
         return bool(data)
 
-    def attach(self, fd: int, model: str = "", offset: int = 0, size: int | None = None) -> None:
+    def attach(
+        self, fd: int, model: str = "", offset: int = 0, size: int | None = None, writable: bool = False
+    ) -> None:
         """Plug the medium behind `fd` into the VM, read-only. A socket leads to who serves it by NBD.
 
+        `writable`: what is served there may be written to. QEMU never gets a medium itself for that.
         The VM has `size` bytes of it from `offset` on, or all up to its end: QEMU lets it read no other.
         `model` tells the agent of the medium's sectors. The disk's own are always of 512 bytes: see `agent.sectors`.
         """
         assert self.qmp is not None
         if stat.S_ISSOCK(os.fstat(fd).st_mode):
             self.qmp.execute("getfd", {"fdname": MEDIUM}, fd)
-            source = {"driver": "nbd", "server": {"type": "fd", "str": MEDIUM}, "read-only": True}
+            source = {"driver": "nbd", "server": {"type": "fd", "str": MEDIUM}, "read-only": not writable}
+        elif writable:
+            raise ProtocolFault("a medium that is not served by another process cannot be written to")
         else:
             source = self.qmp.take_medium(fd)
-        node: dict[str, Any] = {"driver": "raw", "node-name": MEDIUM, "read-only": True, "file": source}
+        node: dict[str, Any] = {"driver": "raw", "node-name": MEDIUM, "read-only": not writable, "file": source}
         node |= ({"offset": offset} if offset else {}) | ({"size": size} if size is not None else {})
         self.qmp.execute("blockdev-add", node)
         place = {"bus": "scsi.0", "channel": 0, "scsi-id": 8, "lun": 0}

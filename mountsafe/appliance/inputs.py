@@ -21,7 +21,7 @@ _AGENT = (
     *("mounting", "names", "patched", "programs", "reparse", "runs", "sectors", "sessions", "signatures", "tables"),
     *("tree", "twin", "volumes", "worker"),
 )
-CODE = ("__init__.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
+CODE = ("__init__.py", "changes.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
 _OURS = (*CODE, "appliance/init", "appliance/packages")
 _MAKERS = ("build.py", "contents.py", "features.py", "freeze.py", "hardware.py", "inputs.py", "kernel.py", "modules.py")
 

@@ -95,9 +95,13 @@ class Machine(Peer):
             raise GuestGone(f"the virtual machine did not start: {printable(str(untrusted.get('why')), 500)}")
         self.console.started = True
 
-    async def attach(self, fd: int, model: str = "", part: Part = WHOLE) -> None:
-        """Plug the medium behind `fd` in, or a part of it; `model` is what its disk is called."""
-        await self.ask("attach", [fd], ATTACH_DEADLINE, model=model, offset=part.offset, size=part.size)
+    async def attach(self, fd: int, model: str = "", part: Part = WHOLE, writable: bool = False) -> None:
+        """Plug the medium behind `fd` in, or a part of it; `model` is what its disk is called.
+
+        `writable`: of a socket, whose server then takes what is written.
+        """
+        where = {"offset": part.offset, "size": part.size}
+        await self.ask("attach", [fd], ATTACH_DEADLINE, model=model, **where, writable=writable)
 
     async def detach(self) -> None:
         """Unplug it again. Only tests and a shared warm VM do; a medium's own VM ends with it."""

@@ -40,7 +40,8 @@ def _do(guest: Guest, message: channel.Message, fds: list[int]) -> None:
     if what == "detach" and not fds:
         guest.detach()
     elif what == "attach" and len(fds) == 1:
-        guest.attach(fds[0], model, message.get("offset", 0), message.get("size"))
+        part = message.get("offset", 0), message.get("size")
+        guest.attach(fds[0], model, *part, writable=message.get("writable") is True)
     elif what == "stream" and len(fds) == 1:
         guest.open_stream(fds[0])
     else:

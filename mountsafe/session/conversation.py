@@ -26,12 +26,23 @@ class SessionSettings:
 
 # --- to the session process ------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
+class Writing:
+    """It may be changed, by a virtual machine that has its bytes alone, as a disk. `device`: what that is called there.
+
+    `idle`: seconds without a change after which it is left clean, and read-only underneath.
+    """
+
+    device: str
+    idle: float
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """Which file system it serves, and how. `start`, `size`, `places`: the window of its disk, in bytes.
 
     `stack`: how that disk is made of the one that it has; a descriptor comes along for each key. `uid` and `gid`: whose
     its files are, None for as the medium says. `idle` and `entries` as in `mountsafe.session.served.Presentation`, and
-    its `zone` in hexadecimal digits.
+    its `zone` in hexadecimal digits. `writing`: None if it is read-only.
     """
 
     device: str
@@ -46,6 +57,7 @@ class Assignment:
     idle: float
     entries: int
     zone: str
+    writing: Writing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,13 @@ class Stream:
     """To the agent in the virtual machine of that number."""
 
     machine: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The virtual machine for writing has ended, and the medium has all that was changed; `why` it has not, or ""."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +98,29 @@ class Nothing:
 # --- by the session process ------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class WantStream:
-    """A stream, to a virtual machine that is started if need be: `Stream` or `Nothing` is the answer."""
+    """A stream, to a virtual machine that is started if need be: `Stream` or `Nothing` is the answer.
+
+    `writing`: to one that may change the file system, whose numbers are its own. It has the bytes of the file system
+    as its only disk.
+    """
+
+    writing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The guest has unmounted what it changed: end its virtual machine, and have the medium keep it.
+
+    `Settled` is the answer. The next stream to a read-only virtual machine leads to one that has read nothing before.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Unsaved:
+    """Changes that programs were told of are lost, or may be: `why`, and how many of them."""
+
+    why: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +157,11 @@ class Resting:
 
 @dataclass(frozen=True, slots=True)
 class Misbehaved:
-    """The guest in the virtual machine of that number broke a rule or a deadline."""
+    """The guest in the virtual machine of that number, for `writing` or not, broke a rule or a deadline."""
 
     number: int
     why: str
+    writing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +178,18 @@ class Failed:
     why: str
 
 
-Given = Assignment | Stream | Disk | Connection | Nothing
-Said = WantStream | WantDisk | Ready | Serving | Resting | Misbehaved | Refused | Failed
+Given = Assignment | Stream | Disk | Connection | Settled | Nothing
+Said = WantStream | WantDisk | Ready | Serving | Resting | Settle | Unsaved | Misbehaved | Refused | Failed
 
 GIVEN = codec.Messages[Given](
-    {"assignment": Assignment, "stream": Stream, "disk": Disk, "connection": Connection, "nothing": Nothing}
+    {
+        "assignment": Assignment,
+        "stream": Stream,
+        "disk": Disk,
+        "connection": Connection,
+        "settled": Settled,
+        "nothing": Nothing,
+    }
 )
 SAID = codec.Messages[Said](
     {
@@ -149,6 +198,8 @@ SAID = codec.Messages[Said](
         "ready": Ready,
         "serving": Serving,
         "resting": Resting,
+        "settle": Settle,
+        "unsaved": Unsaved,
         "misbehaved": Misbehaved,
         "refused": Refused,
         "failed": Failed,
@@ -166,7 +217,9 @@ class Phase(StrEnum):
     OVER = "over"  # it came to nothing; what ends may still be said
 
 
-_ANYTIME: Mapping[type[Said], Phase | None] = dict.fromkeys((WantStream, WantDisk, Resting, Misbehaved))
+_ANYTIME: Mapping[type[Said], Phase | None] = dict.fromkeys(
+    (WantStream, WantDisk, Resting, Settle, Unsaved, Misbehaved)
+)
 # What a session process may say, and the phase that it leads to; None is the same one. The supervisor may also end it.
 TURNS: Mapping[Phase, Mapping[type[Said], Phase | None]] = {
     Phase.LEARNING: {**_ANYTIME, Ready: Phase.MADE, Refused: Phase.OVER, Failed: Phase.OVER},

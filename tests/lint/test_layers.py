@@ -21,6 +21,7 @@ ROOMS = (
     WORDS,
     ("policy",),
     ("wire",),
+    ("changes",),
     (
         *(
             "boxuser",
@@ -53,7 +54,8 @@ CLOSED = {
     **{f"{PACKAGE}.{word}": WORDS for word in WORDS},
     f"{PACKAGE}.policy*": (*WORDS, "policy"),
     f"{PACKAGE}.wire": (),
-    f"{PACKAGE}.agent*": ("wire", "agent", "fsoptions"),
+    f"{PACKAGE}.changes": ("wire",),
+    f"{PACKAGE}.agent*": ("wire", "changes", "agent", "fsoptions"),
 }
 
 # Every import from outside the standard library: the modules that may do it.

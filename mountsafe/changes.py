@@ -1,0 +1,165 @@
+"""The changing half of the agent protocol: what a file system that is mounted for writing is asked.
+
+Like `mountsafe.wire` it runs at both ends of the wall, does no I/O, and knows only the standard library.
+
+A stream whose MOUNT asked for writing takes `AFTER_MOUNT` and the kinds of `CHANGING`. Files that are open at the host
+are known by handles, numbers of its choice, never by their path: a path may lead to another file by the time it is
+followed. Every change may be sent again to another virtual machine, after the one that was asked has died:
+`Flag.AGAIN` says so, and then what is there already, or is gone already, is a success.
+"""
+
+import struct
+from typing import NamedTuple
+
+from mountsafe import wire
+
+MAX_WRITE = wire.MAX_READ  # bytes of a file in one WRITE: the largest that Linux's FUSE client sends
+MAX_VALUE = wire.MAX_XATTR_VALUE
+MAX_ENTRIES = 3  # in the answer to a change
+NO_TIME = -(1 << 63)  # a time that is not to be set
+NOW = NO_TIME + 1  # a time that is to be the guest's own clock's
+
+
+class Act:
+    """What a CHANGE does. What it uses of `Change` stands behind it; `path` is always from the root."""
+
+    OPEN = 1  # path, handle: an existing regular file, for reading, and for writing with Flag.WRITE
+    CREATE = 2  # path, handle, mode, uid, gid, Flag.EXCLUSIVE: a regular file, opened for reading and writing
+    CLOSE = 3  # handle: nothing if it is not known
+    MKDIR = 4  # path, mode, uid, gid
+    MKNOD = 5  # path, mode (its type included: a regular file or a FIFO), uid, gid
+    SYMLINK = 6  # path, other (the target), uid, gid
+    LINK = 7  # path (of the new name), other (of the file)
+    RENAME = 8  # path (the old one), other (the new one), Flag.NOREPLACE or Flag.EXCHANGE
+    UNLINK = 9  # path
+    RMDIR = 10  # path
+    SETATTR = 11  # handle, or path where that is 0; what Flag.SET_* say
+    SETXATTR = 12  # path, other (the name), value, Flag.CREATE or Flag.REPLACE
+    REMOVEXATTR = 13  # path, other (the name)
+    ALL = frozenset(range(1, 14))
+
+
+class Flag:
+    """Bits of `Change.flags`."""
+
+    AGAIN = 1
+    WRITE = 2
+    EXCLUSIVE = 4  # EEXIST if it is there
+    NOREPLACE = 8
+    EXCHANGE = 16
+    CREATE = 32
+    REPLACE = 64
+    SET_MODE = 128
+    SET_UID = 256
+    SET_GID = 512
+    SET_SIZE = 1024
+    SET_ATIME = 2048
+    SET_MTIME = 4096
+    ALL = 8191
+
+
+class Change(NamedTuple):
+    """A CHANGE. `mode` as in stat(2), `size` in bytes, times in ns since the epoch (or NO_TIME, NOW)."""
+
+    act: int
+    path: bytes = b""
+    other: bytes = b""
+    handle: int = 0
+    flags: int = 0
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    atime: int = NO_TIME
+    mtime: int = NO_TIME
+    value: bytes = b""
+
+
+_CHANGE = struct.Struct(">BHHQHIIIQqqI")
+_WRITE = struct.Struct(">QQH")
+_READ = struct.Struct(">QQI")
+_HANDLE = struct.Struct(">Q")
+
+
+def pack_change(change: Change) -> bytes:
+    """Ask for a change. The answer is that of `pack_changed`."""
+    c = change
+    numbers = (c.handle, c.flags, c.mode, c.uid, c.gid, c.size, c.atime, c.mtime)
+    return _CHANGE.pack(c.act, len(c.path), len(c.other), *numbers, len(c.value)) + c.path + c.other + c.value
+
+
+def unpack_change(body_bytes: bytes) -> Change:
+    """Return the change. Raises WireError."""
+    if len(body_bytes) < _CHANGE.size:
+        raise wire.WireError("body too short")
+    act, path, other, handle, flags, mode, uid, gid, size, atime, mtime, value = _CHANGE.unpack_from(body_bytes)
+    if act not in Act.ALL or flags & ~Flag.ALL:
+        raise wire.WireError(f"an unknown change {act}, {flags:#x}")
+    if path > wire.MAX_PATH or other > wire.MAX_PATH or value > MAX_VALUE:
+        raise wire.WireError("a change that is too long")
+    at = _CHANGE.size
+    if len(body_bytes) != at + path + other + value:
+        raise wire.WireError("a change of another length than it says")
+    texts = (body_bytes[at : at + path], body_bytes[at + path : at + path + other])
+    return Change(act, *texts, handle, flags, mode, uid, gid, size, atime, mtime, body_bytes[at + path + other :])
+
+
+def pack_changed(packed_entries: list[bytes]) -> bytes:
+    """The answer to CHANGE and WRITE: what `wire.pack_entry` made of what there is now, `MAX_ENTRIES` at most.
+
+    First of what was changed itself (a mode of 0: it is not there any more; CLOSE tells nothing), then of the folder
+    that it is in, then of the folder that it was in. Of WRITE and of what a handle names it is the first alone. Names
+    are those in their folders, and empty for the root.
+    """
+    return wire.pack_page(0, packed_entries)
+
+
+def unpack_changed(untrusted_body: bytes) -> list[wire.Entry]:
+    """Return the entries. Raises WireError."""
+    _, entries = wire.unpack_page(untrusted_body)
+    if len(entries) > MAX_ENTRIES:
+        raise wire.WireError(f"{len(entries)} entries of one change")
+    return entries
+
+
+def pack_write(handle: int, offset: int, data: bytes | memoryview, again: bool = False) -> bytes:
+    """Ask to write to an open file. All of it is written, or an error is the answer. The answer is `pack_changed`'s."""
+    return _WRITE.pack(handle, offset, Flag.AGAIN if again else 0) + data
+
+
+def unpack_write(body_bytes: bytes) -> tuple[int, int, memoryview]:
+    """Return (handle, offset, data)."""
+    if not _WRITE.size <= len(body_bytes) <= _WRITE.size + MAX_WRITE:
+        raise wire.WireError(f"a write of {len(body_bytes)} bytes")
+    handle, offset, _ = _WRITE.unpack_from(body_bytes)
+    return handle, offset, memoryview(body_bytes)[_WRITE.size :]
+
+
+def pack_read(handle: int, offset: int, length: int) -> bytes:
+    """Ask for bytes of an open file (HANDLE_READ). The answer's body is the bytes, fewer only at the file's end."""
+    return _READ.pack(handle, offset, length)
+
+
+def unpack_read(body_bytes: bytes) -> tuple[int, int, int]:
+    """Return (handle, offset, length)."""
+    if len(body_bytes) != _READ.size:
+        raise wire.WireError("a read of another length")
+    handle, offset, length = _READ.unpack(body_bytes)
+    if length > wire.MAX_READ:
+        raise wire.WireError(f"read of {length} bytes")
+    return handle, offset, length
+
+
+def pack_sync(handle: int) -> bytes:
+    """Ask for the bytes of an open file, or with 0 for all that was changed, to be on the disk (SYNC).
+
+    The answer is empty, and comes when the disk has said that it has them.
+    """
+    return _HANDLE.pack(handle)
+
+
+def unpack_sync(body_bytes: bytes) -> int:
+    """Return the handle."""
+    if len(body_bytes) != _HANDLE.size:
+        raise wire.WireError("a sync of another length")
+    return int(_HANDLE.unpack(body_bytes)[0])
