@@ -18,6 +18,10 @@ DEATHS, DEATHS_WINDOW = 3, 60.0  # a VM that ends this often in this time is not
 CALL_DEADLINE = 120.0  # what a call on the mount takes at most, however many answers it needs, and a new VM
 STATUS_DEADLINE = 10.0  # for a supervisor to say what it has mounted
 UNMOUNT_DEADLINE = 20.0  # for a supervisor to unmount and end: several processes, each killed after STOP_DEADLINE
+SAVE_DEADLINE = 600.0  # for what was changed to be on the medium: 64 MiB on a card that takes 0.2 MB/s, twice
+SETTLE_DEADLINE = 60.0  # for a mount that nothing is to be saved of any more to end: the guest unmounts
+LAST_SAVE_DEADLINE = 10.0  # to save what can be saved, where all must end: the machine shuts down
+WRITE_IDLE = 5.0  # after so long without a change a file system is left clean, and is only read
 STOP_DEADLINE = 5.0  # from asking a process to end to killing it
 
 # --- the appliance process: QEMU and libguestfs ---------------------------------------------------------------------

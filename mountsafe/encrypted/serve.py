@@ -58,7 +58,7 @@ def after_fork() -> None:
     """Open the disk, give up all paths, and say what became of it. The socket listens already."""
     control = socket.socket(fileno=_settings.control)
     try:
-        if ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        if _settings.keys and ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
             raise OSError("the memory cannot be kept from other processes")
         with open_file(_settings.stack) as file:
             stack = codec.read(Stack, json.load(file))
