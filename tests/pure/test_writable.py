@@ -69,9 +69,7 @@ def below(stack: Stack) -> list[int | None]:
 
 
 @given(stacks(), st.lists(st.tuples(st.integers(-10, SIZE), st.integers(0, 20_000), st.integers(0, 255)), max_size=12))
-def test_every_byte_is_where_the_description_says(
-    stack: Stack, writes: list[tuple[int, int, int]]
-) -> None:
+def test_every_byte_is_where_the_description_says(stack: Stack, writes: list[tuple[int, int, int]]) -> None:
     with in_memory() as fd:
         places, model = below(stack), bytearray(BEFORE)
         disk = open_writable(stack, os.dup(fd))
