@@ -146,7 +146,7 @@ def _restore_table(parent: Node, disk: str) -> list[int]:
         there = [part for part in table.parts if part.start < parent.size]
         for part in there:
             with suppress(OSError):  # it overlaps another one
-                tables.add(fd, part, parent.size)
+                tables.add(fd, part.number, part.start, min(part.length, parent.size - part.start))
         return [part.number for part in table.parts if part not in there]
 
 
