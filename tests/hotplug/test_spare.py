@@ -90,12 +90,12 @@ def test_a_spare_supervisor_that_died_is_replaced(daemon: Daemon, image: Image) 
     assert show(daemon, image("ext4")) == second != supervisor
 
 
-def test_one_that_dies_in_the_moment_in_which_it_is_taken_is_replaced(daemon: Daemon, image: Image) -> None:
-    """It is stopped, so the order reaches it, and it is killed with that unread."""
+def test_one_that_dies_when_it_has_been_taken_is_replaced(daemon: Daemon, image: Image) -> None:
+    """It is stopped, so it is still to read its order when it is killed."""
     supervisor, _ = waiting(daemon)
     os.kill(supervisor, signal.SIGSTOP)
-    with daemon.machine.loop(image("ext4")):
-        wait_for(lambda: "opening" in daemon.machine.mountsafe("devices").ok().out, "the order", daemon.words)
+    with daemon.machine.loop_now(image("ext4")):
+        wait_for(lambda: len(children(daemon.process.pid)) > 1, "the next spare one", daemon.words)
         os.kill(supervisor, signal.SIGKILL)
         daemon.wait_for_mounts(label("ext4"))
     daemon.wait_for_mounts()
@@ -104,8 +104,9 @@ def test_one_that_dies_in_the_moment_in_which_it_is_taken_is_replaced(daemon: Da
 def test_what_a_supervisor_leaves_that_is_killed_is_cleaned_up(daemon: Daemon, image: Image) -> None:
     """The next medium of that label has its folder, and no broken mount stands there."""
     supervisor, _ = waiting(daemon)
+    shown = daemon.words().count(" is on ")
     with daemon.machine.loop(image("ext4")):
-        daemon.wait_for_mounts(label("ext4"))
+        daemon.wait_for_words(" is on ", shown + 1)  # before that it would be shown by another supervisor
         os.kill(supervisor, signal.SIGKILL)
         daemon.wait_for_mounts()
         wait_for(lambda: daemon.machine.run("ls", "-A", MEDIA).ok().out == "", "an empty folder", daemon.words)
