@@ -17,6 +17,7 @@ REQUEST_DEADLINE = 30.0  # any other answer of the agent; then the VM is ended
 DEATHS, DEATHS_WINDOW = 3, 60.0  # a VM that ends this often in this time is not started again for a while
 CALL_DEADLINE = 120.0  # what a call on the mount takes at most, however many answers it needs, and a new VM
 STATUS_DEADLINE = 10.0  # for a supervisor to say what it has mounted
+SILENCE_DEADLINE = 900.0  # between two words of a supervisor that mounts: a start with KVM and without, and a search
 UNMOUNT_DEADLINE = 20.0  # for a supervisor to unmount and end: several processes, each killed after STOP_DEADLINE
 STOP_DEADLINE = 5.0  # from asking a process to end to killing it
 
