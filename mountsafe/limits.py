@@ -19,6 +19,10 @@ CALL_DEADLINE = 120.0  # what a call on the mount takes at most, however many an
 STATUS_DEADLINE = 10.0  # for a supervisor to say what it has mounted
 SILENCE_DEADLINE = 900.0  # between two words of a supervisor that mounts: a start with KVM and without, and a search
 UNMOUNT_DEADLINE = 20.0  # for a supervisor to unmount and end: several processes, each killed after STOP_DEADLINE
+SAVE_DEADLINE = 600.0  # for what was changed to be on the medium: 64 MiB on a card that takes 0.2 MB/s, twice
+SETTLE_DEADLINE = 60.0  # for a mount that nothing is to be saved of any more to end: the guest unmounts
+LAST_SAVE_DEADLINE = 10.0  # to save what can be saved, where all must end: the machine shuts down
+WRITE_IDLE = 5.0  # after so long without a change a file system is left clean, and is only read
 STOP_DEADLINE = 5.0  # from asking a process to end to killing it
 
 # --- the appliance process: QEMU and libguestfs ---------------------------------------------------------------------

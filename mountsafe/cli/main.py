@@ -14,6 +14,7 @@ from mountsafe.cli import (
     desktop,
     diagnose,
     inspecting,
+    listing,
     media,
     mounting,
     policies,
@@ -37,6 +38,7 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 mounting.register(app)
+listing.register(app)
 inspecting.register(app)
 diagnose.register(app)
 trusting.register(app)

@@ -92,7 +92,8 @@ class Starting:
             options=options,
         )
         with suppress(OSError):  # it has ended: `follow` says so
-            channel.send(self._report, ORDERS.told(order), [medium.fd, target.parent, target.fd])
+            writable = [] if medium.writable_fd is None else [medium.writable_fd]
+            channel.send(self._report, ORDERS.told(order), [medium.fd, target.parent, target.fd, *writable])
 
     @property
     def alive(self) -> bool:
