@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from mountsafe import wire
 from mountsafe.agent.amended import Amended
+from mountsafe.agent.checking import check
 from mountsafe.agent.localtimes import LocalTimes
 from mountsafe.agent.mounting import CowLayer, Target, mount_medium
 from mountsafe.agent.patched import Patched
@@ -33,6 +34,7 @@ class Worker:
             wire.Kind.HELLO: self._hello,
             wire.Kind.PROBE: lambda _: wire.pack_volumes(probe()),
             wire.Kind.MOUNT: self._mount,
+            wire.Kind.CHECK: self._check,
             wire.Kind.LIST: lambda body: self._tree.list_page(*wire.unpack_list(body)),
             wire.Kind.EXTENTS: lambda body: self._tree.extents(*wire.unpack_extents_request(body)),
             wire.Kind.LAYOUT: lambda body: self._tree.layout(*wire.unpack_layout_request(body)),
@@ -72,6 +74,11 @@ class Worker:
         self._mounted = tree
         told = wire.Mounted(mount.fstype.encode(), mount.state, tree.direct, tree.root(), mount.resorts)
         return wire.pack_mounted(told)
+
+    def _check(self, body: bytes) -> bytes:
+        device, fstype, seconds, repair = wire.unpack_check(body)
+        path, _ = device_of(os.fsdecode(device))
+        return wire.pack_checked(check(path, fstype, seconds, repair, CowLayer(path, f"check-{self._tag}")))
 
     def close(self) -> None:
         """Let go of the medium, so that it can be unplugged from the VM."""
