@@ -235,7 +235,7 @@ class _Job:
             return Result(volume, Outcome.NONE, why=why)
         self._person.progress(f"checking {volume.describe()}, with {checker.program}")
         try:
-            return _told(volume, checker, await self._asked(volume, machines), self._wish.seconds)
+            return told_of(volume, checker, await self._asked(volume, machines), self._wish.seconds)
         except GuestRefused as refused:
             return Result(volume, Outcome.FAILED, why=str(refused))
         except DeadlinePassed:
@@ -263,7 +263,7 @@ def _late(seconds: int) -> str:
     return f"its checker was not done in {seconds} s"
 
 
-def _told(volume: Volume, checker: Checker, told: wire.Checked, seconds: int) -> Result:
+def told_of(volume: Volume, checker: Checker, told: wire.Checked, seconds: int) -> Result:
     """Return what the guest told, in words of ours: a code of its own, and what the checker said."""
     outcome = OUTCOMES[told.outcome]
     note = "; ".join(filter(None, (checker.partial, JOURNALS[told.journal])))
