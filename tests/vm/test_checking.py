@@ -89,7 +89,7 @@ def test_what_is_of_another_type(name: str, image: Image) -> None:
 
 def test_each_file_system_of_a_disk(image: Image) -> None:
     found = results(image("disk-gpt"))
-    assert [(each.volume.name, each.volume.fstype) for each in found] == [("1", "vfat"), ("2", "ext4"), ("3", "xfs")]
+    assert [(each.volume.name, each.volume.fstype) for each in found] == [("1", "vfat"), ("2", "ext4"), ("3", "exfat")]
     assert {each.outcome for each in found} == {Outcome.CLEAN}
     (second,) = results(image("disk-gpt"), Wish(partition="2"))
     assert second.volume.name == "2"
