@@ -38,6 +38,7 @@ _EXT = Checker(
     "e2fsck",
     "e2fsprogs",
     (("e2fsck", "-n", "-f"),),
+    wrong="checksum does not match superblock",  # and there was no copy of it
     unreplayed="skipping journal recovery",
     replay=("e2fsck", "-y", "-E", "journal_only"),
     repair=("e2fsck", "-y", "-f"),

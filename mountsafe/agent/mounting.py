@@ -88,15 +88,15 @@ class CowLayer:
 
     def __init__(self, device: str, tag: str) -> None:
         self.device = device
-        self.folder = f"/run/mountsafe/cow-{tag}"
-        self._store = f"{self.folder}/store"
+        self._folder = f"/run/mountsafe/cow-{tag}"
+        self._store = f"{self._folder}/store"
         self._name = f"mountsafe-{tag}"
         self._loop = ""
 
     def start(self) -> str:
         """Return the path of the writable device."""
-        os.makedirs(self.folder, exist_ok=True)
-        code, words = run("mount", "-n", "-t", "tmpfs", "-o", f"size={COW_BYTES},mode=0700", "tmpfs", self.folder)
+        os.makedirs(self._folder, exist_ok=True)
+        code, words = run("mount", "-n", "-t", "tmpfs", "-o", f"size={COW_BYTES},mode=0700", "tmpfs", self._folder)
         if code:
             raise Refused(errno.ENOMEM, f"no memory for a copy-on-write layer: {words}")
         with open(self._store, "wb") as file:
@@ -117,7 +117,7 @@ class CowLayer:
             run("losetup", "-d", self._loop)
             self._loop = ""
         if os.path.exists(self._store):
-            run("umount", "-n", self.folder)
+            run("umount", "-n", self._folder)
 
     def changed(self) -> list[tuple[int, int]]:
         """Return (start, end) of each range of the device that the layer replaces, in bytes, sorted.

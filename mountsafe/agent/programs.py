@@ -5,12 +5,6 @@ from collections.abc import Sequence
 
 NO_PROGRAM = 127
 NO_UDEV = {"DM_DISABLE_UDEV": "1"}  # libdm then makes its device nodes itself
-ENVIRONMENT = {
-    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    "LC_ALL": "C.UTF-8",
-    "LVM_SYSTEM_DIR": "/tmp/lvm",
-    **NO_UDEV,
-}
 
 
 class Refused(Exception):
@@ -29,11 +23,17 @@ def run(*command: str) -> tuple[int, str]:
 
 def run_all(commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
     """Run programs beside each other; return the exit code and the words of each."""
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "LVM_SYSTEM_DIR": "/tmp/lvm",
+        **NO_UDEV,
+    }
     nothing, pipe, same = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
     started: list[subprocess.Popen[bytes] | str] = []
     for command in commands:
         try:
-            started.append(subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=same, env=ENVIRONMENT))
+            started.append(subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=same, env=environment))
         except OSError as error:
             started.append(f"{command[0]}: {error.strerror}")
     return [(NO_PROGRAM, each) if isinstance(each, str) else _ended(each) for each in started]

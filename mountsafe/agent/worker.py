@@ -10,13 +10,13 @@ from contextlib import suppress
 
 from mountsafe import wire
 from mountsafe.agent.amended import Amended
-from mountsafe.agent.checking import check
+from mountsafe.agent.fsck import check
 from mountsafe.agent.localtimes import LocalTimes
 from mountsafe.agent.mounting import CowLayer, Target, mount_medium
 from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused, read_text, run
 from mountsafe.agent.tree import Tree
-from mountsafe.agent.volumes import device_of, probe
+from mountsafe.agent.volumes import device_of, find_medium, probe
 
 PORT_PREFIX = "org.mountsafe."
 
@@ -77,7 +77,8 @@ class Worker:
 
     def _check(self, body: bytes) -> bytes:
         device, fstype, seconds, repair = wire.unpack_check(body)
-        path, _ = device_of(os.fsdecode(device))
+        # What may be written to is the only disk there is, whatever the host calls it.
+        path = f"/dev/{find_medium()}" if repair else device_of(os.fsdecode(device))[0]
         return wire.pack_checked(check(path, fstype, seconds, repair, CowLayer(path, f"check-{self._tag}")))
 
     def close(self) -> None:

@@ -30,12 +30,8 @@ def unchanged(path: Path) -> Iterator[None]:
     assert (hashlib.sha256(path.read_bytes()).digest(), path.stat().st_mtime_ns) == before
 
 
-def ext4_with_errors(image: Image, folder: Path, label: bytes = b"") -> Path:
+def ext4_with_errors(image: Image, folder: Path) -> Path:
     path = damaged(image("ext4"), folder / "damaged.img", DAMAGES["ext4"])
-    if label:
-        with path.open("r+b") as file:
-            file.seek(1024 + 120)  # s_volume_name
-            file.write(label.ljust(16, b"\0"))
     path.chmod(0o644)
     return path
 
@@ -61,16 +57,30 @@ def test_an_image_with_errors(person: Person, image: Image, folder: Path) -> Non
         assert first == 'damaged.img: whole disk: ext4 "EXT4", 16.0 MiB: has errors'
         assert says == "  e2fsck says:"
         assert words[0].startswith("    e2fsck ")
-        assert words[-1].endswith(" more lines: --verbose or --json shows them")
+        assert words[-1].startswith("    EXT4: 331/1024 files ")
         told = person.run("check", source, "--json")
     assert told.code == ExitCode.DAMAGED
     (volume,) = told.json()["checked"]
     assert (volume["outcome"], volume["checker_exit_code"], volume["why"]) == ("errors", 4, "")
-    assert len(volume["words"]) > len(words)
+    assert [f"    {line}" for line in volume["words"]] == words
+
+
+def test_of_many_words_a_person_is_shown_the_first(user: Person, image: Image, folder: Path) -> None:
+    source = damaged(image("minix"), folder / "minix.img", DAMAGES["minix"])
+    source.chmod(0o644)
+    words = user.run("check", source, "--json").json()["checked"][0]["words"]
+    shown = user.run("check", source).out.splitlines()
+    assert shown[2:-1] == [f"    {line}" for line in words[:20]]
+    assert shown[-1] == f"    {len(words) - 20} more lines: --verbose or --json shows them"
+    assert len(user.run("check", source, "--verbose").out.splitlines()) == len(words) + 2
 
 
 def test_words_from_the_medium_do_not_reach_the_terminal_as_they_are(user: Person, image: Image, folder: Path) -> None:
-    source = ext4_with_errors(image, folder, ESCAPE)
+    source = damaged(image("ext2"), folder / "label.img", DAMAGES["ext2"])
+    with source.open("r+b") as file:
+        file.seek(1024 + 120)  # s_volume_name
+        file.write(ESCAPE.ljust(16, b"\0"))
+    source.chmod(0o644)
     for how in ([], ["--json"], ["--verbose"]):
         done = user.run("check", source, *how)
         assert done.code == ExitCode.DAMAGED

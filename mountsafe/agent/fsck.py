@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 from mountsafe import wire
 from mountsafe.agent.mounting import MOUNT_AS, CowLayer
-from mountsafe.agent.programs import ENVIRONMENT, Refused, run
+from mountsafe.agent.programs import Refused, run
 from mountsafe.checkers import CHECKERS, Checker
 from mountsafe.wire import CheckOutcome, MountState
 
 KEPT = wire.MAX_CHECK_WORDS // 2 - 64  # bytes of the beginning of what is said, and as many of its end
+MOUNTED = "/run/mountsafe/replayed"  # where a journal's replay mounts
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 KILL_PATIENCE = 5.0  # seconds for a program that was killed: one that waits for its disk does not end
 
 
@@ -122,22 +124,21 @@ class _Check:
             return found
         try:
             device = layer.start()
-            if self._replays(device, layer):
+            if self._replays(device):
                 return self.look(device, looks)._replace(journal=MountState.RECOVERED)
         except Refused:
             pass  # without memory for a layer what was found stands, and it is said
         return found._replace(journal=MountState.SKIPPED)
 
-    def _replays(self, device: str, layer: CowLayer) -> bool:
+    def _replays(self, device: str) -> bool:
         """Have the journal's changes written to a device; whether that was done."""
         if self._checker.replay:
             return said_by([*self._checker.replay, device], self._until).code in (0, 1)
-        where = f"{layer.folder}/mounted"
-        os.makedirs(where, exist_ok=True)
+        os.makedirs(MOUNTED, exist_ok=True)
         kind, options = MOUNT_AS.get(self._fstype, [(os.fsdecode(self._fstype), "")])[0]
         quiet = ",".join(filter(None, ("ro,nosuid,nodev,noexec,noatime", options)))
-        mounted = said_by(["mount", "-n", "-t", kind, "-o", quiet, device, where], self._until).code == 0
-        return mounted and run("umount", "-n", where)[0] == 0
+        mounted = said_by(["mount", "-n", "-t", kind, "-o", quiet, device, MOUNTED], self._until).code == 0
+        return mounted and run("umount", "-n", MOUNTED)[0] == 0
 
     def repair(self, found: wire.Checked) -> wire.Checked:
         """Have errors that were found repaired, on the medium."""
@@ -148,7 +149,7 @@ class _Check:
         except OSError as error:
             raise Refused(error.errno or errno.EROFS, "the medium is read-only") from error
         if not self._checker.replay and found.journal != MountState.CLEAN:
-            self._replays(self._device, CowLayer(self._device, "none"))
+            self._replays(self._device)
         said = said_by([*self._checker.repair, self._device], self._until)
         if said.code is None:
             return wire.Checked(CheckOutcome.TIME, MountState.CLEAN, 0, _bounded(said.words))

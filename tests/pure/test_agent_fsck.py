@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mountsafe import wire
-from mountsafe.agent import checking
-from mountsafe.agent.checking import Said, cleaned, outcome_of, said_by
+from mountsafe.agent import fsck
+from mountsafe.agent.fsck import Said, cleaned, outcome_of, said_by
 from mountsafe.agent.mounting import CowLayer
 from mountsafe.agent.programs import Refused
 from mountsafe.checkers import CHECKERS, Checker
@@ -32,7 +32,7 @@ def checked(
     monkeypatch: pytest.MonkeyPatch, device: Path, each: Checker, seconds: float = FAR, repair: bool = False
 ) -> wire.Checked:
     monkeypatch.setitem(CHECKERS, "testfs", each)
-    return checking.check(str(device), b"testfs", seconds, repair, NoLayer(str(device), "test"))
+    return fsck.check(str(device), b"testfs", seconds, repair, NoLayer(str(device), "test"))
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def device(tmp_path: Path) -> Path:
         ("ext4", 0, "", CheckOutcome.CLEAN),
         ("ext4", 4, "Fix? no", CheckOutcome.ERRORS),
         ("ext4", 8, "Bad magic number in super-block", CheckOutcome.FAILED),
+        ("ext4", 8, "e2fsck: Superblock checksum does not match superblock while", CheckOutcome.ERRORS),
         ("ext4", 12, "error reading block", CheckOutcome.FAILED),
         ("ext4", -9, "", CheckOutcome.FAILED),
         ("ext4", None, "Pass 1", CheckOutcome.TIME),
@@ -70,8 +71,8 @@ def test_what_an_end_says(fstype: str, code: int | None, words: str, outcome: in
 
 def test_no_checker_and_none_here(monkeypatch: pytest.MonkeyPatch, device: Path) -> None:
     layer = NoLayer(str(device), "test")
-    assert checking.check(str(device), b"udf", FAR, False, layer).outcome == CheckOutcome.NONE
-    assert checking.check(str(device), b"\xff", FAR, False, layer).outcome == CheckOutcome.NONE
+    assert fsck.check(str(device), b"udf", FAR, False, layer).outcome == CheckOutcome.NONE
+    assert fsck.check(str(device), b"\xff", FAR, False, layer).outcome == CheckOutcome.NONE
     absent = checker("true")._replace(program="fsck.such-a-thing-is-not")
     assert checked(monkeypatch, device, absent).outcome == CheckOutcome.MISSING
 
