@@ -13,6 +13,9 @@ KNOWN_SLOW_DEADLINE = 210.0  # more, if it says something and KVM worked before:
 ATTACH_DEADLINE = 15.0  # plugging the medium into the running VM
 PROBE_DEADLINE = 150.0  # finding partitions, volume groups and types: a busy host that emulates takes long
 MOUNT_DEADLINE = 120.0  # a journal's replay may take its time
+CHECK_SECONDS = (
+    3600  # for a type's checker, if nobody says otherwise: a disk of some TB takes that where it is emulated
+)
 REQUEST_DEADLINE = 30.0  # any other answer of the agent; then the VM is ended
 DEATHS, DEATHS_WINDOW = 3, 60.0  # a VM that ends this often in this time is not started again for a while
 SYNC_DEADLINE = 600.0  # for what was changed to be on the disk: 16 MiB and a journal on the slowest stick take a minute

@@ -10,12 +10,13 @@ from contextlib import suppress
 
 from mountsafe import wire
 from mountsafe.agent.amended import Amended
+from mountsafe.agent.fsck import check
 from mountsafe.agent.localtimes import LocalTimes
 from mountsafe.agent.mounting import CowLayer, Target, mount_medium
 from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused, read_text, run
 from mountsafe.agent.tree import Tree
-from mountsafe.agent.volumes import device_of, probe
+from mountsafe.agent.volumes import device_of, find_medium, probe
 
 PORT_PREFIX = "org.mountsafe."
 
@@ -33,6 +34,7 @@ class Worker:
             wire.Kind.HELLO: self._hello,
             wire.Kind.PROBE: lambda _: wire.pack_volumes(probe()),
             wire.Kind.MOUNT: self._mount,
+            wire.Kind.CHECK: self._check,
             wire.Kind.LIST: lambda body: self._tree.list_page(*wire.unpack_list(body)),
             wire.Kind.EXTENTS: lambda body: self._tree.extents(*wire.unpack_extents_request(body)),
             wire.Kind.LAYOUT: lambda body: self._tree.layout(*wire.unpack_layout_request(body)),
@@ -72,6 +74,12 @@ class Worker:
         self._mounted = tree
         told = wire.Mounted(mount.fstype.encode(), mount.state, tree.direct, tree.root(), mount.resorts)
         return wire.pack_mounted(told)
+
+    def _check(self, body: bytes) -> bytes:
+        device, fstype, seconds, repair = wire.unpack_check(body)
+        # What may be written to is the only disk there is, whatever the host calls it.
+        path = f"/dev/{find_medium()}" if repair else device_of(os.fsdecode(device))[0]
+        return wire.pack_checked(check(path, fstype, seconds, repair, CowLayer(path, f"check-{self._tag}")))
 
     def close(self) -> None:
         """Let go of the medium, so that it can be unplugged from the VM."""
