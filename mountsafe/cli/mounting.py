@@ -227,7 +227,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     What the policy refuses is left out: mountsafe policy explain SOURCE names the rule.
     """
     fstype = ENCRYPTIONS.get(fstype or "", fstype)
-    _check_words(fstype, partition)
+    check_words(fstype, partition)
     keys = Keys(tuple(key_file or ()), key_fd, recovery_key, header, pim, hidden, big_memory)
     keys.check()
     zones.rules_of(timezone)  # or an error, before anything is done
@@ -258,7 +258,8 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         raise typer.Exit(int(ExitCode.PARTIAL))
 
 
-def _check_words(fstype: str | None, partition: str | None) -> None:
+def check_words(fstype: str | None, partition: str | None) -> None:
+    """Raise UserError (USAGE) for what can be no type, or no partition."""
     if fstype is not None and not FSTYPE.fullmatch(fstype) and fstype not in ENCRYPTED:
         message = f"{printable(fstype)} is not a file system type"
         raise UserError(message, "For example: vfat, udf, affs.", ExitCode.USAGE)

@@ -13,7 +13,7 @@ from mountsafe.session.finding import inspect_medium
 from mountsafe.session.machines import Machines
 from mountsafe.session.messages import Found, Missing, MountOptions
 from mountsafe.session.missing import not_mounted
-from mountsafe.session.reporter import Reporter
+from mountsafe.session.reporter import Asker
 from mountsafe.session.storage import Lender
 from mountsafe.session.unlocking import unlock
 
@@ -50,7 +50,7 @@ class Choice:
         self,
         options: MountOptions,
         medium: str,
-        reporter: Reporter,
+        reporter: Asker,
         nursery: trio.Nursery,
         machined: Machined,
     ) -> None:

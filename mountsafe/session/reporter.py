@@ -6,6 +6,7 @@ import socket
 import time
 from collections import deque
 from contextlib import suppress
+from typing import Protocol
 
 import trio
 
@@ -33,6 +34,25 @@ MAX_INCIDENT = 2000  # characters of an incident's words, in one packet
 ORDERED = 3  # descriptors that come with an order to read
 OTHER_VERSION = "Has mountsafe been upgraded meanwhile? sudo systemctl restart mountsafe"
 LAST_REPORT = 5.0  # seconds for one who listens, and reads nothing
+
+
+class Asker(Protocol):
+    """Who is told how far a search for file systems is, and asked what it needs: a `Reporter`, or a job's own."""
+
+    def tell(self, message: Report) -> None:
+        """Hear what was found."""
+
+    def progress(self, what: str) -> None:
+        """Hear what is being done now."""
+
+    def warn(self, what: str) -> None:
+        """Hear of what is worse than it might be."""
+
+    async def judged(self, found: Found) -> Judged:
+        """Return what is judged of what was found."""
+
+    async def key(self, locked: Locked) -> tuple[Key, list[int]]:
+        """Return a key, and the descriptors that come with it."""
 
 
 class Reporter(Listener):
