@@ -72,7 +72,7 @@ def below(stack: Stack) -> list[int | None]:
 def test_every_byte_is_where_the_description_says(stack: Stack, writes: list[tuple[int, int, int]]) -> None:
     with in_memory() as fd:
         places, model = below(stack), bytearray(BEFORE)
-        disk = open_writable(stack, os.dup(fd))
+        disk = open_writable(stack, [os.dup(fd)])
         assert disk.size == size_of(stack) == len(places)
         for offset, length, value in writes:
             data = random.Random(value).randbytes(length)
@@ -107,7 +107,7 @@ def in_memory() -> Iterator[int]:
     [(-1, 1), (-512, 1024), (8192, 1), (8191, 2), (0, 8193), (1 << 62, 1), (-(1 << 62), 1 << 10)],
 )
 def test_a_write_outside_is_an_error_and_changes_nothing(medium: int, offset: int, length: int) -> None:
-    disk = open_writable(window(4096, 8192), os.dup(medium))
+    disk = open_writable(window(4096, 8192), [os.dup(medium)])
     with pytest.raises(MediumError, match="a write of"):
         disk.write(offset, memoryview(bytes(length)))
     assert os.pread(medium, SIZE, 0) == BEFORE
@@ -115,7 +115,7 @@ def test_a_write_outside_is_an_error_and_changes_nothing(medium: int, offset: in
 
 def test_of_a_write_that_reaches_into_a_gap_nothing_is_done(medium: int) -> None:
     layer = Layer(((0, 0, 4096), (8192, 4096, 4096)), 12288, None)
-    disk = open_writable(Stack(True, SIZE, 0, SIZE, (layer,)), os.dup(medium))
+    disk = open_writable(Stack(True, SIZE, 0, SIZE, (layer,)), [os.dup(medium)])
     with pytest.raises(MediumError, match="nothing to write to"):
         disk.write(4000, memoryview(bytes(200)))
     assert os.pread(medium, SIZE, 0) == BEFORE
@@ -142,7 +142,7 @@ def test_a_place_where_zeros_are_cannot_be_written_to(medium: int) -> None:
 def test_what_cannot_be_written_to_is_not_opened(medium: int, stack: Stack) -> None:
     opened = os.dup(medium)
     with pytest.raises(ProtocolFault):
-        open_writable(stack, opened)
+        open_writable(stack, [opened])
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(opened)
 
