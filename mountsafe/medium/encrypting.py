@@ -90,6 +90,8 @@ class WritingElephant(Elephant):
     def encrypt(self, data: memoryview, iv: int) -> None:
         """Encrypt whole sectors, in place. `iv`: the number of the first."""
         count, row = len(data) // self._sector, self._sector // 4
+        if len(data) % self._sector:
+            raise ValueError("no whole sectors")
         words = data.cast("B").cast("I")
         keys = self._keys(iv, count)
         columns = [spread(words[place::row]) ^ keys[place % 8] for place in range(row)]

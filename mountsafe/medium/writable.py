@@ -81,7 +81,7 @@ class WritableLayer(BlockingLayer):
         self._rewriting = Lock()  # of a sector that is written in parts, none may be lost
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at `offset`, or nothing where one of its bytes has no place. Raises MediumError."""
+        """Write all of `data` at `offset`. Raises MediumError; nothing is done where this layer has no place for it."""
         _inside(offset, len(data), self.size)
         runs = self._plan.runs(offset, len(data)) if len(data) else []
         if any(sum(many for _, _, many in run.pieces) != run.whole for run in runs):
