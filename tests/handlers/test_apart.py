@@ -44,8 +44,8 @@ class Machine(FakeMachine):
         super().__init__()
         self.disks: list[int] = []
 
-    async def attach(self, fd: int, model: str, part: Part) -> None:
-        await super().attach(fd, model, part)
+    async def attach(self, fd: int, model: str, part: Part, writable: bool) -> None:
+        await super().attach(fd, model, part, writable)
         self.disks.append(fd)
 
 
