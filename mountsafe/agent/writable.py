@@ -36,6 +36,7 @@ WRITTEN_AS: dict[bytes, tuple[str, str]] = {
 # Options of a person's by which something else than the file system as it is would be mounted.
 ONLY_TO_READ = fsoptions.WITHOUT_REPLAY | {"sb", "sbsector", "session", "anchor", "lastblock", "part"}
 _REPLAYED = re.compile("recover(?!y is not)|replay", re.IGNORECASE)
+_QUIET = "rw,nosuid,nodev,noexec,noatime"
 INSTEAD = "it can only be read: copy from it what is to be changed"
 
 
@@ -53,9 +54,8 @@ def mount_writable(target: Target) -> Mount:
         raise Refused(errno.EROFS, f"with the mount option {min(left)} it can only be read")
     state = _looked_at(target)
     os.makedirs(target.where, exist_ok=True)
-    said = attempt(
-        target.device, target.where, kernel_type, "rw," + fsoptions.merged(kernel_type, plain, target.options)
-    )
+    options = fsoptions.merged(kernel_type, plain, target.options)
+    said = attempt(target.device, target.where, kernel_type, _QUIET, options)
     if said.complaint:
         raise Refused(errno.EROFS, f"it cannot be mounted to be changed: {said.complaint}")
     if os.statvfs(target.where).f_flag & os.ST_RDONLY:
