@@ -1,15 +1,15 @@
 """A file system in a virtual machine that changes it: the image served by nbdkit, the agent asked as a session does."""
 
-import errno
 import os
 import socket
 import stat
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import trio
 
 from mountsafe import changes, wire
@@ -28,10 +28,11 @@ OWNER = (1000, 100)
 
 
 @contextmanager
-def served(image: Path) -> Iterator[int]:
-    """Serve an image to whoever has the descriptor: it may be written to."""
+def served(image: Path, broken: Path | None) -> Iterator[int]:
+    """Serve an image to whoever has the descriptor: it may be written to, unless a file `broken` is there."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    argv = ["nbdkit", "--exit-with-parent", "-s", "file", str(image)]
+    argv = ["nbdkit", "--exit-with-parent", "-s", *(["--filter=error"] if broken else []), "file", str(image)]
+    argv += [f"error-pwrite-file={broken}", "error-pwrite-rate=100%"] if broken else []
     server = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
     theirs.close()
     try:
@@ -61,7 +62,7 @@ class Changer:
     async def ask(self, kind: int, body: bytes = b"") -> bytes:
         return await self.client.request(kind, body, PATIENCE)
 
-    async def change(self, act: int, path: bytes = b"", **fields: object) -> list[Entry]:
+    async def change(self, act: int, path: bytes = b"", **fields: Any) -> list[Entry]:
         change = Change(act, path, uid=OWNER[0], gid=OWNER[1], mode=0o640)._replace(**fields)  # type: ignore[arg-type]
         return changes.unpack_changed(await self.ask(Kind.CHANGE, changes.pack_change(change)))
 
@@ -116,14 +117,12 @@ class Changer:
                 found[inner] = await self.content(inner, entry.size) if stat.S_ISREG(entry.mode) else "special"
         return found
 
-    async def refused(self, number: int, *fields: object, **named: object) -> str:
+    async def refused(self, number: int, *fields: object, **named: Any) -> str:
         """Ask for a change that is refused so; return the words."""
-        try:
+        with pytest.raises(GuestRefused) as refused:
             await self.change(*fields, **named)  # type: ignore[arg-type]
-        except GuestRefused as refused:
-            assert refused.errno == number, refused
-            return refused.words
-        raise AssertionError(f"not refused: {fields} {named}")
+        assert refused.value.errno == number, refused.value
+        return refused.value.words
 
     async def kill(self) -> None:
         """End the virtual machine as if its power were cut."""
@@ -132,9 +131,9 @@ class Changer:
 
 
 @asynccontextmanager
-async def guest(image: Path) -> AsyncIterator[Changer]:
+async def guest(image: Path, broken: Path | None = None) -> AsyncIterator[Changer]:
     """Start a virtual machine that may change an image, and open a stream to it."""
-    with machine_settings(False) as (settings, acceleration), served(image) as disk:
+    with machine_settings(False) as (settings, acceleration), served(image, broken) as disk:
         async with trio.open_nursery() as nursery:
             machine = await started(settings, acceleration, nursery, Listener())
             try:
