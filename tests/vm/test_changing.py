@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import trio
 
 from images import hfsplus
 from mountsafe import changes, trios, wire
