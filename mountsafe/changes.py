@@ -6,6 +6,11 @@ A stream whose MOUNT asked for writing takes `AFTER_MOUNT` and the kinds of `CHA
 are known by handles, numbers of its choice, never by their path: a path may lead to another file by the time it is
 followed. Every change may be sent again to another virtual machine, after the one that was asked has died:
 `Flag.AGAIN` says so, and then what is there already, or is gone already, is a success.
+
+The medium may have any later state by then, up to the last change that was sent: a name may be that of another file,
+which came there by a later change. So `Change.ino` says which file it was, if that was answered: where the name leads
+to another one, or nowhere, the change and a later one are done already. Without it that cannot be told, and "rm a",
+"mv b a" sent again would remove the file that was b.
 """
 
 import struct
@@ -59,7 +64,12 @@ class Flag:
 
 
 class Change(NamedTuple):
-    """A CHANGE. `mode` as in stat(2), `size` in bytes, times in ns since the epoch (or NO_TIME, NOW)."""
+    """A CHANGE. `mode` as in stat(2), `size` in bytes, times in ns since the epoch (or NO_TIME, NOW).
+
+    `ino`: with Flag.AGAIN, the inode number that the first entry of the answer had (of UNLINK, RMDIR and RENAME that of
+    the file before), if there was an answer; else 0. An OPEN or CREATE whose file is gone, or another one's, then makes
+    a handle that takes what is repeated and does nothing, and its first entry has a mode of 0.
+    """
 
     act: int
     path: bytes = b""
@@ -73,9 +83,10 @@ class Change(NamedTuple):
     atime: int = NO_TIME
     mtime: int = NO_TIME
     value: bytes = b""
+    ino: int = 0
 
 
-_CHANGE = struct.Struct(">BHHQHIIIQqqI")
+_CHANGE = struct.Struct(">BHHQHIIIQqqQI")
 _WRITE = struct.Struct(">QQH")
 _READ = struct.Struct(">QQI")
 _HANDLE = struct.Struct(">Q")
@@ -84,7 +95,7 @@ _HANDLE = struct.Struct(">Q")
 def pack_change(change: Change) -> bytes:
     """Ask for a change. The answer is that of `pack_changed`."""
     c = change
-    numbers = (c.handle, c.flags, c.mode, c.uid, c.gid, c.size, c.atime, c.mtime)
+    numbers = (c.handle, c.flags, c.mode, c.uid, c.gid, c.size, c.atime, c.mtime, c.ino)
     return _CHANGE.pack(c.act, len(c.path), len(c.other), *numbers, len(c.value)) + c.path + c.other + c.value
 
 
@@ -92,7 +103,7 @@ def unpack_change(body_bytes: bytes) -> Change:
     """Return the change. Raises WireError."""
     if len(body_bytes) < _CHANGE.size:
         raise wire.WireError("body too short")
-    act, path, other, handle, flags, mode, uid, gid, size, atime, mtime, value = _CHANGE.unpack_from(body_bytes)
+    act, path, other, handle, flags, mode, uid, gid, size, atime, mtime, ino, value = _CHANGE.unpack_from(body_bytes)
     if act not in Act.ALL or flags & ~Flag.ALL:
         raise wire.WireError(f"an unknown change {act}, {flags:#x}")
     if path > wire.MAX_PATH or other > wire.MAX_PATH or value > MAX_VALUE:
@@ -101,7 +112,8 @@ def unpack_change(body_bytes: bytes) -> Change:
     if len(body_bytes) != at + path + other + value:
         raise wire.WireError("a change of another length than it says")
     texts = (body_bytes[at : at + path], body_bytes[at + path : at + path + other])
-    return Change(act, *texts, handle, flags, mode, uid, gid, size, atime, mtime, body_bytes[at + path + other :])
+    numbers = (handle, flags, mode, uid, gid, size, atime, mtime)
+    return Change(act, *texts, *numbers, body_bytes[at + path + other :], ino)
 
 
 def pack_changed(packed_entries: list[bytes]) -> bytes:
@@ -133,6 +145,11 @@ def unpack_write(body_bytes: bytes) -> tuple[int, int, memoryview]:
         raise wire.WireError(f"a write of {len(body_bytes)} bytes")
     handle, offset, _ = _WRITE.unpack_from(body_bytes)
     return handle, offset, memoryview(body_bytes)[_WRITE.size :]
+
+
+def is_again(body_bytes: bytes) -> bool:
+    """Whether what `unpack_write` takes was sent before."""
+    return bool(_WRITE.unpack_from(body_bytes)[2] & Flag.AGAIN)
 
 
 def pack_read(handle: int, offset: int, length: int) -> bytes:

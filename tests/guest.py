@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mountsafe import wire
+from mountsafe.agent.amended import Amended
+from mountsafe.agent.changing import Changing
 from mountsafe.agent.programs import Refused
 from mountsafe.agent.tree import Tree
 from mountsafe.agent.worker import Worker
@@ -106,6 +108,7 @@ class FolderWorker(Worker):
         self._folder = folder
         self._fstype = fstype
         self._layout = layout
+        self._umask: int | None = None
         self._answers[Kind.PROBE] = lambda _: wire.pack_volumes(_volumes(fstype.encode(), size, start))
 
     def _hello(self, body: bytes) -> bytes:
@@ -113,14 +116,29 @@ class FolderWorker(Worker):
         return wire.pack_hello(wire.VERSION, b"6.1.0-test")
 
     def _mount(self, body: bytes) -> bytes:
-        device, fstype, *_ = wire.unpack_mount(body)  # and leave this process in its zone
+        device, fstype, *_, writable = wire.unpack_mount(body)  # and leave this process in its zone
         if fstype.decode() != self._fstype:
             raise Refused(22, "wrong fs type")
         tree = Tree(str(self._folder), "no extents", device.startswith(b"dm-"), [])
         if self._layout is not None:
             tree._map = self._layout  # type: ignore[assignment]
         self._mounted = tree
+        if writable:
+            self._umask = os.umask(0)
+            self._changing = Changing(tree, Amended(self._fstype), self._fstype, str(self._folder))
         return wire.pack_mounted(wire.Mounted(fstype, wire.MountState.CLEAN, tree.direct, tree.root()))
+
+    def _unmount(self) -> bytes:
+        self._changed.close()
+        self._ended = True
+        return b""
+
+    def close(self) -> None:
+        """Close what it has open."""
+        super().close()
+        if self._umask is not None:
+            os.umask(self._umask)
+            self._umask = None
 
 
 def _volumes(fstype: bytes, size: int, start: int) -> list[wire.Volume]:

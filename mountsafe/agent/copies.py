@@ -83,7 +83,7 @@ def guess(read: Read, size: int) -> Guess | None:
 def before(fstype: bytes, read: Read, size: int) -> Way | None:
     """Return how to mount something of which it can be seen that the plain way fails, or would show what is damaged."""
     if fstype in EXT and journal_elsewhere(read(1024, 1024)):
-        return Way(Resort.JOURNAL_ELSEWHERE, "noload", unreplayed=_needs_recovery(read(1024, 1024)))
+        return Way(Resort.JOURNAL_ELSEWHERE, "noload", unreplayed=needs_recovery(read(1024, 1024)))
     if fstype == b"iso9660" and (session := sessions.last(read, size)) and session.start:
         return Way(Resort.LAST_SESSION if session.earlier else 0, f"sbsector={session.start}")
     if fstype in FAT:
@@ -158,7 +158,7 @@ def _ext_ways(read: Read) -> Iterator[Way]:
             yield Way(Resort.BACKUP_SUPERBLOCK, option)
         else:
             bits = Resort.BACKUP_SUPERBLOCK | Resort.JOURNAL_ELSEWHERE
-            yield Way(bits, f"{option},noload", unreplayed=_needs_recovery(block))
+            yield Way(bits, f"{option},noload", unreplayed=needs_recovery(block))
 
 
 def journal_elsewhere(block: bytes) -> bool:
@@ -174,10 +174,11 @@ def is_clean(device: str) -> bool:
     """Whether the superblock of an ext file system says that its journal holds nothing that is not done."""
     with open(device, "rb") as file:
         block = reader(file.fileno())(1024, 1024)
-    return block[0x38:0x3A] == b"\x53\xef" and not _needs_recovery(block)
+    return block[0x38:0x3A] == b"\x53\xef" and not needs_recovery(block)
 
 
-def _needs_recovery(block: bytes) -> bool:
+def needs_recovery(block: bytes) -> bool:
+    """Whether an ext superblock says that its journal holds what is not done."""
     return bool(struct.unpack_from("<I", block, 0x60)[0] & _EXT_NEEDS_RECOVERY)
 
 

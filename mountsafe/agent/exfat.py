@@ -54,6 +54,16 @@ class Exfat:
         parent, _, name = path.rpartition(b"/")
         return self.folder(parent).get(name)
 
+    def forget(self, path: bytes) -> None:
+        """What is recorded of a file or folder is not so any more."""
+        parent, _, name = path.rpartition(b"/")
+        self._folders.get(parent, {}).pop(name, None)
+        self._folders.pop(path, None)
+
+    def forget_all(self) -> None:
+        """Paths lead elsewhere now."""
+        self._folders.clear()
+
     def folder(self, path: bytes) -> dict[bytes, Record]:
         """Return what is in a folder, by names; nothing if that cannot be told."""
         at, record = b"", Record(self._root, 0, 0, True, True, False, False)

@@ -19,7 +19,7 @@ COW_BYTES = 64 << 20  # what a journal's replay may write, kept in the guest's m
 COW_CHUNK = 4096
 KERNEL_LINES = 3  # the last ones of its log, in the answer to a mount that failed
 
-_QUIET = "ro,nosuid,nodev,noexec,noatime"
+_SAFE = "nosuid,nodev,noexec,noatime"
 # blkid's name -> the (kernel type, options) to try in turn
 MOUNT_AS: dict[bytes, list[tuple[str, str]]] = {
     # A superblock can ask for a kernel panic at the first error that is found.
@@ -57,6 +57,18 @@ WITHOUT_REPLAY = {
 
 def _mount(device: str, where: str, fstype: str, options: str) -> str:
     """Mount read-only; return "" or what mount(8) and the kernel said."""
+    return attempt(device, where, fstype, f"ro,{options}").complaint
+
+
+class Said(NamedTuple):
+    """What came of a mount(8): `complaint` is "" if it is mounted; `kernel` are the lines logged meanwhile."""
+
+    complaint: str
+    kernel: list[str]
+
+
+def attempt(device: str, where: str, fstype: str, options: str) -> Said:
+    """Mount; `options` say whether read-only."""
     if fstype == "ntfs-3g":
         options += ",allow_other"
     for module in (*NEEDS.get(fstype, ()), *(f"mac-{name}" for name in _MAC.findall(options))):
@@ -64,11 +76,13 @@ def _mount(device: str, where: str, fstype: str, options: str) -> str:
     log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.lseek(log, 0, os.SEEK_END)
-        code, words = run("mount", "-n", "-t", fstype, "-o", ",".join(filter(None, (_QUIET, options))), device, where)
+        code, words = run("mount", "-n", "-t", fstype, "-o", f"{_SAFE},{options.strip(',')}", device, where)
+        kernel = _kernel_words(log)
         if code == 0:
-            return ""
+            return Said("", kernel)
         lines = [line.removeprefix(f"mount: {where}: ") for line in words.splitlines() if "dmesg(1)" not in line]
-        return " ".join(lines + _kernel_words(log)) or f"mount failed with {code}"
+        lines += [f"[{line}]" for line in kernel[-KERNEL_LINES:]]
+        return Said(" ".join(lines) or f"mount failed with {code}", kernel)
     finally:
         os.close(log)
 
@@ -80,7 +94,7 @@ def _kernel_words(log: int) -> list[str]:
         while True:
             _, _, message = os.read(log, 8192).partition(b";")
             lines.append(message.partition(b"\n")[0].decode("utf-8", "replace"))
-    return [f"[{line}]" for line in lines[-KERNEL_LINES:]]
+    return lines
 
 
 class CowLayer:

@@ -62,6 +62,22 @@ class Tree:
         self._buffer = memoryview(bytearray(wire.MAX_READ // 2))  # the twin's
 
     @property
+    def fd(self) -> int:
+        """The root's descriptor."""
+        return self._root
+
+    def forget(self, *folders: int) -> None:
+        """Names in these open folders have changed: what was opened, listed or prepared before is not told any more."""
+        self._prepared, self._following = NOTHING_PREPARED, None
+        while self._files:
+            os.close(self._files.popitem()[1])
+        if self._listings:
+            gone = {os.fstat(folder).st_ino for folder in folders}
+            for cursor, (fd, _) in list(self._listings.items()):
+                if os.fstat(fd).st_ino in gone:
+                    self._close_listing(*self._listings.pop(cursor))
+
+    @property
     def direct(self) -> bool:
         """Whether the host may read from the medium by extents."""
         return self._map.direct

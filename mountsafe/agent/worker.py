@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from mountsafe import wire
+from mountsafe import changes, wire
+from mountsafe.agent import localtimes
 from mountsafe.agent.amended import Amended
+from mountsafe.agent.changing import Changing
 from mountsafe.agent.fsck import check
 from mountsafe.agent.localtimes import LocalTimes
 from mountsafe.agent.mounting import CowLayer, Target, mount_medium
@@ -17,8 +19,10 @@ from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused, read_text, run
 from mountsafe.agent.tree import Tree
 from mountsafe.agent.volumes import device_of, find_medium, probe
+from mountsafe.agent.writable import mount_writable
 
 PORT_PREFIX = "org.mountsafe."
+READ_ONLY = "it is mounted to be read"
 
 
 class Worker:
@@ -28,6 +32,8 @@ class Worker:
         self._tag = tag
         self._where = f"/run/mountsafe/fs-{tag}"
         self._mounted: Tree | None = None
+        self._changing: Changing | None = None  # if it is mounted to be changed
+        self._ended = False  # by UNMOUNT
         self._target: Target | None = None
         self._read_frame = memoryview(bytearray(wire.HEADER.size + wire.MAX_READ))
         self._answers: dict[int, Callable[[bytes], bytes]] = {
@@ -40,6 +46,10 @@ class Worker:
             wire.Kind.LAYOUT: lambda body: self._tree.layout(*wire.unpack_layout_request(body)),
             wire.Kind.XATTRS: lambda body: self._tree.xattrs(body),
             wire.Kind.STATFS: lambda _: self._tree.statfs(),
+            wire.Kind.CHANGE: lambda body: self._changed.change(body),
+            wire.Kind.WRITE: lambda body: self._changed.write(body),
+            wire.Kind.SYNC: lambda body: self._changed.sync(body),
+            wire.Kind.UNMOUNT: lambda _: self._unmount(),
         }
 
     @property
@@ -48,21 +58,31 @@ class Worker:
             raise Refused(errno.ENOTCONN, "nothing is mounted")
         return self._mounted
 
+    @property
+    def _changed(self) -> Changing:
+        if self._changing is None:
+            raise Refused(errno.EROFS, READ_ONLY)
+        return self._changing
+
     def _require_turn(self, kind: int) -> None:
-        if kind in wire.AFTER_MOUNT and self._mounted is None:
+        if self._ended and kind != wire.Kind.UNMOUNT:
+            raise Refused(errno.ENOTCONN, "it is unmounted")
+        if kind in wire.AFTER_MOUNT | wire.CHANGING and self._mounted is None:
             raise Refused(errno.ENOTCONN, "nothing is mounted")
+        if kind in wire.CHANGING and self._changing is None:
+            raise Refused(errno.EROFS, READ_ONLY)
         if kind in wire.BEFORE_MOUNT and self._mounted is not None:
             raise Refused(errno.EISCONN, "it is mounted already")
 
     def _hello(self, body: bytes) -> bytes:
         # A VM that was started from a saved state thinks that it is still then.
-        time.clock_settime_ns(time.CLOCK_REALTIME, wire.unpack_hello_request(body))
+        localtimes.set_clock(wire.unpack_hello_request(body))
         return wire.pack_hello(wire.VERSION, os.uname().release.encode())
 
     def _mount(self, body: bytes) -> bytes:
         device, fstype, zone, options, writable = wire.unpack_mount(body)
         if writable:
-            raise Refused(errno.EROFS, "writing is not there yet")
+            return self._mount_writable(fstype, zone, options)
         path, placed = device_of(os.fsdecode(device))
         layers = (CowLayer(path, self._tag), Patched(self._tag))
         self._target = Target(path, fstype, self._where, *layers, options=tuple(map(os.fsdecode, options)))
@@ -81,9 +101,34 @@ class Worker:
         path = f"/dev/{find_medium()}" if repair else device_of(os.fsdecode(device))[0]
         return wire.pack_checked(check(path, fstype, seconds, repair, CowLayer(path, f"check-{self._tag}")))
 
+    def _mount_writable(self, fstype: bytes, zone: bytes, options: tuple[bytes, ...]) -> bytes:
+        """Mount the disk to be changed: it is the file system, whatever the host calls it, and there is no other."""
+        path = f"/dev/{find_medium()}"
+        layers = (CowLayer(path, self._tag), Patched(self._tag))  # that are not begun
+        self._target = Target(path, fstype, self._where, *layers, options=tuple(map(os.fsdecode, options)))
+        mount = mount_writable(self._target)
+        times = LocalTimes(zone, f"/run/mountsafe/zone-{self._tag}")
+        if mount.fstype in localtimes.STAMPED:
+            localtimes.set_clock_ahead(times)
+        os.umask(0)
+        amended = Amended(mount.fstype, path, times)
+        tree = Tree(self._where, mount.fstype, False, [], path, amended)
+        self._changing = Changing(tree, amended, mount.fstype, self._where, path)
+        self._mounted = tree
+        return wire.pack_mounted(wire.Mounted(mount.fstype.encode(), mount.state, tree.direct, tree.root()))
+
+    def _unmount(self) -> bytes:
+        """Unmount what was changed. Even if that fails there is nothing any more that could be asked."""
+        self._ended = True
+        answer = self._changed.unmount()
+        self._target = None
+        return answer
+
     def close(self) -> None:
         """Let go of the medium, so that it can be unplugged from the VM."""
-        if self._mounted is not None:
+        if self._changing is not None:
+            self._changing.close()
+        elif self._mounted is not None:
             self._mounted.close()
         if self._target is not None:
             run("umount", "-n", "-l", self._where)
@@ -94,9 +139,13 @@ class Worker:
         """Return the frame with a file's bytes. It is valid until the next one: fresh memory for each would cost more
         than reading does.
         """
-        path, offset, length = wire.unpack_read(request.body)
         head = wire.HEADER.size
-        count = self._tree.read_into(path, offset, self._read_frame[head : head + length])
+        if request.kind == wire.Kind.READ:
+            path, offset, length = wire.unpack_read(request.body)
+            count = self._tree.read_into(path, offset, self._read_frame[head : head + length])
+        else:
+            number, offset, length = changes.unpack_read(request.body)
+            count = self._changed.read_into(number, offset, self._read_frame[head : head + length])
         wire.HEADER.pack_into(self._read_frame, 0, count, request.ident, request.kind)
         return self._read_frame[: head + count]
 
@@ -104,7 +153,7 @@ class Worker:
         """Return the frame that answers `request`; a failure becomes an ERROR frame."""
         try:
             self._require_turn(request.kind)
-            if request.kind == wire.Kind.READ:
+            if request.kind in (wire.Kind.READ, wire.Kind.HANDLE_READ):
                 return self._read(request)
             if (handler := self._answers.get(request.kind)) is None:
                 raise Refused(errno.ENOSYS, f"unknown request {request.kind}")
@@ -135,7 +184,8 @@ class Worker:
                 view = memoryview(self.answer(request))
                 while view:
                     view = view[os.write(fd, view) :]
-            if self._mounted is not None and not select.select([fd], [], [], 0)[0]:
+            # What is made ahead may be old when it is asked for.
+            if self._mounted is not None and self._changing is None and not select.select([fd], [], [], 0)[0]:
                 self._mounted.work_ahead()
 
 

@@ -17,9 +17,10 @@ OPTIONAL = "optional"
 
 # The files of ours that go into the appliance, code and others, and those that decide how it is made.
 _AGENT = (
-    *("__init__", "amended", "assembling", "claimed", "copies", "entries", "exfat", "extents", "fsck", "layers"),
-    *("localtimes", "mounting", "names", "patched", "programs", "reparse", "runs", "sectors", "sessions"),
-    *("signatures", "tables", "tree", "twin", "volumes", "worker"),
+    *("__init__", "amended", "assembling", "attributes", "changing", "checking", "claimed", "copies", "disk"),
+    *("entries", "exfat", "extents", "folders", "fsck", "layers", "localtimes", "mounting", "names", "naming"),
+    *("patched", "places", "programs", "reparse", "repeated", "runs", "sectors", "sessions", "signatures", "tables"),
+    *("tree", "twin", "volumes", "worker", "writable"),
 )
 CODE = ("__init__.py", "changes.py", "checkers.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
 _OURS = (*CODE, "appliance/init", "appliance/packages")

@@ -15,6 +15,7 @@ from mountsafe.cli import (
     desktop,
     diagnose,
     inspecting,
+    listing,
     media,
     mounting,
     policies,
@@ -39,6 +40,7 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 mounting.register(app)
+listing.register(app)
 inspecting.register(app)
 checking.register(app)
 diagnose.register(app)

@@ -31,7 +31,7 @@ from mountsafe.session.messages import (
 log = logging.getLogger(__name__)
 KEPT_REPORTS = 4096
 MAX_INCIDENT = 2000  # characters of an incident's words, in one packet
-ORDERED = 3  # descriptors that come with an order
+ORDERED = 3  # descriptors that come with an order to read
 OTHER_VERSION = "Has mountsafe been upgraded meanwhile? sudo systemctl restart mountsafe"
 LAST_REPORT = 5.0  # seconds for one who listens, and reads nothing
 
@@ -110,8 +110,7 @@ class Reporter(Listener):
     async def order(self) -> tuple[Order, list[int]] | None:
         """Wait for what is to be mounted, and where; None if nobody is there any more.
 
-        Three descriptors come with it: of the medium, of the target's parent and of the target. Raises UserError if it
-        is no order, or one of another version.
+        Descriptors come with it, as it says. Raises UserError if it is no order, or one of another version.
         """
         await trio.lowlevel.wait_readable(self._sock.fileno())
         try:
@@ -121,7 +120,7 @@ class Reporter(Listener):
             told, fds = received
             try:
                 order = ORDERS.read(told)
-                if isinstance(order, Order) and len(fds) == ORDERED:
+                if isinstance(order, Order) and len(fds) == ORDERED + order.options.write:
                     return order, fds
                 raise ProtocolFault("it is no order")
             except ProtocolFault:

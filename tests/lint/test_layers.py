@@ -64,7 +64,7 @@ FOREIGN = {
     "guestfs": (f"{PACKAGE}.appliance.guest",),
     "nbd": (f"{PACKAGE}.medium.nbd",),
     "nbdkit": (f"{PACKAGE}.encrypted.serve",),
-    "pyfuse3": (f"{PACKAGE}.filesystem.operations",),
+    "pyfuse3": (f"{PACKAGE}.filesystem.operations", f"{PACKAGE}.filesystem.changing"),
     "trio": (
         f"{PACKAGE}.channel",
         f"{PACKAGE}.peer",

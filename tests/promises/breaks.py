@@ -21,9 +21,7 @@ BREAKS: dict[int, list[Break]] = {
         Break("medium/source.py", "os.O_RDONLY | os.O_CLOEXEC", "os.O_RDWR | os.O_CLOEXEC"),
         Break("medium/source.py", "found = sealed(fd, source)", "found = None"),
         Break("appliance/qmp.py", '"read-only": True', '"read-only": False'),
-        Break(
-            "appliance/guest.py", '"node-name": MEDIUM, "read-only": True', '"node-name": MEDIUM, "read-only": False'
-        ),
+        Break("appliance/guest.py", 'MEDIUM, "read-only": not writable', 'MEDIUM, "read-only": False'),
         Break("agent/mounting.py", '_QUIET = "ro,', '_QUIET = "rw,'),
     ],
     2: [Break("sandbox.py", '"--unshare-all", ', '"--unshare-all", "--share-net", ')],
@@ -52,12 +50,8 @@ BREAKS: dict[int, list[Break]] = {
         Break("filesystem/links.py", "if not climbing or climbed > depth - 1:", "if False:"),
     ],
     10: [
-        Break(
-            "session/mounter.py",
-            "MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC",
-            "MOUNT_ATTR_RDONLY",
-        ),
-        Break("session/mounter.py", 'f"ro,nosuid,nodev,noexec,', 'f"ro,suid,dev,exec,'),
+        Break("session/mounter.py", "MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC", "0"),
+        Break("session/mounter.py", 'f"{access},nosuid,nodev,noexec,', 'f"{access},suid,dev,exec,'),
     ],
     11: [Break("filesystem/index.py", "stat.S_ISREG(entry.mode)\n        and min(", "True\n        or min(")],
     12: [

@@ -1,0 +1,78 @@
+"""Mount a file system to be changed: as it is, or not at all.
+
+The disk is one of the host's making: the bytes of the file system, and no other. What mounts by a last resort, or not
+without leaving something out, is only read: who writes to it makes it worse.
+"""
+
+import errno
+import os
+import re
+
+from mountsafe import fsoptions, wire
+from mountsafe.agent import copies
+from mountsafe.agent.checking import put_in_order
+from mountsafe.agent.claimed import claimed
+from mountsafe.agent.mounting import Mount, Target, attempt
+from mountsafe.agent.programs import Refused, run
+
+# blkid's name -> (kernel type, options): those of `mounting.MOUNT_AS`, so that the same is shown of each file.
+WRITTEN_AS: dict[bytes, tuple[str, str]] = {
+    b"ext2": ("ext2", "errors=remount-ro"),
+    b"ext3": ("ext3", "errors=remount-ro"),
+    b"ext4": ("ext4", "errors=remount-ro"),
+    b"vfat": ("vfat", "utf8,umask=022,tz=UTC,errors=remount-ro"),
+    b"msdos": ("msdos", "umask=022,tz=UTC,errors=remount-ro"),
+    b"exfat": ("exfat", "iocharset=utf8,umask=022,errors=remount-ro"),
+    # norecover: without it the journal of a volume that Windows has not closed is thrown away.
+    b"ntfs": ("ntfs-3g", "streams_interface=xattr,locale=C.UTF-8,norecover,windows_names"),
+    b"ntfs3": ("ntfs-3g", "streams_interface=xattr,locale=C.UTF-8,norecover,windows_names"),
+    b"xfs": ("xfs", "nouuid"),
+    b"btrfs": ("btrfs", ""),
+    b"f2fs": ("f2fs", "background_gc=off"),
+    b"hfsplus": ("hfsplus", "nls=utf8"),
+    b"hfsx": ("hfsplus", "nls=utf8"),
+    b"udf": ("udf", "iocharset=utf8"),
+}
+# Options of a person's by which something else than the file system as it is would be mounted.
+ONLY_TO_READ = fsoptions.WITHOUT_REPLAY | {"sb", "sbsector", "session", "anchor", "lastblock", "part"}
+_REPLAYED = re.compile("recover(?!y is not)|replay", re.IGNORECASE)
+INSTEAD = "it can only be read: copy from it what is to be changed"
+
+
+def mount_writable(target: Target) -> Mount:
+    """Mount to be changed. Raises Refused with EROFS, and words, if it can only be read, or first has to be mended."""
+    name = os.fsdecode(target.fstype)
+    if target.fstype not in WRITTEN_AS:
+        raise Refused(errno.EROFS, f"nothing here writes {name}: {INSTEAD}")
+    kernel_type, plain = WRITTEN_AS[target.fstype]
+    try:
+        fsoptions.check(target.options, [name])
+    except fsoptions.NotTaken as wrong:
+        raise Refused(errno.EINVAL, wrong.message) from wrong
+    if left := ONLY_TO_READ.intersection(option.partition("=")[0] for option in target.options):
+        raise Refused(errno.EROFS, f"with the mount option {min(left)} it can only be read")
+    state = _looked_at(target)
+    os.makedirs(target.where, exist_ok=True)
+    said = attempt(
+        target.device, target.where, kernel_type, "rw," + fsoptions.merged(kernel_type, plain, target.options)
+    )
+    if said.complaint:
+        raise Refused(errno.EROFS, f"it cannot be mounted to be changed: {said.complaint}")
+    if os.statvfs(target.where).f_flag & os.ST_RDONLY:
+        run("umount", "-n", target.where)
+        words = f": {said.kernel[-1]}" if said.kernel else ""
+        raise Refused(errno.EROFS, f"the driver mounts this {name} read-only{words}")
+    if state == wire.MountState.CLEAN and any(map(_REPLAYED.search, said.kernel)):
+        state = wire.MountState.RECOVERED
+    return Mount(kernel_type, state, 0, [])
+
+
+def _looked_at(target: Target) -> int:
+    """Have it put in order, if that is needed; return its MountState. Raises Refused."""
+    with open(target.device, "rb") as file:
+        read, size = copies.reader(file.fileno()), file.seek(0, os.SEEK_END)
+        if claimed(target.fstype, read, size):
+            raise Refused(errno.EROFS, f"its end is missing: {INSTEAD}")
+        if copies.before(target.fstype, read, size) is not None:
+            raise Refused(errno.EROFS, f"it is damaged, or its journal is elsewhere: {INSTEAD}")
+        return put_in_order(target.fstype, read, target.device)
