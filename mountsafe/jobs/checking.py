@@ -15,9 +15,10 @@ from mountsafe.jobs.checks import Checks, Outcome, Result, late, told_of
 from mountsafe.limits import CHECK_SECONDS, REQUEST_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
+from mountsafe.session.ahead import Ahead
 from mountsafe.session.choice import Choice, Chosen
 from mountsafe.session.finding import machine_settings, open_storage
-from mountsafe.session.machines import Listener, Machines
+from mountsafe.session.machines import Listener, Machines, started
 from mountsafe.session.messages import Found, Judged, Key, KeyForm, Locked, MountOptions, Report
 from mountsafe.session.start import Unlock
 from mountsafe.session.storage import Lender, Storage
@@ -75,7 +76,7 @@ async def _check(medium: Medium, wish: Wish, person: _Person) -> Checks:
         async with trio.open_nursery() as nursery:
             job = _Job(settings, acceleration, nursery, person, wish)
             storage = Storage(medium, nursery)
-            first = job.machined(storage)
+            first = job.machined(storage, None)
             try:
                 await open_storage(storage)
                 return await job.done(first, medium)
@@ -96,13 +97,14 @@ class _Job:
         wish: Wish,
     ) -> None:
         self._start = partial(Machines, settings, acceleration)
+        self._ahead = partial(Ahead, partial(started, settings, acceleration, nursery, person), nursery)
         self._nursery = nursery
         self._person = person
         self._wish = wish
         self._machines: list[Machines] = []
 
-    def machined(self, disk: Lender) -> Machines:
-        self._machines.append(self._start(disk, self._nursery, self._person))
+    def machined(self, disk: Lender, ahead: Ahead | None) -> Machines:
+        self._machines.append(self._start(disk, self._nursery, self._person, ahead))
         return self._machines[-1]
 
     async def close(self) -> None:
@@ -112,7 +114,7 @@ class _Job:
     async def done(self, first: Machines, medium: Medium) -> Checks:
         wish = self._wish
         options = MountOptions(wish.partition, wish.fstype, verbose=wish.verbose, unlock=True)
-        choice = Choice(options, medium.name, self._person, self._nursery, self.machined)
+        choice = Choice(options, medium.name, self._person, self._nursery, self.machined, self._ahead)
         await choice.make(first)
         report = Checks(first.storage.size, missing=choice.missing)
         for position, chosen in enumerate(choice.chosen):
