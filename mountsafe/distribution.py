@@ -15,6 +15,7 @@ FEDORA = {
     "base-files": "filesystem",
     "cryptsetup-bin": "cryptsetup",
     "dmsetup": "device-mapper",
+    "hfsprogs": "hfsplus-tools",
     "libc-bin": "glibc-common",
     "libgcrypt20": "libgcrypt",
     "linux-image-amd64": "kernel",
@@ -28,6 +29,7 @@ FEDORA = {
     "python3-minimal": "python3",
     "python3-seccomp": "python3-libseccomp",
     "qemu-system-x86": "qemu-system-x86-core",
+    "reiserfsprogs": "reiserfs-utils",
     "udev": "systemd-udev",
 }
 

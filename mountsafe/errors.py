@@ -23,6 +23,8 @@ class ExitCode(IntEnum):
     DEADLINE = 9  # a deadline passed
     PARTIAL = 10  # some of what was asked for is there, and some is missing
     LOCKED = 11  # it is encrypted, and was not unlocked: no passphrase or key was given, or not the right one
+    DAMAGED = 12  # a check has found errors
+    UNCHECKED = 13  # it could not be checked: its type has no checker, or that could not look at it
     INTERRUPTED = 130  # Ctrl-C
 
 

@@ -13,11 +13,22 @@ KNOWN_SLOW_DEADLINE = 210.0  # more, if it says something and KVM worked before:
 ATTACH_DEADLINE = 15.0  # plugging the medium into the running VM
 PROBE_DEADLINE = 150.0  # finding partitions, volume groups and types: a busy host that emulates takes long
 MOUNT_DEADLINE = 120.0  # a journal's replay may take its time
+CHECK_SECONDS = (
+    3600  # for a type's checker, if nobody says otherwise: a disk of some TB takes that where it is emulated
+)
 REQUEST_DEADLINE = 30.0  # any other answer of the agent; then the VM is ended
 DEATHS, DEATHS_WINDOW = 3, 60.0  # a VM that ends this often in this time is not started again for a while
+SYNC_DEADLINE = 600.0  # for what was changed to be on the disk: 16 MiB and a journal on the slowest stick take a minute
+ANSWER_DEADLINE = 120.0  # for a change: one may wait until the disk has taken earlier ones
+CHANGE_DEADLINE = 600.0  # for a call that changes something: a VM is started, a checker runs, changes are repeated
 CALL_DEADLINE = 120.0  # what a call on the mount takes at most, however many answers it needs, and a new VM
 STATUS_DEADLINE = 10.0  # for a supervisor to say what it has mounted
+SILENCE_DEADLINE = 900.0  # between two words of a supervisor that mounts: a start with KVM and without, and a search
 UNMOUNT_DEADLINE = 20.0  # for a supervisor to unmount and end: several processes, each killed after STOP_DEADLINE
+SAVE_DEADLINE = 600.0  # for what was changed to be on the medium: 64 MiB on a card that takes 0.2 MB/s, twice
+SETTLE_DEADLINE = 60.0  # for a mount that nothing is to be saved of any more to end: the guest unmounts
+LAST_SAVE_DEADLINE = 10.0  # to save what can be saved, where all must end: the machine shuts down
+WRITE_IDLE = 5.0  # after so long without a change a file system is left clean, and is only read
 STOP_DEADLINE = 5.0  # from asking a process to end to killing it
 
 # --- the appliance process: QEMU and libguestfs ---------------------------------------------------------------------
@@ -64,6 +75,9 @@ MAX_FILE_SIZE = (1 << 63) - 1  # loff_t
 INDEX_ENTRIES = 200_000  # entries whose folder stays learned; older folders are asked for again
 MAX_INDEX_ENTRIES = 1_250_000  # those being learned included, 0.8 KiB each: beyond, folders cannot be read
 ENTRY_BYTES = 256  # longer entries, by names and link targets, count as several
+DOUBTFUL_FILES = 100_000  # changed files that are remembered until the medium has settled, 0.1 KiB each
+JOURNAL_BYTES = 16 * MIB  # of changes that the disk is not known to have: they are repeated if the VM dies
+JOURNAL_CHANGES = 4_000  # the same, in changes: repeating one takes a ms
 MAX_EXTENT_QUESTIONS = 1024  # for one file: 8 GiB in clusters of 4 KiB; the rest is read through the agent
 EXTENT_PATIENCE = 10.0  # seconds of such questions about one file: who opens it waits for them
 MAX_MOUNTS = 24  # of one medium; each takes a port of the VM, which has 29 to give

@@ -133,6 +133,9 @@ PLAINTEXT = Filter(
     ),
 )
 
+# The one that writes to a medium: what it has of it is open for that already.
+WRITING = Filter(errno.ENOSYS, (*PLAINTEXT.rules, Rule(0, _words("pwrite64 fdatasync"))))
+
 APPLIANCE = Filter(
     0,
     (

@@ -37,6 +37,7 @@ MAX_ZONE = 16 << 10  # a time zone's rules: four times the longest of them
 MAX_OPTIONS = 16  # of one mount
 MAX_XATTRS = 512  # extended attributes of one file
 MAX_XATTR_VALUE = 64 << 10  # XATTR_SIZE_MAX
+MAX_CHECK_WORDS = 32 << 10  # of what a checker said: its beginning and its end
 
 HEADER = struct.Struct(">IIB")  # body length, request id, kind
 
@@ -64,10 +65,11 @@ class Kind:
     HANDLE_READ = 12
     SYNC = 13
     UNMOUNT = 14  # all that was changed is on the disk, and the file system is left as clean; the answer is empty
+    CHECK = 15  # whether a file system has errors
 
 
 # What may be asked on a stream, before its file system is mounted and after: one stream serves one mount, once.
-BEFORE_MOUNT = frozenset({Kind.HELLO, Kind.PROBE, Kind.MOUNT})
+BEFORE_MOUNT = frozenset({Kind.HELLO, Kind.PROBE, Kind.MOUNT, Kind.CHECK})
 AFTER_MOUNT = frozenset({Kind.LIST, Kind.READ, Kind.EXTENTS, Kind.XATTRS, Kind.STATFS, Kind.LAYOUT})
 CHANGING = frozenset({Kind.CHANGE, Kind.WRITE, Kind.HANDLE_READ, Kind.SYNC, Kind.UNMOUNT})  # with AFTER_MOUNT
 
@@ -86,6 +88,20 @@ class MountState:
     RECOVERED = 1  # replayed into a copy-on-write layer in the guest's memory
     SKIPPED = 2  # mounted without replay: the newest changes are missing
     REPAIRED = 3  # for writing: its type's checker has put it in order first, on the medium
+
+
+class CheckOutcome:
+    """What came of checking a file system."""
+
+    CLEAN = 0
+    ERRORS = 1  # as it is now, after a repair as well
+    REPAIRED = 2  # it had errors, and has none now
+    FAILED = 3  # its checker could not look at it, or ended in an unknown way
+    MISSING = 4  # its checker is not in the appliance
+    NONE = 5  # its type has no checker
+    TIME = 6  # it was not done in time
+
+    ALL = frozenset({CLEAN, ERRORS, REPAIRED, FAILED, MISSING, NONE, TIME})
 
 
 class VolumeKind:
@@ -208,6 +224,17 @@ class Mounted(NamedTuple):
     resorts: int = 0
 
 
+class Checked(NamedTuple):
+    """The answer to CHECK: a `CheckOutcome`, what was done about a journal (CLEAN, RECOVERED or SKIPPED of
+    `MountState`), the checker's exit code (negative: the signal that ended it), and what it said.
+    """
+
+    outcome: int
+    journal: int
+    code: int
+    words: bytes
+
+
 class Statfs(NamedTuple):
     """statvfs(3) of the mounted file system; counts in blocks of frsize bytes."""
 
@@ -308,6 +335,8 @@ _EXTENTS = struct.Struct(">QI")
 _FILE_LAYOUT = struct.Struct(">BH")
 _MOUNTED = struct.Struct(">BBH")
 _STATFS = struct.Struct(">8Q")
+_CHECK = struct.Struct(">I?")
+_CHECKED = struct.Struct(">BBiI")
 
 
 def _pack_text(*texts: bytes) -> bytes:
@@ -433,6 +462,37 @@ def unpack_mounted(untrusted_body: bytes) -> Mounted:
     fstype = _unpack_text(body)
     (root,) = _unpack_entries(body.rest(MAX_BODY), 0, 1)
     return Mounted(fstype, state, bool(direct), root, resorts)
+
+
+# --- CHECK ---------------------------------------------------------------------------------------------------------
+def pack_check(device: bytes, fstype: bytes, seconds: int, repair: bool = False) -> bytes:
+    """Ask for a check of `device` (a name as PROBE gave it) by its type's checker, in so many seconds at the most."""
+    return _pack_text(device, fstype) + _CHECK.pack(seconds, repair)
+
+
+def unpack_check(body_bytes: bytes) -> tuple[bytes, bytes, int, bool]:
+    """Return (device, fstype, seconds, repair)."""
+    body = _Body(body_bytes)
+    device, fstype = _unpack_text(body), _unpack_text(body)
+    seconds, repair = body.unpack(_CHECK)
+    body.end()
+    return device, fstype, seconds, bool(repair)
+
+
+def pack_checked(checked: Checked) -> bytes:
+    """The answer to CHECK."""
+    return _CHECKED.pack(checked.outcome, checked.journal, checked.code, len(checked.words)) + checked.words
+
+
+def unpack_checked(untrusted_body: bytes) -> Checked:
+    """Return what came of a check."""
+    body = _Body(untrusted_body)
+    outcome, journal, code, length = body.unpack(_CHECKED)
+    words = body.take(length, MAX_CHECK_WORDS)
+    body.end()
+    if outcome not in CheckOutcome.ALL or journal > MountState.SKIPPED:
+        raise WireError(f"a check of outcome {outcome}, with a journal of state {journal}")
+    return Checked(outcome, journal, code, words)
 
 
 # --- LIST ----------------------------------------------------------------------------------------------------------

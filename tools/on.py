@@ -45,6 +45,8 @@ REACHING = re.compile(r"Acquire::(http|https|Retries|ForceIPv|Check-)", re.IGNOR
 PASSED = re.compile(
     r"([a-z]+_proxy|PIP_.*|SSL_CERT_.*|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|CI|TERM|DEMO_IMAGE)", re.IGNORECASE
 )
+# Images that other projects made, which are in no checkout: see tests/vm/corpus.py.
+CORPUS = Path(os.environ.get("MOUNTSAFE_CORPUS") or CHECKOUT.parent / "shared/corpus").absolute()
 PIP_FILES = ("/etc/pip.conf", "/etc/xdg/pip", "/root/.config/pip", "/root/.pip")
 CERTIFICATES = "usr/local/share/ca-certificates"
 
@@ -166,11 +168,17 @@ def bring_back(release: str, root: Path) -> None:
         step(f"{there.relative_to(CHECKOUT)}/{made.name}")
 
 
+def folders() -> list[str]:
+    """Return the folders of this machine that are seen in the root, read-only."""
+    return sorted({*folders_of_pip(), *([str(CORPUS)] if CORPUS.is_dir() else [])})
+
+
 def environment() -> dict[str, str]:
     """Return the environment of what runs in the root."""
     passed = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name)}
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return {**passed, "HOME": "/root", "PATH": path, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    own = {"HOME": "/root", "PATH": path, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    return {**passed, **own, "MOUNTSAFE_CORPUS": str(CORPUS)}
 
 
 class Inside:
@@ -181,8 +189,7 @@ class Inside:
 
     def run(self, *command: str) -> int:
         """Run a command and return its exit code. A signal gives it time to clear up."""
-        folders = sorted(set(folders_of_pip()))
-        process = subprocess.Popen([*self._enter, *folders, "--", *command], env=environment())
+        process = subprocess.Popen([*self._enter, *folders(), "--", *command], env=environment())
 
         def end(number: int, frame: FrameType | None) -> None:
             if number != signal.SIGINT:  # which a terminal sends to all of them

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from mountsafe import wire
+from mountsafe.agent import tables
 from mountsafe.agent.programs import read_text, run
 
 NATIVE = 512  # what the host gives the disk
@@ -143,8 +144,11 @@ def other_table(
 
 def adopt(disk: str, table: Table) -> None:
     """Make the kernel's partitions of a disk those of a table; what it does not take is left out."""
-    device = f"/dev/{disk}"
-    for _, number, _, _ in partitions_of(disk):
-        run("delpart", device, str(number))
-    for part in table.parts:
-        run("addpart", device, str(part.number), str(part.start // UNIT), str(part.size // UNIT))
+    with open(f"/dev/{disk}", "rb") as file:
+        fd = file.fileno()
+        for _, number, _, _ in partitions_of(disk):
+            with suppress(OSError):
+                tables.remove(fd, number)
+        for part in table.parts:
+            with suppress(OSError):
+                tables.add(fd, part.number, part.start, part.size)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from mountsafe.agent.copies import Read
 from mountsafe.wire import Resort
 
-BLKPG, BLKPG_ADD_PARTITION = 0x1269, 1  # include/uapi/linux/fs.h, blkpg.h
+# include/uapi/linux/fs.h, blkpg.h. The programs for it, addpart and delpart, are in another package since Debian 13.
+BLKPG, BLKPG_ADD_PARTITION, BLKPG_DEL_PARTITION = 0x1269, 1, 2
 MAX_PARTITIONS = 128
 _HEADER = struct.Struct("<8s4sII4xQQQQ16sQIII")
 _ENTRY = struct.Struct("<16s16sQQ8x72s")
@@ -82,9 +83,17 @@ def beyond(read: Read, size: int, sector: int) -> list[int]:
     ]
 
 
-def add(fd: int, part: Part, size: int) -> None:
-    """Have the kernel take a partition of a disk of `size` bytes, less what is beyond its end. Raises OSError."""
-    length = min(part.length, size - part.start)
-    told = array.array("B", struct.pack("<qqi64s64s4x", part.start, length, part.number, b"", b""))
+def add(fd: int, number: int, start: int, length: int) -> None:
+    """Have the kernel take a partition of a disk, in bytes. Raises OSError: it overlaps another one, for example."""
+    _tell(fd, BLKPG_ADD_PARTITION, number, start, length)
+
+
+def remove(fd: int, number: int) -> None:
+    """Have the kernel forget a partition of a disk. Raises OSError."""
+    _tell(fd, BLKPG_DEL_PARTITION, number, 0, 0)
+
+
+def _tell(fd: int, what: int, number: int, start: int, length: int) -> None:
+    told = array.array("B", struct.pack("<qqi64s64s4x", start, length, number, b"", b""))
     address, count = told.buffer_info()
-    fcntl.ioctl(fd, BLKPG, struct.pack("<iii4xQ", BLKPG_ADD_PARTITION, 0, count, address))
+    fcntl.ioctl(fd, BLKPG, struct.pack("<iii4xQ", what, 0, count, address))

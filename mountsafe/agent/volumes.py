@@ -16,6 +16,7 @@ from mountsafe.agent.signatures import AMBIVALENT, blkid, blkid_all
 
 MEDIUM_ADDRESS = ":0:8:0"  # where the host plugs the medium: SCSI channel, target and LUN
 BLKRRPART = 0x125F  # include/uapi/linux/fs.h
+OLD_RESERVED = 64 << 10  # bytes (MD_RESERVED_BYTES of include/uapi/linux/raid/md_p.h)
 FOUND_IN = "/run/mountsafe/volumes"  # links to the devices of what was found
 
 
@@ -146,7 +147,7 @@ def _restore_table(parent: Node, disk: str) -> list[int]:
         there = [part for part in table.parts if part.start < parent.size]
         for part in there:
             with suppress(OSError):  # it overlaps another one
-                tables.add(fd, part, parent.size)
+                tables.add(fd, part.number, part.start, min(part.length, parent.size - part.start))
         return [part.number for part in table.parts if part not in there]
 
 
@@ -232,6 +233,21 @@ def _next_layer(graph: Graph, groups: VolumeGroups) -> list[Node]:
     return []
 
 
+def _is_a_partitions(disk: Node, parts: list[tuple[str, int, int, int]]) -> bool:
+    """Whether the superblock that makes a disk a member of an array is at the end of its last partition, and is its.
+
+    Format 0.90 does not tell where the member begins. blkid(8) of util-linux 2.38 looks at that, 2.41 does not.
+    """
+    if disk.fstype != b"linux_raid_member" or not disk.facts.get("ID_FS_VERSION", b"").startswith(b"0.9"):
+        return False
+    return any(start + _old_superblock(size) == _old_superblock(disk.size) for _, _, start, size in parts)
+
+
+def _old_superblock(size: int) -> int:
+    """Return where a member of this size has a superblock of format 0.90."""
+    return size // OLD_RESERVED * OLD_RESERVED - OLD_RESERVED
+
+
 def _search(name: str) -> Graph:
     """Follow every layer of the medium to its end, within the graph's bounds."""
     graph = Graph()
@@ -241,6 +257,8 @@ def _search(name: str) -> Graph:
     with open(disk.path, "rb") as file, suppress(OSError):
         fcntl.ioctl(file, BLKRRPART)  # returns when the kernel's scan for partitions is complete
     _look(disk)
+    if _is_a_partitions(disk, sectors.partitions_of(name)):
+        disk.facts = {key: value for key, value in disk.facts.items() if not key.startswith("ID_FS_")}
     disk.places = (wire.Place(0, 0, disk.size),)
     if disk.fstype not in RAID_MEMBERS:
         _partitions(graph, disk, name)

@@ -12,6 +12,7 @@ from mountsafe import changes, wire
 from mountsafe.agent import localtimes
 from mountsafe.agent.amended import Amended
 from mountsafe.agent.changing import Changing
+from mountsafe.agent.fsck import check
 from mountsafe.agent.localtimes import LocalTimes
 from mountsafe.agent.mounting import CowLayer, Target, mount_medium
 from mountsafe.agent.patched import Patched
@@ -39,6 +40,7 @@ class Worker:
             wire.Kind.HELLO: self._hello,
             wire.Kind.PROBE: lambda _: wire.pack_volumes(probe()),
             wire.Kind.MOUNT: self._mount,
+            wire.Kind.CHECK: self._check,
             wire.Kind.LIST: lambda body: self._tree.list_page(*wire.unpack_list(body)),
             wire.Kind.EXTENTS: lambda body: self._tree.extents(*wire.unpack_extents_request(body)),
             wire.Kind.LAYOUT: lambda body: self._tree.layout(*wire.unpack_layout_request(body)),
@@ -92,6 +94,12 @@ class Worker:
         self._mounted = tree
         told = wire.Mounted(mount.fstype.encode(), mount.state, tree.direct, tree.root(), mount.resorts)
         return wire.pack_mounted(told)
+
+    def _check(self, body: bytes) -> bytes:
+        device, fstype, seconds, repair = wire.unpack_check(body)
+        # What may be written to is the only disk there is, whatever the host calls it.
+        path = f"/dev/{find_medium()}" if repair else device_of(os.fsdecode(device))[0]
+        return wire.pack_checked(check(path, fstype, seconds, repair, CowLayer(path, f"check-{self._tag}")))
 
     def _mount_writable(self, fstype: bytes, zone: bytes, options: tuple[bytes, ...]) -> bytes:
         """Mount the disk to be changed: it is the file system, whatever the host calls it, and there is no other."""

@@ -33,10 +33,14 @@ class GuestRefused(MountsafeError):
 
 
 class AgentClient:
-    """A stream to one worker of the agent, in the virtual machine that its parent calls by the number `machine`."""
+    """A stream to one worker of the agent, in the virtual machine that its parent calls by the number `machine`.
 
-    def __init__(self, sock: socket.socket, machine: int = 0) -> None:
+    `writing`: that one may change its disk, and numbers of its kind are counted apart.
+    """
+
+    def __init__(self, sock: socket.socket, machine: int = 0, writing: bool = False) -> None:
         self.machine = machine
+        self.writing = writing
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._sending = trio.Lock()
         self._cut = False  # only half of a question was sent: the guest would take the next one for the rest

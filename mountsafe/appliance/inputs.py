@@ -18,11 +18,11 @@ OPTIONAL = "optional"
 # The files of ours that go into the appliance, code and others, and those that decide how it is made.
 _AGENT = (
     *("__init__", "amended", "assembling", "attributes", "changing", "checking", "claimed", "copies", "disk"),
-    *("entries", "exfat", "extents", "folders", "layers", "localtimes", "mounting", "names", "naming", "patched"),
-    *("places", "programs", "reparse", "repeated", "runs", "sectors", "sessions", "signatures", "tables", "tree"),
-    *("twin", "volumes", "worker", "writable"),
+    *("entries", "exfat", "extents", "folders", "fsck", "layers", "localtimes", "mounting", "names", "naming"),
+    *("patched", "places", "programs", "reparse", "repeated", "runs", "sectors", "sessions", "signatures", "tables"),
+    *("tree", "twin", "volumes", "worker", "writable"),
 )
-CODE = ("__init__.py", "changes.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
+CODE = ("__init__.py", "changes.py", "checkers.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
 _OURS = (*CODE, "appliance/init", "appliance/packages")
 _MAKERS = ("build.py", "contents.py", "features.py", "freeze.py", "hardware.py", "inputs.py", "kernel.py", "modules.py")
 

@@ -13,7 +13,7 @@ from mountsafe.medium.formats import Format
 from mountsafe.medium.part import Part
 from mountsafe.medium.swapped import number_of
 from mountsafe.session import asking, running
-from mountsafe.session.messages import Asked, MountOptions, Record
+from mountsafe.session.messages import READ_ONLY, READ_WRITE, Asked, MountOptions, Record
 from mountsafe.session.runtime import Runtime
 from mountsafe.text import printable
 
@@ -32,14 +32,29 @@ def mounted(
             message = f"{_printed(record.target)} is a mount of what was in {shown} before"
             raise UserError(message, hint, ExitCode.TARGET)
         if part != Part(record.offset, record.sizelimit) or not _shows(record, options.partition):
+            if (options.write or _writes(record)) and not _is_beside(record, options.partition, part):
+                raise _otherwise(record, source, options)
             continue
         if not _so(record, options, format_, sector_size):
-            shown = printable(os.fsencode(source.name))
-            hint = f"mountsafe unmount {shlex.quote(_printed(record.target))}, then it can be mounted in this way."
-            message = f"{shown} is already mounted on {_printed(record.target)}, with other options"
-            raise UserError(message, hint, ExitCode.TARGET)
+            raise _otherwise(record, source, options)
         return running.told(runtime, record)
     return None
+
+
+def _otherwise(record: Record, source: Path, options: MountOptions) -> UserError:
+    """Return what is said of what is mounted in another way than is asked for."""
+    shown = printable(os.fsencode(source.name))
+    hint = f"mountsafe unmount {shlex.quote(_printed(record.target))}, then it can be mounted in this way."
+    how = ", with other options"
+    if _writes(record) != options.write:
+        how = f", {READ_WRITE if _writes(record) else READ_ONLY}"
+    message = f"{shown} is already mounted on {_printed(record.target)}{how}"
+    return UserError(message, hint, ExitCode.TARGET)
+
+
+def _writes(record: Record) -> bool:
+    """Whether it was asked for to be written to."""
+    return record.asked is not None and record.asked.write
 
 
 def lent(source: Path) -> int | None:
@@ -93,6 +108,12 @@ def _shows(record: Record, partition: int | str | None) -> bool:
     if partition is None:
         return asked is None
     return partition in (asked, *(each.name for each in record.mounts))
+
+
+def _is_beside(record: Record, partition: int | str | None, part: Part) -> bool:
+    """Whether a partition that is asked for is none that it shows: else what one writes the other would not see."""
+    asked = record.asked.partition if record.asked is not None else None
+    return partition is not None and asked is not None and part == Part(record.offset, record.sizelimit)
 
 
 def _so(record: Record, options: MountOptions, format_: Format | None, sector_size: int | None) -> bool:

@@ -10,7 +10,7 @@ from mountsafe.cli import screen
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.mountinfo import mounted
 from mountsafe.process import descendants
-from mountsafe.session.messages import Record
+from mountsafe.session.messages import READ_WRITE, Record
 from mountsafe.session.running import status
 from mountsafe.system import layers
 from mountsafe.system.layers import Layers
@@ -18,6 +18,7 @@ from mountsafe.text import size
 
 AGAIN = "Try again: it may have ended."
 SUPERVISOR = "supervisor"
+WRITING = "writing"
 CLOSED = "closed"  # what the kernel tells root alone
 BOX = "bwrap"  # bubblewrap's own processes wait, and run none of what is in the box
 
@@ -64,7 +65,7 @@ def _sealed(held: list[Held]) -> dict[str, bool] | None:
     [supervisor] = [process.layers.pid for process in held if process.role == SUPERVISOR]
     ours = {each.number for each in layers.sources(supervisor)}
     open_ones = [process for process in held if process.layers.descriptors is not None]
-    boxed = [process.layers.pid for process in open_ones if process.role != SUPERVISOR]
+    boxed = [process.layers.pid for process in open_ones if process.role not in (SUPERVISOR, WRITING)]
     media = [each for pid in boxed for each in layers.sources(pid) if each.number in ours]
     if not media:
         return None
@@ -77,8 +78,13 @@ def _medium(record: Record) -> dict[str, Any]:
     """Return what is known of a medium and its mounts."""
     points = {each.point: each for each in mounted()}
     mounts = [
-        {"target": target, "flags": list(points[target].options) if target in points else [], "landlock": told}
-        for target, told in ((mount.target, mount.landlock) for mount in record.mounts)
+        {
+            "target": mount.target,
+            "access": mount.access,
+            "flags": list(points[mount.target].options) if mount.target in points else [],
+            "landlock": mount.landlock,
+        }
+        for mount in record.mounts
     ]
     return {"source": record.source, "mounts": mounts, "kernel_landlock": landlock.version()}
 
@@ -87,9 +93,10 @@ def _held(record: Record) -> Iterator[Held]:
     """Yield the processes of a medium."""
     yield Held(SUPERVISOR, _layers(record.supervisor))
     boxes: dict[str, Sequence[int | None]] = {
-        "appliance": [record.virtual_machine],
+        "appliance": [record.virtual_machine, *record.writing_machines],
         "container": [record.container],
         "decrypting": record.decrypting,
+        WRITING: record.writing,
     }
     boxes["session"] = [mount.session for mount in record.mounts]
     for role, pids in boxes.items():
@@ -116,6 +123,12 @@ def _print(medium: dict[str, Any], held: list[Held]) -> None:
         [[name, *(column[name] for column in columns)] for name in columns[0]],
     )
     screen.say(_seal_in_words(medium["sealed"]))
+    if any(mount["access"] == READ_WRITE for mount in medium["mounts"]):
+        now = "It runs" if any(each.role == WRITING for each in held) else "It does not run"
+        screen.say(
+            f"What is {READ_WRITE}: while somebody changes it, one process in a box of its own has the medium open for"
+            f" writing, and writes to the bytes of that file system alone. {now} at the moment."
+        )
     told = ", ".join(f"version {mount['landlock']}" if mount["landlock"] else "none" for mount in medium["mounts"])
     screen.say(
         f"Landlock: the kernel has version {medium['kernel_landlock'] or 'none'}; it tells of no process whether it is"

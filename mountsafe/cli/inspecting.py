@@ -72,20 +72,22 @@ def find(medium: Medium, quiet: bool, verbose: bool = False) -> Found:
     with screen.progress(quiet) as progress:
         build.ensure(progress)
         progress("starting the virtual machine")
-        return inspected(medium, verbose, _Shown(progress))
+        return inspected(medium, verbose, Shown(progress))
 
 
-class _Shown(Listener):
+class Shown(Listener):
     """Tells the person at the terminal."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show
 
     def progress(self, what: str) -> None:
+        """Show what is being done now."""
         super().progress(what)
         self._show(what)
 
     def warn(self, what: str) -> None:
+        """Show what is worse than it might be."""
         super().warn(what)
         screen.warn(what)
 

@@ -11,9 +11,11 @@ import typer
 from mountsafe import __version__, environment, shortage
 from mountsafe.cli import (
     appliance,
+    checking,
     desktop,
     diagnose,
     inspecting,
+    listing,
     media,
     mounting,
     policies,
@@ -30,14 +32,17 @@ app = App(
     name="mountsafe",
     help="Open a disk that nobody trusts: a virtual machine reads its file system, and your kernel never does.",
     epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 source, 4 mount point, 5 something or a right is missing on this "
-    "host, 6 virtual machine, 7 not mounted, 8 busy, 9 deadline, 10 partly done, 11 locked, 130 interrupted.",
+    "host, 6 virtual machine, 7 not mounted, 8 busy, 9 deadline, 10 partly done, 11 locked, 12 errors found, "
+    "13 not checked, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 mounting.register(app)
+listing.register(app)
 inspecting.register(app)
+checking.register(app)
 diagnose.register(app)
 trusting.register(app)
 setting.register(app)

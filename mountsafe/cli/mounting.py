@@ -1,7 +1,8 @@
-"""`mount`, `unmount` and `list`."""
+"""`mount` and `unmount`."""
 
 import os
 import re
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,18 +11,19 @@ import typer
 
 from mountsafe.cli import already, completion, screen
 from mountsafe.cli.opening import begin
-from mountsafe.cli.shown import DAEMON, ShownMedium, by_daemon, shown, to_me
+from mountsafe.cli.shown import ShownMedium, shown
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, argument, option
 from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
+from mountsafe.medium.exclusive import open_for_writing
 from mountsafe.medium.options import checked_options
 from mountsafe.medium.source import open_medium
 from mountsafe.medium.volumes import ENCRYPTED
 from mountsafe.session import running
-from mountsafe.session.messages import MountOptions, Record
+from mountsafe.session.messages import READ_ONLY, MountOptions, Record
 from mountsafe.session.start import Starting
 from mountsafe.system import zones
 from mountsafe.text import printable
@@ -64,7 +66,6 @@ def register(app: App) -> None:
     """Add the verbs."""
     app.command(epilog=_MOUNT_EXAMPLES)(mount)
     app.command(epilog="Examples: [bold]mountsafe unmount ~/mnt[/bold], [bold]mountsafe unmount --all[/bold]")(unmount)
-    app.command("list", epilog="Example: [bold]mountsafe list --json[/bold]")(list_mounts)
 
 
 _MOUNT_EXAMPLES = (
@@ -77,6 +78,7 @@ _MOUNT_EXAMPLES = (
     "[bold]mountsafe mount dump.bin ~/mnt --offset 1MiB --sizelimit 512MiB[/bold], "
     "[bold]mountsafe mount card.img ~/mnt --timezone Asia/Tokyo[/bold], "
     "[bold]mountsafe mount disc.iso ~/mnt -o map=off[/bold], "
+    "[bold]mountsafe mount --write disk.img ~/mnt[/bold], "
     "[bold]mountsafe mount luks.img ~/mnt --key-file secret[/bold], "
     "[bold]mountsafe mount container.hc ~/mnt --type veracrypt[/bold], "
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
@@ -140,6 +142,14 @@ MountOption = Annotated[
         show_default=False,
     ),
 ]
+Write = Annotated[
+    bool,
+    option(
+        "--write",
+        "-w",
+        help="Let it be changed: a raw image or a device. No byte is written before somebody does.",
+    ),
+]
 Json = Annotated[bool, option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")]
 Verbose = Annotated[bool, option("--verbose", "-v", help="Show the sandbox command and the guest's console.")]
 Force = Annotated[bool, option("--force", "-f", help="Detach it even if programs use it.")]
@@ -182,6 +192,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     offset: Offset = None,
     sizelimit: SizeLimit = None,
     mount_option: MountOption = None,
+    write: Write = False,
     key_file: KeyFile = None,
     key_fd: KeyFd = None,
     recovery_key: RecoveryKey = False,
@@ -210,13 +221,13 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Mount an image or a device read-only, through a virtual machine.
+    """Mount an image or a device through a virtual machine: read-only, unless --write says otherwise.
 
     A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
     What the policy refuses is left out: mountsafe policy explain SOURCE names the rule.
     """
     fstype = ENCRYPTIONS.get(fstype or "", fstype)
-    _check_words(fstype, partition)
+    check_words(fstype, partition)
     keys = Keys(tuple(key_file or ()), key_fd, recovery_key, header, pim, hidden, big_memory)
     keys.check()
     zones.rules_of(timezone)  # or an error, before anything is done
@@ -226,25 +237,29 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         timezone=timezone,
         mount_options=checked_options(mount_option or [], fstype),
         unlock=True,
+        write=write,
     )
     kind, sectors, part = named(format_), checked_sectors(sector_size), checked_part(offset, sizelimit)
     if (there := shown(source) or already.mounted(source, options, kind, sectors, part)) is not None:
-        _already(there, partition, json)
+        _already(there, partition, json, write)
         return
     medium = open_medium(source, kind, sectors, part, already.lent(source))
+    if write:
+        medium = replace(medium, writable_fd=open_for_writing(medium))
     starting, record = begin(medium, directory, options, json, unlocker(keys))
     if json:
         screen.print_json(record.facts())
     else:
         _tell(record)
-    _tell_missing(record)
+    tell_missing(record)
     if foreground:
         _stay(starting, quiet=json)
     if record.missing:
         raise typer.Exit(int(ExitCode.PARTIAL))
 
 
-def _check_words(fstype: str | None, partition: str | None) -> None:
+def check_words(fstype: str | None, partition: str | None) -> None:
+    """Raise UserError (USAGE) for what can be no type, or no partition."""
     if fstype is not None and not FSTYPE.fullmatch(fstype) and fstype not in ENCRYPTED:
         message = f"{printable(fstype)} is not a file system type"
         raise UserError(message, "For example: vfat, udf, affs.", ExitCode.USAGE)
@@ -270,12 +285,12 @@ def _tell(record: Record) -> None:
     for mounted in record.mounts:
         label = f' "{mounted.label}"' if mounted.label else ""
         where = f", unlocked from {mounted.encryption}" if mounted.encryption else ""
-        screen.say(f"mounted {mounted.fstype}{label}{where} on {_shown(mounted.target)} (read-only)")
+        screen.say(f"mounted {mounted.fstype}{label}{where} on {_shown(mounted.target)} ({mounted.access})")
         if mounted.note:
             screen.warn(mounted.note)
 
 
-def _tell_missing(record: Record) -> None:
+def tell_missing(record: Record) -> None:
     """Say which file systems are not there, and why: on stderr, so for programs too."""
     for one in record.missing[:MISSING_SHOWN]:
         screen.warn(one.message)
@@ -292,8 +307,11 @@ def _stay(starting: Starting, quiet: bool) -> None:
         starting.end()
 
 
-def _already(medium: ShownMedium | Record, partition: str | None, json: bool) -> None:
-    """Say where a medium is that is mounted already, or the part of it that is asked for."""
+def _already(medium: ShownMedium | Record, partition: str | None, json: bool, write: bool) -> None:
+    """Say where a medium is that is mounted already, or the part of it that is asked for. Raises UserError (TARGET)."""
+    if write and isinstance(medium, ShownMedium):
+        hint = "mountsafe eject lets go of it; then it can be mounted with --write."
+        raise UserError(f"{medium.source} is shown by the daemon, {READ_ONLY}", hint, ExitCode.TARGET)
     if json:
         screen.print_json(medium.facts())
     elif isinstance(medium, ShownMedium):
@@ -303,7 +321,7 @@ def _already(medium: ShownMedium | Record, partition: str | None, json: bool) ->
         for mounted in [each for each in medium.mounts if each.name == partition] or medium.mounts:
             screen.say(f"{_shown(medium.source)} is already mounted on {_shown(mounted.target)}")
     if isinstance(medium, Record) and medium.missing and partition is None:
-        _tell_missing(medium)
+        tell_missing(medium)
         raise typer.Exit(int(ExitCode.PARTIAL))
 
 
@@ -332,10 +350,10 @@ def unmount(
     gone: list[str] = []
     failed: list[UserError] = []
     if everything:
-        gone = running.unmount_all(force)
+        gone = running.unmount_all(force, screen.note)
     for name in names or []:
         try:
-            gone.append(running.unmount_one(Path(name), force))
+            gone.append(running.unmount_one(Path(name), force, screen.note))
         except UserError as error:  # the others have nothing to do with it
             failed.append(error)
     if json and not failed:
@@ -347,28 +365,3 @@ def unmount(
         for other in failed[1:]:
             screen.warn(f"{other.message}. {other.hint}")
         raise failed[0]
-
-
-def list_mounts(json: Json = False) -> None:
-    """List what is mounted, by you or by the daemon for you; for root, all that the daemon shows."""
-    records = running.status(screen.warn)
-    kept = {medium.source: medium for medium in to_me()}
-    if json:
-        told = [record.facts() | by_daemon(kept.pop(record.source, None)) for record in records]
-        screen.print_json(told + [medium.facts() for medium in kept.values()])
-        return
-    rows = [
-        [_shown(record.source), mounted.fstype, mounted.label, _shown(mounted.target), by]
-        for record in records
-        for by in [DAEMON if kept.pop(record.source, None) else "mount"]
-        for mounted in record.mounts
-    ]
-    rows += [[each.source, *row, DAEMON] for each in kept.values() for row in each.rows()]
-    if any(row[-1] == DAEMON for row in rows):
-        screen.table(["SOURCE", "TYPE", "LABEL", "MOUNTED ON", "BY"], rows)
-    elif rows:
-        screen.table(["SOURCE", "TYPE", "LABEL", "MOUNTED ON"], [row[:-1] for row in rows])
-    else:
-        screen.note("nothing is mounted")
-    for record in records:
-        _tell_missing(record)

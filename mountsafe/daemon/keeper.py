@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from mountsafe.daemon.aside import TooSlow, aside, quietly
+from mountsafe.daemon.aside import TooSlow, aside, ended, quietly
 from mountsafe.daemon.contents import noted
 from mountsafe.daemon.inside import HeldBack, Inside, Otherwise
 from mountsafe.daemon.journal import MediumLog
@@ -20,13 +20,14 @@ from mountsafe.daemon.showing import DisplaySettings, IncidentKind, Public
 from mountsafe.daemon.states import OPENABLE, State, checked
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
+from mountsafe.limits import SILENCE_DEADLINE
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Options, Verdict
 from mountsafe.session.messages import KeyForm, Mount, MountOptions, Record
 from mountsafe.session.mounter import unmount_at
 from mountsafe.session.places import Place
-from mountsafe.session.start import Starting
+from mountsafe.session.start import Lost, Starting
 from mountsafe.session.targets import held
 from mountsafe.system import handed
 from mountsafe.text import printable
@@ -261,13 +262,13 @@ class Keeper:
     async def _end_when_detached(self) -> None:
         """Wait for ever, or until a loop device is to be detached: our hold is what keeps that from happening."""
         asked = partial(is_to_be_detached, self.device.disk)
-        if await aside(asked) is None:
-            await trio.sleep_forever()
         detached: bool | None = False
         while not detached:
-            await trio.sleep(DETACH_INTERVAL)  # nothing tells of it
             with suppress(TooSlow):
-                detached = await aside(asked)
+                detached = await aside(asked, FILES_PATIENCE)
+            if detached is None:
+                await trio.sleep_forever()
+            await trio.sleep(DETACH_INTERVAL)  # nothing tells of it
         self._log.info("%s is being detached", self._shown)
         self._scope.cancel()
 
@@ -292,6 +293,14 @@ class Keeper:
 
         `wished`: how; Otherwise is raised if what is inside is to be shown in another way, unless that is `settled`.
         """
+        try:
+            await self._show_once(wished, settled)
+        except Lost as error:  # the spare one may have died in the moment in which it was taken
+            self._log.warning("%s: %s: once more, by another supervisor", self._shown, error.message)
+            await self._show_once(wished, settled)
+
+    async def _show_once(self, wished: Options, settled: bool) -> None:
+        """Do so. Raises Lost if the supervisor was killed before it was shown."""
         self.person = person = await self._who()
         self._keys.begin()
         self._inside.lock()
@@ -315,7 +324,8 @@ class Keeper:
             starting.order(self._claim.medium, target, options, (person.uid, person.gid))
             target.close()
             asked = partial(self._inside.judge, self._keys, None if settled else wished)
-            follow = partial(starting.follow, self._log.info, self._log.warning, asked, self._keys.answer)
+            told = self._log.info, self._log.warning
+            follow = partial(starting.follow, *told, asked, self._keys.answer, patience=SILENCE_DEADLINE)
             try:
                 record = await aside(follow)
             finally:
@@ -323,7 +333,7 @@ class Keeper:
                     self._suffer(IncidentKind.KEY, self._keys.trouble)
             self._tell_of(record)
             await self._hear(starting)
-            await _ended(starting.pid)
+            await ended(starting.pid)
             self._log.info("%s is unmounted", self._shown)
         finally:
             self.mounts = ()
@@ -375,11 +385,3 @@ class Keeper:
                 await quietly(claim.eject, f"ejecting {self.device.name}", EJECT_PATIENCE)
             await quietly(claim.release, f"letting go of {self.device.name}", RELEASE_PATIENCE)
             self._log.info("%s is let go", self._shown)
-
-
-async def _ended(pid: int) -> None:
-    pidfd = os.pidfd_open(pid)
-    try:
-        await trio.lowlevel.wait_readable(pidfd)
-    finally:
-        os.close(pidfd)

@@ -6,7 +6,7 @@ from functools import partial
 
 import trio
 
-from mountsafe.daemon.aside import aside, quietly
+from mountsafe.daemon.aside import aside, ended, quietly
 from mountsafe.session.start import Starting
 from mountsafe.system.units import Unit
 
@@ -14,12 +14,15 @@ log = logging.getLogger(__name__)
 START_DEADLINE = 60.0  # seconds: programs are read from the system's disk
 END_DEADLINE = 60.0
 REST = 2.0  # seconds after a medium before the next spare is made: that one is to be shown first
+LONGEST_REST = 300.0  # where one after the other dies, or cannot be started
 
 
 class Spare:
     """Gives out supervisors. `wanted`: keep one ready, at the price of a virtual machine's memory.
 
-    `unit` returns the one that each runs in.
+    `unit` returns the one that each runs in. `run` alone makes the one that is `_ready`; `take` takes it away. One that
+    dies while it waits is seen off and replaced by `run`. It may die in the moment in which it is given out: whoever
+    has it is told by `Starting.follow`.
     """
 
     def __init__(self, wanted: bool, unit: Callable[[], Unit]) -> None:
@@ -30,29 +33,45 @@ class Spare:
 
     async def take(self) -> Starting:
         """Return a supervisor to give an order to: the spare one if it lives, else a new one."""
-        ready, self._ready = self._ready, None
-        self._taken.set()
+        ready = self._ready
         if ready is not None and ready.alive:
+            self._ready = None
+            self._taken.set()
             return ready
         return await aside(lambda: Starting(unit=self._unit()), START_DEADLINE, undo=Starting.end)
 
     async def run(self) -> None:
         """Keep one ready, until cancelled."""
-        if not self._wanted:
-            return
-        try:
-            while True:
-                self._taken = trio.Event()
-                await self._start()
-                await self._taken.wait()
-                await trio.sleep(REST)
-        finally:
-            if self._ready is not None:
-                await quietly(self._ready.end, "ending the spare supervisor", END_DEADLINE)
+        pause = REST
+        while self._wanted:
+            ready = await self._start()
+            given = ready is not None and await self._given(ready)
+            pause = REST if given else min(2 * pause, LONGEST_REST)
+            await trio.sleep(pause)
 
-    async def _start(self) -> None:
+    async def _given(self, ready: Starting) -> bool:
+        """Keep it until it is given to a medium: True. One that has died is seen off: False."""
+        self._ready, self._taken = ready, trio.Event()
         try:
-            start = partial(Starting, spare=True, unit=self._unit())
-            self._ready = await aside(start, START_DEADLINE, undo=Starting.end)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._notice_end, ready, nursery.cancel_scope)
+                await self._taken.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            if self._ready is ready:
+                self._ready = None
+                await quietly(ready.end, "ending the spare supervisor", END_DEADLINE)
+        return self._taken.is_set()
+
+    async def _notice_end(self, ready: Starting, waiting: trio.CancelScope) -> None:
+        await ended(ready.pid)
+        if self._ready is ready:
+            log.warning("the spare supervisor has ended: another one is started")
+        waiting.cancel()
+
+    async def _start(self) -> Starting | None:
+        try:
+            return await aside(partial(Starting, spare=True, unit=self._unit()), START_DEADLINE, undo=Starting.end)
         except OSError as error:  # no memory, no process: the next medium starts its own, or says why not
             log.warning("there is no spare supervisor: %s", error)
+            return None

@@ -1,5 +1,7 @@
 """The plaintext server: nbdkit runs this as its script, in a box, and serves the disk that a stack makes, read-only.
 
+With a `Settings.tally` it is the writing server: the disk is written to as well, and nothing of it is encrypted.
+
 nbdkit speaks NBD, here is what it reads. Its parameter is settings=, with `Settings` as JSON. Of the stack and the keys
 come descriptors, so neither is seen by who lists processes. It says {"event": "opened", "size": bytes of the disk}, or
 {"failed": "open", "why"}. After that the requests are {"do": "connect"} with a socket, which this end connects. It ends
@@ -22,10 +24,12 @@ import nbdkit
 
 from mountsafe import channel, codec, landlock
 from mountsafe.encrypted.settings import SOCKET, Settings
-from mountsafe.errors import DiskGone, MountsafeError, ProtocolFault
+from mountsafe.encrypted.tally import Tally
+from mountsafe.errors import DiskGone, MediumError, MountsafeError, ProtocolFault
 from mountsafe.medium.blocking import BlockingDisk
 from mountsafe.medium.encryption import Stack
 from mountsafe.medium.stacked import open_blocking
+from mountsafe.medium.writable import WritableDisk, open_writable
 
 API_VERSION = 2  # of nbdkit's Python scripts
 PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
@@ -33,6 +37,7 @@ WHY = 1000  # characters
 
 _settings: Settings
 _disk: BlockingDisk
+_writable: tuple[WritableDisk, Tally] | None = None
 
 
 def config(key: str, value: str) -> None:
@@ -51,20 +56,28 @@ def thread_model() -> int:
 
 def after_fork() -> None:
     """Open the disk, give up all paths, and say what became of it. The socket listens already."""
-    global _disk
     control = socket.socket(fileno=_settings.control)
     try:
-        if ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        if _settings.keys and ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
             raise OSError("the memory cannot be kept from other processes")
         with open_file(_settings.stack) as file:
             stack = codec.read(Stack, json.load(file))
-        _disk = open_blocking(stack, [_settings.disk, *_settings.keys])
+        _open(stack)
         landlock.enclose()
     except (MountsafeError, OSError, ValueError) as error:
         channel.send(control, {"failed": "open", "why": str(error)[:WHY]})
         _end(1)
     channel.send(control, {"event": "opened", "size": _disk.size})
     threading.Thread(target=_talk, args=(control,), daemon=True).start()
+
+
+def _open(stack: Stack) -> None:
+    global _disk, _writable
+    if _settings.tally is None:
+        _disk = open_blocking(stack, [_settings.disk, *_settings.keys])
+    else:
+        _writable = open_writable(stack, _settings.disk), Tally(_settings.tally)
+        _disk = _writable[0]
 
 
 open_file = open  # nbdkit has another use for the name
@@ -108,8 +121,25 @@ def get_size(client: bool) -> int:
 
 
 def can_multi_conn(client: bool) -> bool:
-    """Whether all clients see the same."""
+    """Whether all clients see the same, and what one has written is flushed for all."""
     return True
+
+
+def can_write(client: bool) -> bool:
+    """Whether it may be written to."""
+    return _writable is not None
+
+
+def can_flush(client: bool) -> bool:
+    """Whether it can be made sure that what was written stays."""
+    return _writable is not None
+
+
+def can_fua(client: bool) -> int:
+    """Say what nbdkit does for a write that is to stay: it writes, and flushes."""
+    emulated: int = nbdkit.FUA_EMULATE
+    none: int = nbdkit.FUA_NONE
+    return none if _writable is None else emulated
 
 
 def pread(client: bool, buffer: memoryview, offset: int, flags: int) -> None:
@@ -119,3 +149,38 @@ def pread(client: bool, buffer: memoryview, offset: int, flags: int) -> None:
     except DiskGone as error:
         sys.stderr.write(f"{error}\n")
         _end(1)
+
+
+def pwrite(client: bool, buffer: memoryview, offset: int, flags: int) -> None:
+    """Write what a client sent. What is raised is EIO for that request alone.
+
+    Whatever it was: at a disk that is full, ENOSPC, QEMU would stop its virtual machine, and wait for somebody.
+    """
+    disk, tally = _for_writing()
+    tally.wrote(len(buffer))
+    try:
+        disk.write(offset, memoryview(buffer))
+    except MediumError as error:
+        _failed(tally, error)
+
+
+def flush(client: bool, flags: int) -> None:
+    """Return when the medium has what was written."""
+    disk, tally = _for_writing()
+    try:
+        disk.flush()
+    except MediumError as error:
+        _failed(tally, error)
+
+
+def _for_writing() -> tuple[WritableDisk, Tally]:
+    if _writable is None:
+        raise MediumError("a write to what is only read")
+    return _writable
+
+
+def _failed(tally: Tally, error: MediumError) -> NoReturn:
+    cause = error.__cause__
+    tally.failed((cause.errno or 0) if isinstance(cause, OSError) else 0)
+    sys.stderr.write(f"{error}\n")
+    raise error

@@ -1,4 +1,4 @@
-"""What the plaintext server is started with."""
+"""What the plaintext server is started with, and how it tells what it wrote."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,13 @@ SOCKET = "/tmp/nbd"  # in its box
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Descriptors: its end of the talk, a file with the `Stack` as JSON, the medium or a socket to its disk, keys."""
+    """Descriptors: its end of the talk, a file with the `Stack` as JSON, the medium or a socket to its disk, keys.
+
+    `tally`: a `Tally`'s, for a disk that is written to; None for one that is only read.
+    """
 
     control: int
     stack: int
     disk: int
     keys: tuple[int, ...]
+    tally: int | None = None

@@ -2,12 +2,16 @@
 
 The VM may crash, be killed, or be shut down when idle. `request` finds it gone and gets a new one, once for all waiting
 tasks, mounts the medium in it again, and repeats the request. A VM that misbehaves is reported to the parent, who ends
-it.
+it. Where the file system may be changed there are two ways: a VM that reads it, and, from the first change until it has
+settled, another that writes, which is then asked everything.
 """
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -15,12 +19,36 @@ import trio
 from mountsafe import wire
 from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import DeadlinePassed, GuestFault, GuestGone, MountsafeError
-from mountsafe.limits import CALL_DEADLINE, MOUNT_DEADLINE, REQUEST_DEADLINE
+from mountsafe.filesystem.gate import Gate
+from mountsafe.limits import CALL_DEADLINE, MOUNT_DEADLINE, REQUEST_DEADLINE, SYNC_DEADLINE
 from mountsafe.medium.extents import Window
 
 log = logging.getLogger(__name__)
 QUIET = 0.005  # seconds in which no program waits for the guest, after which it may be asked what nobody needs yet
+UNMOUNT_ATTEMPTS = 3  # each in a VM of its own
+# A type is mounted for writing by the same driver, or by another that knows it.
+DRIVERS = {b"ntfs": b"ntfs", b"ntfs3": b"ntfs", b"ntfs-3g": b"ntfs"}
+WRITABLE_STATES = (wire.MountState.CLEAN, wire.MountState.RECOVERED, wire.MountState.REPAIRED)
 T = TypeVar("T")
+Question = bytes | Callable[[], bytes]  # made when it is sent, if there is a path in it
+Ask = Callable[[int, bytes], Awaitable[bytes]]
+
+
+class LetGo(GuestGone):
+    """The VM was not needed any more: whoever still waits for it asks the next one, and that is no failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writable:
+    """How the file system is mounted for writing: `get_client`, `misbehaved` and `mount` as of `Agents`.
+
+    `settled` is called when the guest has unmounted, and returns why the medium does not have all of it, or "".
+    """
+
+    get_client: Callable[[], Awaitable[AgentClient]]
+    misbehaved: Callable[[int, MountsafeError], Awaitable[None]]
+    mount: bytes
+    settled: Callable[[], Awaitable[str]]
 
 
 class Agents:
@@ -37,10 +65,16 @@ class Agents:
         misbehaved: Callable[[int, MountsafeError], Awaitable[None]],
         mount: bytes,
         window: Window,
+        writable: Writable | None = None,
     ) -> None:
         self._get_client = get_client
         self._misbehaved = misbehaved
         self._mount = mount
+        self.writable = writable
+        self.writing = False  # whether the VM that is asked may change it
+        self.replay: Callable[[Ask], Awaitable[None]] = _nothing  # done in a new VM that writes, before all else
+        self._leaving: AgentClient | None = None  # has unmounted, or is about to
+        self.paths = Gate()
         self._client: AgentClient | None = None
         self._reported: AgentClient | None = None
         self._starting = trio.Lock()
@@ -58,11 +92,17 @@ class Agents:
 
     async def _new_client(self) -> tuple[AgentClient, wire.Mounted]:
         """Return a stream to a VM, and what it says of the medium that it has mounted."""
+        if self.writing and self.writable is not None:
+            client = await self.writable.get_client()
+            return client, await self._begun(client, self.writable.mount)
         client = await self._get_client()
+        return client, await self._begun(client, self._mount)
+
+    async def _begun(self, client: AgentClient, mount: bytes) -> wire.Mounted:
         try:
             await client.hello()
-            body = await client.request(wire.Kind.MOUNT, self._mount, MOUNT_DEADLINE)
-            return client, wire.unpack_mounted(body)
+            body = await client.request(wire.Kind.MOUNT, mount, MOUNT_DEADLINE)
+            return wire.unpack_mounted(body)
         except wire.WireError as error:
             fault = GuestFault(str(error))
             client.end(fault)
@@ -76,20 +116,103 @@ class Agents:
             while self._faults:
                 await self._report(*self._faults.pop())
             if self._client is None or self._client.ended is not None:
-                log.info("the virtual machine is gone: starting another")
-                self._client, mounted = await self._new_client()
-                if _way(mounted) != _way(self.mounted):
-                    fault = GuestFault("the medium mounts in another way than before")
-                    self._client.end(fault)
-                    raise fault
+                self._client = await self._another()
             return self._client
 
+    async def _another(self) -> AgentClient:
+        log.info("the virtual machine is gone: starting another")
+        client, mounted = await self._new_client()
+        self._require_same(client, mounted)
+        if self.writing:
+            try:
+                await self.replay(partial(self._answered_by, client))
+            except BaseException:
+                client.end(GuestGone("what was changed could not be repeated"))
+                raise
+        return client
+
+    def _require_same(self, client: AgentClient, mounted: wire.Mounted) -> None:
+        """Raise GuestFault, and end the VM, if the medium is mounted otherwise than it should be."""
+        before = self.mounted
+        if not self.writing:
+            same = _way(mounted) == _way(before)
+        else:
+            drivers = [DRIVERS.get(each.fstype, each.fstype) for each in (mounted, before)]
+            same = drivers[0] == drivers[1] and mounted.state in WRITABLE_STATES
+        if not same:
+            fault = GuestFault("the medium mounts in another way than before")
+            client.end(fault)
+            raise fault
+
+    # --- the way that writes ---------------------------------------------------------------------------------------
+    async def write(self) -> None:
+        """Ask a VM from now on that may change the file system.
+
+        Raises GuestRefused with the guest's words if it cannot be mounted so, and goes on reading; MountsafeError.
+        """
+        assert self.writable is not None
+        client = await self.writable.get_client()
+        async with self._starting:
+            # What another VM reads while this one writes would be neither old nor new.
+            self._let_go()
+            self.writing = True
+            try:
+                self._require_same(client, await self._begun(client, self.writable.mount))
+            except BaseException:
+                self.writing = False
+                with trio.CancelScope(shield=True):
+                    await self.writable.settled()
+                raise
+            self._client = client
+
+    async def settle(self) -> str:
+        """Leave the file system clean, and read it from now on. Returns why not all of it is on the medium, or ""."""
+        assert self.writable is not None
+        async with self._starting:
+            try:
+                why = await self._unmounted()
+            except MountsafeError as error:
+                why = str(error)
+            self._let_go()
+            self.writing = False
+            told = await self.writable.settled()
+            self._leaving = None
+            return told or why
+
+    async def _unmounted(self) -> str:
+        for attempt in range(1, UNMOUNT_ATTEMPTS + 1):
+            try:
+                if self._client is None or self._client.ended is not None:
+                    self._client = await self._another()
+                self._leaving = self._client
+                await self._answered_by(self._client, wire.Kind.UNMOUNT, b"", SYNC_DEADLINE)
+            except OSError as refused:
+                return f"it could not be unmounted: {refused.strerror}"
+            except MountsafeError:
+                if attempt == UNMOUNT_ATTEMPTS:
+                    raise
+            else:
+                break
+        return ""
+
+    def _let_go(self) -> None:
+        if self._client is not None:
+            self._client.end(LetGo("the virtual machine is not needed any more"))
+            self._client = None
+
+    # --- questions -------------------------------------------------------------------------------------------------
+    async def ask_once(self, kind: int, body: bytes, deadline: float) -> bytes:
+        """Ask whichever VM there is, and let the caller see to it if that is gone: as `request` otherwise."""
+        self._last_used = trio.current_time()
+        return await self._answered_by(await self._usable(), kind, body, deadline)
+
     async def request(
-        self, kind: int, body: bytes = b"", deadline: float = REQUEST_DEADLINE, needed: bool = True
+        self, kind: int, body: Question = b"", deadline: float = REQUEST_DEADLINE, needed: bool = True
     ) -> bytes:
         """Return the untrusted body of the answer. OSError is the guest's no; MountsafeError is the VM's failure.
 
-        `needed` says that a program waits for it (see `quiet`).
+        `needed` says that a program waits for it (see `quiet`). A question with a path in it is given as what makes it:
+        while it is asked, no path changes.
         """
         self._last_used = trio.current_time()
         self._awaited += needed
@@ -101,38 +224,56 @@ class Agents:
             self._last_awaited = trio.current_time() if needed else self._last_awaited
         raise DeadlinePassed(f"no answer in {CALL_DEADLINE:.0f} s, new virtual machine included")
 
-    async def _request(self, kind: int, body: bytes, deadline: float) -> bytes:
-        for attempt in (1, 2):
+    async def _request(self, kind: int, body: Question, deadline: float) -> bytes:
+        if callable(body):
+            async with self.paths.together():
+                return await self._repeated(kind, body(), deadline)
+        return await self._repeated(kind, body, deadline)
+
+    async def _repeated(self, kind: int, body: bytes, deadline: float) -> bytes:
+        deaths = 0
+        while True:
             client = await self._usable()
             try:
-                answer = await client.request(kind, body, deadline)
-            except GuestRefused as refused:
-                raise OSError(refused.errno, refused.words) from refused
-            except GuestGone:
-                if attempt == 2:
+                return await self._answered_by(client, kind, body, deadline)
+            except OSError as refused:
+                if refused.errno != errno.ENOTCONN or client is not self._leaving:
                     raise
-            except (GuestFault, DeadlinePassed) as error:
-                await self._report(client, error)
-                raise
-            else:
-                self._answered = client
-                return answer
-        raise AssertionError
+            except GuestGone:
+                deaths += not isinstance(client.ended, LetGo)
+                if deaths == 2:
+                    raise
+
+    async def _answered_by(
+        self, client: AgentClient, kind: int, body: bytes, deadline: float = REQUEST_DEADLINE
+    ) -> bytes:
+        try:
+            answer = await client.request(kind, body, deadline)
+        except GuestRefused as refused:
+            raise OSError(refused.errno, refused.words) from refused
+        except (GuestFault, DeadlinePassed) as error:
+            await self._report(client, error)
+            raise
+        self._answered = client
+        return answer
 
     async def _report(self, client: AgentClient, error: MountsafeError) -> None:
         if self._reported is not client:  # once for all tasks that waited
             self._reported = client
-            await self._misbehaved(client.machine, error)
+            if client.writing and self.writable is not None:
+                await self.writable.misbehaved(client.machine, error)
+            else:
+                await self._misbehaved(client.machine, error)
 
     async def rest_when_idle(self, seconds: float, resting: Callable[[], Awaitable[None]]) -> None:
         """Let the VM go whenever it was not used for so long, and tell `resting`. The next request gets another."""
         while True:
             await trio.sleep(max(self._last_used + seconds - trio.current_time(), seconds / 8))
             client = self._client
-            if client is None or client.ended is not None or client.busy:
+            if client is None or client.ended is not None or client.busy or self.writing:
                 continue
             if trio.current_time() >= self._last_used + seconds:
-                client.end(GuestGone("the virtual machine was not needed"))
+                client.end(LetGo("the virtual machine was not needed"))
                 await resting()
 
     def defer(self) -> None:
@@ -163,6 +304,10 @@ class Agents:
         if self._client is not None:
             with suppress(OSError):
                 self._client.end(GuestGone("unmounted"))
+
+
+async def _nothing(ask: Ask) -> None:
+    pass
 
 
 def _way(mounted: wire.Mounted) -> tuple[bytes, int, int]:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from mountsafe.filesystem.index import Node
+from mountsafe.filesystem.nodes import Node
 from mountsafe.limits import AGENT_CHUNKS
 from mountsafe.wire import MAX_READ
 
@@ -59,6 +59,11 @@ class Chunks:
     def clear(self) -> None:
         """Keep none."""
         self._chunks.clear()
+
+    def drop(self, node: Node) -> None:
+        """Keep none of a file."""
+        for key in [key for key in self._chunks if key[0] == node.ino]:
+            del self._chunks[key]
 
     async def read(self, node: Node, offset: int, length: int) -> bytes:
         """Return bytes that lie in the file, and have the chunk after them on its way."""

@@ -1,98 +1,39 @@
 """What has been learned of a mounted tree.
 
 A folder is learned page by page, by one task in the background; whoever looks at it waits only for as much as he needs,
-so that a listing starts before a huge folder is known. Nothing that
-was learned changes as long as the kernel may hold it: the medium is read-only. Learned folders are forgotten, oldest
-first, when there are more than a limit of entries, and the kernel is asked to let their files go (`release`, called
-with the folder's number and the file's name); a node that it still holds keeps its number, name and attributes.
+so that a listing starts before a huge folder is known. Nothing that was learned changes as long as the kernel may hold
+it, but by `filesystem.edits`: where the mount can be written to, only its own programs change anything. Learned folders
+are forgotten, oldest first, when there are more than a limit of entries, and the kernel is asked to let their files go
+(`release`, called with the folder's number and the file's name); a node that it still holds keeps its number, name and
+attributes.
 
 Inode numbers are the medium's where they can be: unique, and stable for the type. Otherwise a number is made from the
-path with a key of this mount, so that it is the same whenever the folder is learned again.
+folder's number and the name with a key of this mount, so that it is the same whenever the folder is learned again.
 """
 
 import errno
 import hashlib
 import os
+import random
 import stat
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import trio
 
 from mountsafe import wire
 from mountsafe.errors import GuestFault
 from mountsafe.filesystem.agents import Agents
+from mountsafe.filesystem.nodes import Doubtful, Listing, Node
 from mountsafe.filesystem.untrusted import fault_of_attributes, fault_of_name
 from mountsafe.incidents import Incidents
 from mountsafe.limits import ENTRY_BYTES, INDEX_ENTRIES, MAX_DEPTH, MAX_DIRECTORY_ENTRIES, MAX_INDEX_ENTRIES
-from mountsafe.medium.extents import NO_PLAN, ReadPlan
 
 ROOT = 1
 MADE_INODE = 1 << 62  # numbers made from paths have this bit; no supported file system's own numbers do
 UNSTABLE_INODES = frozenset({b"vfat", b"msdos", b"exfat"})  # numbered by the driver, in the order of first sight
-
-
-class Node:
-    """A file, folder or link: attributes are set once, at first sight."""
-
-    __slots__ = (
-        "atime",
-        "blocks",
-        "ctime",
-        "depth",
-        "gid",
-        "ino",
-        "listing",
-        "lookups",
-        "mode",
-        "mtime",
-        "name",
-        "nlink",
-        "parent",
-        "plan",
-        "position",
-        "shown",
-        "size",
-        "target",
-        "uid",
-        "unplanned",
-    )  # fmt: skip
-
-    def __init__(self, ino: int, parent: "Node | None", entry: wire.Entry) -> None:
-        self.ino = ino
-        self.parent = parent
-        self.depth: int = parent.depth + 1 if parent else 0
-        self.name = entry.name
-        self.mode = entry.mode
-        self.nlink = max(1, entry.nlink)
-        self.uid = entry.uid
-        self.gid = entry.gid
-        self.size = entry.size
-        self.blocks = entry.blocks
-        self.atime = entry.atime
-        self.mtime = entry.mtime
-        self.ctime = entry.ctime
-        self.target = entry.target
-        self.plan: ReadPlan = NO_PLAN
-        self.unplanned = entry.size > 0 and stat.S_ISREG(entry.mode)  # where its bytes are was not asked for yet
-        self.lookups = 0
-        self.listing: Listing | None = None
-        self.shown: object = None  # what the file system made of it for the kernel, to be told again
-        self.position = 0  # in its folder's listing: a guess for hard links
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether it is a folder."""
-        return stat.S_ISDIR(self.mode)
-
-    def path(self) -> bytes:
-        """The path from the root of the medium, without a leading slash; empty for the root."""
-        names: list[bytes] = []
-        node: Node = self
-        while node.parent is not None:
-            names.append(node.name)
-            node = node.parent
-        return b"/".join(reversed(names))
 
 
 class Index:
@@ -120,6 +61,10 @@ class Index:
         self._key = os.urandom(16)
         self._entries = 0
         self._learned: OrderedDict[int, Node] = OrderedDict()
+        self._pinned: Counter[int] = Counter()  # folders that stay learned
+        self.editable = False  # whether what is learned may change
+        self._kept: dict[tuple[int, bytes], Node] = {}  # then: held nodes of folders that were forgotten, by place
+        self.doubtful = Doubtful()
         root = mounted.root._replace(name=b"")
         if fault := fault_of_attributes(root):
             raise GuestFault(fault)
@@ -187,13 +132,13 @@ class Index:
         return listing
 
     async def _learn(self, folder: Node, listing: "Listing") -> None:
-        path = folder.path()
         try:
+            path = folder.path()
             if folder.depth > MAX_DEPTH or len(path) + 1 + wire.MAX_NAME > wire.MAX_PATH:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             for attempt in range(3):
                 try:
-                    await self._learn_pages(folder, path, listing)
+                    await self._learn_pages(folder, listing)
                     break
                 except OSError as error:
                     # The guest forgot where the listing was, for instance because it was restarted.
@@ -211,20 +156,20 @@ class Index:
             self._make_room(folder)
             listing.finish()
 
-    async def _learn_pages(self, folder: Node, path: bytes, listing: "Listing") -> None:
+    async def _learn_pages(self, folder: Node, listing: "Listing") -> None:
         cursor = told = 0
         again = bool(listing.order)
         while True:
-            question = wire.pack_list(path, cursor)
+            question = partial(_listing_question, folder, cursor)
             body = await self._agents.request(wire.Kind.LIST, question, needed=listing.needed)
             cursor, untrusted_entries = self._agents.unpack(wire.unpack_page, body)
             if not again and untrusted_entries and all(each.name in listing.names for each in untrusted_entries):
                 # Some drivers come back to the beginning, for ever, where an entry is broken.
-                self._incidents.report("a folder that repeats itself", path)
+                self._incidents.report("a folder that repeats itself", folder.path())
                 return
             for untrusted_entry in untrusted_entries:
                 if not (again and untrusted_entry.name in listing.names):
-                    self._admit(folder, path, untrusted_entry, listing)
+                    self._admit(folder, untrusted_entry, listing)
             listing.grown()
             size = max(len(untrusted_entries), len(body) // ENTRY_BYTES)
             listing.size += size
@@ -237,51 +182,140 @@ class Index:
                 await self._agents.quiet(lambda: listing.needed)
             told += size  # the refused ones as well: a guest may repeat one for ever
             if told >= MAX_DIRECTORY_ENTRIES or not untrusted_entries:
-                self._incidents.report("a folder without end", path)
+                self._incidents.report("a folder without end", folder.path())
                 return
 
-    def _admit(self, folder: Node, path: bytes, untrusted: wire.Entry, listing: "Listing") -> None:
+    def _admit(self, folder: Node, untrusted: wire.Entry, listing: "Listing") -> None:
         fault = fault_of_name(untrusted.name)
         if not fault and untrusted.name in listing.names:
             fault = "a name that comes twice"
         if not fault:
             fault = fault_of_attributes(untrusted)
         if fault:
-            self._incidents.report(fault, path + b"/" + untrusted.name)
+            self._incidents.report(fault, folder.path() + b"/" + untrusted.name)
             return
-        listing.add(untrusted.name, self._node_for(folder, path, untrusted))
+        listing.add(untrusted.name, self._node_for(folder, untrusted))
 
-    def _node_for(self, folder: Node, path: bytes, entry: wire.Entry) -> Node:
-        wanted = entry.ino if self._stable and ROOT < entry.ino < MADE_INODE else 0
-        for number in self._numbers(wanted, path, entry.name):
+    def _node_for(self, folder: Node, entry: wire.Entry) -> Node:
+        kept = self._kept.pop((folder.ino, entry.name), None) if self._kept else None
+        if kept is not None and not kept.gone and _same_type(kept, entry):
+            kept.parent = folder
+            return kept
+        wanted = self._wanted(entry)
+        for number in self._numbers(wanted, folder, entry.name):
             known = self._nodes.get(number)
             if known is None:
-                node = Node(number, folder, entry)
-                self._nodes[number] = node
-                return node
+                return self._born(number, folder, entry)
             if _same_place(known, folder, entry.name):
                 known.parent = folder
                 return known
             if number == wanted and _same_file(known, entry):
+                self.also_at(known, folder, entry.name)
                 return known
         raise GuestFault("no inode number left")  # eight keyed hashes that collide: it cannot happen by chance
 
-    def _numbers(self, wanted: int, path: bytes, name: bytes) -> Iterator[int]:
+    def _born(self, number: int, folder: Node, entry: wire.Entry) -> Node:
+        node = self._nodes[number] = Node(number, folder, entry)
+        if number in self.doubtful or entry.ino in self.doubtful:
+            self.doubtful.add(number)
+            node.unplanned = False
+        return node
+
+    def settled(self) -> None:
+        """What was changed lies where the guest says, from now on."""
+        for node in self._nodes.values():
+            if node.ino in self.doubtful:
+                node.unplanned = node.size > 0 and stat.S_ISREG(node.mode)
+        self.doubtful.clear()
+
+    def _wanted(self, entry: wire.Entry) -> int:
+        return entry.ino if self._stable and ROOT < entry.ino < MADE_INODE else 0
+
+    def _numbers(self, wanted: int, folder: Node, name: bytes) -> Iterator[int]:
         if wanted:
             yield wanted
         for turn in range(8):
-            yield self._made_number(path, name, turn)
+            yield self._made_number(folder, name, turn)
 
-    def _made_number(self, path: bytes, name: bytes, turn: int) -> int:
-        digest = hashlib.blake2b(path + b"/" + name, digest_size=8, key=self._key, salt=bytes([turn]))
+    def _made_number(self, folder: Node, name: bytes, turn: int) -> int:
+        place = folder.ino.to_bytes(8, "big") + name
+        digest = hashlib.blake2b(place, digest_size=8, key=self._key, salt=bytes([turn]))
         return MADE_INODE | (int.from_bytes(digest.digest(), "big") >> 3)
 
+    # --- for `filesystem.edits` ------------------------------------------------------------------------------------
+    def fresh(self, folder: Node, entry: wire.Entry) -> Node:
+        """Return a node for what has just been made, which is none of those that are known, whatever its number."""
+        for number in self._numbers(self._wanted(entry), folder, entry.name):
+            if number not in self._nodes:
+                return self._born(number, folder, entry)
+        while (number := MADE_INODE | random.getrandbits(61)) in self._nodes:
+            pass
+        return self._born(number, folder, entry)
+
+    def also_at(self, node: Node, folder: Node, name: bytes) -> None:
+        """The file has this name as well; or again one, if it had none that was known."""
+        if not self.editable:
+            return
+        if node.gone:
+            node.parent, node.name, node.gone = folder, name, False
+        elif (node.parent, node.name) != (folder, name):
+            node.others = node.others or {}
+            node.others[folder, name] = None
+
+    def counted(self, folder: Node, entries: int) -> None:
+        """There are so many entries more, or less, in a folder that is learned."""
+        assert folder.listing is not None
+        folder.listing.size += entries
+        self._entries += entries
+        if entries > 0:
+            with suppress(OSError):  # it is there, and must be known
+                self._make_room(folder)
+
+    def known_empty(self, folder: Node) -> None:
+        """It was just made: there is nothing to be learned of it."""
+        folder.listing = Listing(0)
+        folder.listing.needed = True
+        folder.listing.finish()
+        self._learned[folder.ino] = folder
+
+    def left(self, node: Node) -> None:
+        """It was removed from its folder: forget it when nobody holds it."""
+        if node.gone and node.listing is not None and node.ino in self._learned:
+            del self._learned[node.ino]
+            self._entries -= node.listing.size
+            node.listing = None
+        self._drop_unused(node)
+
+    @asynccontextmanager
+    async def whole(self, *folders: Node) -> AsyncIterator[None]:
+        """Learn folders to their ends, and keep them so for a while. Raises OSError, MountsafeError."""
+        for folder in folders:
+            self.pin(folder)
+        try:
+            for folder in folders:
+                await self.children(folder)
+            yield
+        finally:
+            for folder in folders:
+                self.unpin(folder)
+
+    def pin(self, folder: Node) -> None:
+        """Keep a folder learned, until `unpin` was called as often."""
+        self._pinned[folder.ino] += 1
+
+    def unpin(self, folder: Node) -> None:
+        """See `pin`."""
+        self._pinned[folder.ino] -= 1
+        if self._pinned[folder.ino] <= 0:
+            del self._pinned[folder.ino]
+
+    # --- how much is known -----------------------------------------------------------------------------------------
     def _make_room(self, folder: Node) -> None:
         """Forget what was learned before other folders; OSError ENOMEM if what is being learned is too much alone."""
         if self._entries <= self._limit:
             return
         for ino in list(self._learned):
-            if ino not in (ROOT, folder.ino):
+            if ino not in (ROOT, folder.ino) and ino not in self._pinned:
                 self._unlearn(self._learned.pop(ino))
             if self._entries <= self._limit:
                 return
@@ -293,8 +327,14 @@ class Index:
         assert listing is not None
         self._entries -= listing.size
         for name, child in listing.order:
+            if not listing.stands(name, child):
+                continue
             if child.lookups and not child.is_folder:  # a folder may be somebody's working directory
                 self._release(folder.ino, name)
+            if child.others:
+                child.others.pop((folder, name), None)
+            if self.editable and (child.lookups or child.listing is not None):
+                self._kept[folder.ino, name] = child
             self._drop_unused(child)
         self._drop_unused(folder)
 
@@ -303,83 +343,22 @@ class Index:
         parent = node.parent
         if node.lookups or node.listing is not None or parent is None:
             return
-        if parent.listing is not None and parent.listing.names.get(node.name) is node:
+        if not node.gone and parent.listing is not None and parent.listing.stands(node.name, node):
             return
+        if self._kept and self._kept.get((parent.ino, node.name)) is node:
+            del self._kept[parent.ino, node.name]
         if self._nodes.get(node.ino) is node:
             del self._nodes[node.ino]
 
 
-class Listing:
-    """The entries of a folder, in the order in which the guest told them; more may come until it is complete."""
-
-    __slots__ = ("_ahead", "_changed", "_failure", "complete", "names", "needed", "order", "size")
-
-    def __init__(self, ahead: int) -> None:
-        self._ahead = ahead
-        self.needed = False
-        self.size = 0  # in entries; long ones count as several
-        self.names: dict[bytes, Node] = {}
-        self.order: list[tuple[bytes, Node]] = []
-        self.complete = False
-        self._failure: Exception | None = None
-        self._changed = trio.Event()
-
-    def add(self, name: bytes, node: Node) -> None:
-        """Add an entry."""
-        self.names[name] = node
-        node.position = len(self.order)
-        self.order.append((name, node))
-
-    def following(self, node: Node) -> Iterator[Node]:
-        """Yield the nodes from the position of `node` on."""
-        for position in range(node.position, len(self.order)):
-            yield self.order[position][1]
-
-    def need(self) -> None:
-        """Somebody waits for all of it."""
-        if not self.needed:
-            self.needed = True
-            self.grown()
-
-    def wants_more(self) -> bool:
-        """Whether more is to be learned now."""
-        return self.needed or self.size < self._ahead
-
-    def grown(self) -> None:
-        """Wake whoever waits for more."""
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def stopped(self) -> None:
-        """Wait until all of it is known, or as much as was wanted."""
-        await self.wait_for(lambda: self.complete or not self.wants_more())
-
-    def finish(self) -> None:
-        """There are no more."""
-        self.complete = True
-        self.grown()
-
-    def fail(self, error: Exception) -> None:
-        """There may be more, but they cannot be had."""
-        self._failure = error
-        self.grown()
-
-    async def begun(self) -> None:
-        """Wait for the first entries, or for the knowledge that there are none."""
-        await self.wait_for(lambda: bool(self.complete or self.order))
-
-    async def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition holds; raises what kept the folder from being learned."""
-        while not condition():
-            if self._failure is not None:
-                raise self._failure
-            await self._changed.wait()
+def _listing_question(folder: Node, cursor: int) -> bytes:
+    return wire.pack_list(folder.path(), cursor)
 
 
 def _same_place(known: Node, folder: Node | None, name: bytes) -> bool:
     """Whether a known node is the entry `name` of a folder, which may have been forgotten and learned anew."""
     parent = known.parent
-    if parent is None or folder is None:
+    if parent is None or folder is None or known.gone:
         return False
     return (parent.ino, parent.depth, known.name) == (folder.ino, folder.depth, name)
 
@@ -389,8 +368,14 @@ def _same_file(known: Node, entry: wire.Entry | Node) -> bool:
 
     Only files: whether a symbolic link leads out of the mount depends on the folder that it is in.
     """
+    others = known.nlink if known.gone else known.nlink - 1  # names that it has beside the one that is known
     return (
         stat.S_ISREG(entry.mode)
-        and min(known.nlink, entry.nlink) > 1
+        and others > 0
+        and (known.gone or entry.nlink > 1)
         and (known.mode, known.size, known.mtime) == (entry.mode, entry.size, entry.mtime)
     )
+
+
+def _same_type(known: Node, entry: wire.Entry) -> bool:
+    return stat.S_IFMT(known.mode) == stat.S_IFMT(entry.mode)

@@ -10,7 +10,8 @@ import trio
 
 from mountsafe import wire
 from mountsafe.filesystem.agents import Agents
-from mountsafe.filesystem.index import Index, Node
+from mountsafe.filesystem.index import Index
+from mountsafe.filesystem.nodes import Node
 from mountsafe.filesystem.prefetch import prefetch
 from mountsafe.filesystem.reader import Reader
 from mountsafe.incidents import Incidents
@@ -50,7 +51,7 @@ class FileSystem:
         incidents = Incidents()
         index = Index(agents, incidents, nursery, entries, release)
         statfs = agents.unpack(wire.unpack_statfs, await agents.request(wire.Kind.STATFS))
-        return cls(agents, index, Reader(agents, disk(), incidents, nursery), statfs, incidents)
+        return cls(agents, index, Reader(agents, disk(), incidents, nursery, index.doubtful), statfs, incidents)
 
     async def begun(self) -> None:
         """Wait until the root's first entries are known: what every mount needs."""
@@ -80,6 +81,10 @@ class FileSystem:
         await self.reader.open(node)
         for offset in range(0, node.size, CHUNK):
             yield bytes(await self.reader.read(node, offset, CHUNK))
+
+    def doubt_all(self) -> None:
+        """What is learned from now on may lie elsewhere than the guest says, until it has settled."""
+        self.index.doubtful.all = True
 
     async def learn_ahead(self, limit: int) -> None:
         """Learn the tree while nobody asks for anything, `limit` entries at most."""

@@ -1,4 +1,4 @@
-"""The FUSE operations of a read-only mount: the only module that imports `pyfuse3`.
+"""The FUSE operations of a read-only mount; `filesystem.changing` has those that change it.
 
 A handler that raises anything but FUSEError ends the whole mount, so `boundary` turns every failure into an errno.
 """
@@ -18,8 +18,8 @@ import trio
 
 from mountsafe import wire
 from mountsafe.errors import DeadlinePassed, MountsafeError
-from mountsafe.filesystem.index import Listing, Node
 from mountsafe.filesystem.links import contained
+from mountsafe.filesystem.nodes import Listing, Node
 from mountsafe.filesystem.opened import FileSystem
 from mountsafe.limits import CALL_DEADLINE
 from mountsafe.medium.block import MediumError
@@ -42,32 +42,43 @@ class View:
     guard_links: bool
 
 
-def boundary(handler: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+Handler = Callable[..., Awaitable[T]]
+
+
+def within(deadline: Callable[[], float]) -> Callable[[Handler[T]], Handler[T]]:
     """Turn every failure of a handler into a FUSEError, and one that lasts; a bug is logged with its traceback."""
 
-    @functools.wraps(handler)
-    async def guarded(*args: Any) -> T:
-        try:
-            with trio.fail_after(CALL_DEADLINE):
-                return await handler(*args)
-        except trio.TooSlowError as error:
-            log.warning("%s took longer than %.0f s", handler.__name__, CALL_DEADLINE)
-            raise pyfuse3.FUSEError(errno.ETIMEDOUT) from error
-        except pyfuse3.FUSEError:
-            raise
-        except OSError as error:
-            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
-        except DeadlinePassed as error:
-            log.warning("%s", error)
-            raise pyfuse3.FUSEError(errno.ETIMEDOUT) from error
-        except (MediumError, MountsafeError) as error:
-            log.warning("%s", error)
-            raise pyfuse3.FUSEError(errno.EIO) from error
-        except Exception as error:
-            log.exception("a bug in %s", handler.__name__)
-            raise pyfuse3.FUSEError(errno.EIO) from error
+    def bounded(handler: Handler[T]) -> Handler[T]:
+        @functools.wraps(handler)
+        async def guarded(*args: Any) -> T:
+            seconds = deadline()
+            try:
+                with trio.fail_after(seconds):
+                    return await handler(*args)
+            except trio.TooSlowError as error:
+                log.warning("%s took longer than %.0f s", handler.__name__, seconds)
+                raise pyfuse3.FUSEError(errno.ETIMEDOUT) from error
+            except pyfuse3.FUSEError:
+                raise
+            except Exception as error:
+                raise pyfuse3.FUSEError(_errno_of(error, handler.__name__)) from error
 
-    return guarded
+        return guarded
+
+    return bounded
+
+
+def _errno_of(error: Exception, what: str) -> int:
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO
+    if isinstance(error, MediumError | MountsafeError):
+        log.warning("%s", error)
+        return errno.ETIMEDOUT if isinstance(error, DeadlinePassed) else errno.EIO
+    log.error("a bug in %s", what, exc_info=error)
+    return errno.EIO
+
+
+boundary = within(lambda: CALL_DEADLINE)
 
 
 class Operations(pyfuse3.Operations):
@@ -85,7 +96,7 @@ class Operations(pyfuse3.Operations):
         self._statfs = opened.statfs
         self._view = view
         self._handles: dict[int, Node] = {}
-        self._listings: dict[int, Listing] = {}
+        self._listings: dict[int, tuple[Listing, list[tuple[bytes, Node]]]] = {}
         self._numbers = itertools.count(1)
         self._xattrs: dict[int, dict[bytes, bytes]] = {}
 
@@ -164,18 +175,20 @@ class Operations(pyfuse3.Operations):
         listing = self._index.listing(self._folder(inode))
         await listing.begun()
         handle = next(self._numbers)
-        self._listings[handle] = listing
+        self._listings[handle] = (listing, listing.order)
         return handle
 
     @boundary
     async def readdir(self, fh: int, start_id: int, token: object) -> None:
         """Reply with entries and their attributes until the kernel's buffer is full."""
-        listing = self._listings[fh]
+        listing, order = self._listings[fh]
         if listing.complete:
             self._agents.defer()
-        await listing.wait_for(lambda: listing.complete or len(listing.order) > start_id)
-        for position in range(start_id, len(listing.order)):
-            name, node = listing.order[position]
+        await listing.wait_for(lambda: listing.complete or len(order) > start_id)
+        for position in range(start_id, len(order)):
+            name, node = order[position]
+            if not listing.stands(name, node):
+                continue
             if not pyfuse3.readdir_reply(token, name, self._attributes(node), position + 1):
                 return
             self._index.looked_up(node)
@@ -227,7 +240,7 @@ class Operations(pyfuse3.Operations):
         if known is None:
             known = {}
             if stat.S_ISREG(node.mode) or node.is_folder:
-                body = await self._agents.request(wire.Kind.XATTRS, node.path())
+                body = await self._agents.request(wire.Kind.XATTRS, node.path)
                 for name, value in self._agents.unpack(wire.unpack_xattrs, body):
                     if name.startswith(SHOWN_XATTRS) and b"\0" not in name:
                         known[name] = value

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 from mountsafe import wire
-from mountsafe.filesystem.index import Node
+from mountsafe.filesystem.nodes import Node
 from mountsafe.medium.extents import NO_PLAN, ReadPlan
 
 
@@ -28,6 +28,11 @@ class Plans:
         self.extents += len(plan)
         while self.extents > self._limit:
             self._take(next(iter(self._long)))
+
+    def drop(self, node: Node) -> None:
+        """Take a node's plan for good: its bytes are about to lie elsewhere."""
+        self._take(node.ino)
+        node.plan, node.unplanned = NO_PLAN, False
 
     def _take(self, ino: int) -> None:
         """Take the long plan that was given under this number, if there is one: who needs it asks again."""

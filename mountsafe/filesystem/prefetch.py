@@ -13,7 +13,8 @@ from collections.abc import Awaitable
 
 from mountsafe.errors import MountsafeError
 from mountsafe.filesystem.agents import Agents
-from mountsafe.filesystem.index import Index, Node
+from mountsafe.filesystem.index import Index
+from mountsafe.filesystem.nodes import Node
 from mountsafe.filesystem.reader import Reader
 from mountsafe.limits import PREFETCH_ENTRIES
 
@@ -30,7 +31,7 @@ async def prefetch(agents: Agents, index: Index, reader: Reader, limit: int = PR
             await agents.quiet()
             listing = index.listing(folder, limit - len(seen))
             await _without_refusal(listing.stopped())
-            nodes = [node for _, node in listing.order]
+            nodes = list(listing.names.values())
             seen += nodes
             folders.extendleft(node for node in reversed(nodes) if node.is_folder)
         for node in seen:

@@ -27,6 +27,7 @@ class Medium:
 
     `sector_size`: the one that the user says its partition table counts, or None. `part`: what counts of the
     disk in it. `sequence`: the number of the medium in a device (`medium.swapped`); 0 if it is not known.
+    `writable_fd`: a descriptor that is open for writing as well, if it may be written to (`medium.opening`).
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Medium:
     sector_size: int | None = None
     part: Part = WHOLE
     sequence: int = 0
+    writable_fd: int | None = None
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ import select
 import shlex
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from mountsafe import channel, codec, pieces
@@ -13,13 +14,24 @@ from mountsafe.session.messages import ANSWERS, Answer, Failed, Request, Verb
 from mountsafe.session.runtime import RecordFault, Runtime
 from mountsafe.text import printable
 
+PATIENCE = 1.0  # seconds that somebody waits without a word
+
 
 class NoAnswer(UserError):
     """A supervisor that lives, and does nothing."""
 
 
-def ask(runtime: Runtime, request: Request, until_gone: bool = False, deadline: float | None = None) -> Answer | None:
-    """Ask a supervisor; `until_gone` waits for its end after the answer. None: it has ended. Raises UserError."""
+def ask(
+    runtime: Runtime,
+    request: Request,
+    until_gone: bool = False,
+    deadline: float | None = None,
+    late: Callable[[], None] | None = None,
+) -> Answer | None:
+    """Ask a supervisor; `until_gone` waits for its end after the answer. None: it has ended. Raises UserError.
+
+    `late` is called once the answer is awaited for PATIENCE.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock, ExitStack() as stack:
         try:
             sock.settimeout(deadline)
@@ -28,6 +40,8 @@ def ask(runtime: Runtime, request: Request, until_gone: bool = False, deadline: 
             supervisor = _pidfd(sock)
             stack.callback(os.close, supervisor)
             channel.send(sock, codec.plain(request))
+            if late is not None and not select.select([sock], [], [], PATIENCE)[0]:
+                late()
             told = pieces.receive(sock)
             answer = None if told is None else ANSWERS.read(told)
             if isinstance(answer, Failed):

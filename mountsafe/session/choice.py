@@ -13,7 +13,7 @@ from mountsafe.session.finding import inspect_medium
 from mountsafe.session.machines import Machines
 from mountsafe.session.messages import Found, Missing, MountOptions
 from mountsafe.session.missing import not_mounted
-from mountsafe.session.reporter import Reporter
+from mountsafe.session.reporter import Asker
 from mountsafe.session.storage import Lender
 from mountsafe.session.unlocking import unlock
 
@@ -23,10 +23,11 @@ Machined = Callable[[Lender], Machines]
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A file system that is to be shown, and the machines that have its disk."""
+    """A file system that is to be shown, the machines that have its disk, and what was told of that along with it."""
 
     volume: Volume
     machines: Machines
+    told: tuple[Volume, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Choice:
         self,
         options: MountOptions,
         medium: str,
-        reporter: Reporter,
+        reporter: Asker,
         nursery: trio.Nursery,
         machined: Machined,
     ) -> None:
@@ -76,7 +77,7 @@ class Choice:
         chosen = self._choose(volumes, wanted)
         named = {within(wanted.host, volume).name: volume for volume in chosen}
         permitted = await self._permitted([within(wanted.host, volume) for volume in chosen])
-        self.chosen += [Chosen(volume, machines) for volume in permitted if not volume.encrypted]
+        self.chosen += [Chosen(each, machines, tuple(volumes)) for each in permitted if not each.encrypted]
         encrypted = [volume for volume in permitted if volume.encrypted]
         if len(encrypted) == len(permitted):
             await machines.release(machines.storage)  # nobody needs it while a passphrase is typed

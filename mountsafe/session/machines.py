@@ -178,6 +178,11 @@ class Machines:
             self._users.add(user)
             return sock
 
+    async def numbered(self, user: object) -> tuple[socket.socket, int]:
+        """Return a new stream, as `stream` does, and the number of its VM."""
+        sock = await self.stream(user)
+        return sock, self.number  # nothing was awaited since: it is the stream's
+
     async def _new_stream(self) -> socket.socket:
         if self._life is not None:
             try:
@@ -220,7 +225,7 @@ class Machines:
         try:
             async with self.storage.lent(to_qemu=True) as fd:
                 number = self.storage.number
-                await machine.attach(fd, self.storage.model, self.storage.part)
+                await machine.attach(fd, self.storage.model, self.storage.part, self.storage.writable)
         except BaseException as error:
             self._last = machine
             await machine.stop()
@@ -259,6 +264,14 @@ class Machines:
         async with self._starting:
             if self._life is not None and self._life.number == number:
                 await self._bury(why)
+
+    async def renew(self, why: str) -> None:
+        """End the VM, if one runs, because it has read what has changed since. It is not one that died."""
+        async with self._starting:
+            life, self._life = self._life, None
+            if life is not None:
+                log.info("ending the virtual machine: %s", why)
+                await life.let_go()
 
     async def _watch(self, life: _Life) -> None:
         """Notice when the VM dies, so that its box is cleaned up at once."""

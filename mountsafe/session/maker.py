@@ -45,15 +45,18 @@ class Maker:
 
     Any task may call any method. `_starting` is held wherever `_server` and `number` change; who holds it waits for no
     other lock but those of `start`. A caller that is cancelled stops the process that it was starting.
+    `size`: of the disk, in bytes, if that is known before it is opened.
     """
 
-    def __init__(self, what: str, start: Callable[[], Awaitable[DiskServer]], nursery: trio.Nursery) -> None:
+    def __init__(
+        self, what: str, start: Callable[[], Awaitable[DiskServer]], nursery: trio.Nursery, size: int = 0
+    ) -> None:
         self.number = 0  # how many processes there were
         self._what = what
         self._start = start
         self._nursery = nursery
         self._server: DiskServer | None = None
-        self._size = 0
+        self._size = size
         self._starting = trio.Lock()
         self._restarts = RestartLimit(what)
         self._lost = trio.Event()
@@ -119,6 +122,14 @@ class Maker:
             self._lost.set()
             log.warning("%s is lost: %s", self._what, why)
             await server.stop()
+
+    async def rest(self) -> None:
+        """End the process, which nobody needs now: it does not count as one that died."""
+        async with self._starting:
+            server, self._server = self._server, None
+            if server is not None:
+                self._lost.set()
+                await server.stop()
 
     async def close(self) -> None:
         """End the process."""

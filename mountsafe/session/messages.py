@@ -37,7 +37,8 @@ class MountOptions:
     `Starting.follow` is given a judge of what is found. `timezone`: by which local times are told, as
     `mountsafe.system.zones.rules_of` takes it.
     `mount_options`: of each type those that it takes; one that none takes is an error. `unlock`: `Starting.follow` is
-    given who has keys.
+    given who has keys. `write`: what can be changed may be changed, and a descriptor that is open for writing comes
+    along.
     """
 
     partition: int | str | None = None
@@ -53,11 +54,14 @@ class MountOptions:
     timezone: str = ""
     mount_options: tuple[str, ...] = ()
     unlock: bool = False
+    write: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """What to mount where, and for whom. Three descriptors come with it: the medium, the target's parent, the target.
+
+    With `MountOptions.write` a fourth does: the medium, open for writing as well.
 
     `source` to `sector_size`, `part` and `sequence` as in `mountsafe.medium.source.Medium`; `uid` and `gid` of whom it
     is for.
@@ -77,12 +81,16 @@ class Order:
     sequence: int = 0
 
 
+READ_ONLY, READ_WRITE = "read-only", "read-write"
+
+
 # --- the record -----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Mount:
     """A file system that is mounted. `session` is the process id of its box; `note` is to be known by its user.
 
     `options`: mount options that were given. `encryption`: how it lies on the medium, if it was unlocked.
+    `access`: READ_ONLY or READ_WRITE; `written`: whether a byte was, so far. `unsaved`: why changes are lost, or "".
     """
 
     target: str
@@ -98,6 +106,9 @@ class Mount:
     session: int
     options: tuple[str, ...] = ()
     encryption: str = ""
+    access: str = READ_ONLY
+    written: bool = False
+    unsaved: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +146,12 @@ class Asked:
     links: str
     timezone: str = ""
     mount_options: tuple[str, ...] = ()
+    write: bool = False
 
     @classmethod
     def of(cls, options: MountOptions) -> "Asked":
         """Return what options ask for."""
-        how = (options.owner, options.links, options.timezone, options.mount_options)
+        how = (options.owner, options.links, options.timezone, options.mount_options, options.write)
         return cls(options.partition, options.fstype, *how)
 
 
@@ -148,7 +160,8 @@ class Record:
     """A medium and its mounts. No mount: not yet.
 
     `virtual_machine` (the first, if several disks of it have one), `container` and `decrypting` (one for each encrypted
-    volume that is open): process ids of boxes that run.
+    volume that is open): process ids of boxes that run. So are `writing` and `writing_machines`, of each file system
+    that is being written to: of what alone writes to the medium, and of the virtual machine that has it do so.
 
     `offset` and `sizelimit`, in bytes: what counts of its disk; a limit of None is the disk's end.
     `asked`: None where an earlier version made it. `sequence`: as in `Medium`.
@@ -167,6 +180,8 @@ class Record:
     virtual_machine: int | None = None
     container: int | None = None
     decrypting: tuple[int, ...] = ()
+    writing: tuple[int, ...] = ()
+    writing_machines: tuple[int, ...] = ()
     mounts: tuple[Mount, ...] = ()
     missing: tuple[Missing, ...] = ()
     held: Held = field(default_factory=Held)

@@ -55,7 +55,10 @@ done </proc/self/mountinfo
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """What to mount where. `uid` and `gid` own the mount; `mode` is the root's; `follow_links` drops nosymfollow."""
+    """What to mount where. `uid` and `gid` own the mount; `mode` is the root's; `follow_links` drops nosymfollow.
+
+    `writable`: it is not read-only.
+    """
 
     source: str
     place: Place
@@ -63,6 +66,7 @@ class MountRequest:
     gid: int
     mode: int
     follow_links: bool = False
+    writable: bool = False
 
 
 class Unmounter:
@@ -163,18 +167,19 @@ def require_fuse() -> None:
 
 
 def _mount_as_root(request: MountRequest) -> FuseMount:
-    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+    attributes |= 0 if request.writable else MOUNT_ATTR_RDONLY
     attributes |= 0 if request.follow_links else MOUNT_ATTR_NOSYMFOLLOW
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    options = {
+    options: dict[str, str | None] = {
         "fd": str(fd),
         "rootmode": f"{0o40000 | request.mode:o}",
         "user_id": str(request.uid),
         "group_id": str(request.gid),
         "allow_other": None,
         "default_permissions": None,
-        "ro": None,
     }
+    options |= {} if request.writable else {"ro": None}
     try:
         made = fsmount(request.source, options, attributes)
         try:
@@ -214,7 +219,8 @@ def _in_place(mount: FuseMount, place: Place) -> FuseMount:
 def _mount_as_user(request: MountRequest) -> FuseMount:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     source = request.source.replace("\\", "\\\\").replace(",", "\\,")
-    options = f"ro,nosuid,nodev,noexec,default_permissions,fsname={source},subtype=mountsafe"
+    access = "rw" if request.writable else "ro"
+    options = f"{access},nosuid,nodev,noexec,default_permissions,fsname={source},subtype=mountsafe"
     before = {each.id for each in mounted()}
     with theirs:
         helper = subprocess.Popen(

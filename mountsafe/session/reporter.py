@@ -6,6 +6,7 @@ import socket
 import time
 from collections import deque
 from contextlib import suppress
+from typing import Protocol
 
 import trio
 
@@ -30,9 +31,28 @@ from mountsafe.session.messages import (
 log = logging.getLogger(__name__)
 KEPT_REPORTS = 4096
 MAX_INCIDENT = 2000  # characters of an incident's words, in one packet
-ORDERED = 3  # descriptors that come with an order
+ORDERED = 3  # descriptors that come with an order to read
 OTHER_VERSION = "Has mountsafe been upgraded meanwhile? sudo systemctl restart mountsafe"
 LAST_REPORT = 5.0  # seconds for one who listens, and reads nothing
+
+
+class Asker(Protocol):
+    """Who is told how far a search for file systems is, and asked what it needs: a `Reporter`, or a job's own."""
+
+    def tell(self, message: Report) -> None:
+        """Hear what was found."""
+
+    def progress(self, what: str) -> None:
+        """Hear what is being done now."""
+
+    def warn(self, what: str) -> None:
+        """Hear of what is worse than it might be."""
+
+    async def judged(self, found: Found) -> Judged:
+        """Return what is judged of what was found."""
+
+    async def key(self, locked: Locked) -> tuple[Key, list[int]]:
+        """Return a key, and the descriptors that come with it."""
 
 
 class Reporter(Listener):
@@ -90,8 +110,7 @@ class Reporter(Listener):
     async def order(self) -> tuple[Order, list[int]] | None:
         """Wait for what is to be mounted, and where; None if nobody is there any more.
 
-        Three descriptors come with it: of the medium, of the target's parent and of the target. Raises UserError if it
-        is no order, or one of another version.
+        Descriptors come with it, as it says. Raises UserError if it is no order, or one of another version.
         """
         await trio.lowlevel.wait_readable(self._sock.fileno())
         try:
@@ -101,7 +120,7 @@ class Reporter(Listener):
             told, fds = received
             try:
                 order = ORDERS.read(told)
-                if isinstance(order, Order) and len(fds) == ORDERED:
+                if isinstance(order, Order) and len(fds) == ORDERED + order.options.write:
                     return order, fds
                 raise ProtocolFault("it is no order")
             except ProtocolFault:

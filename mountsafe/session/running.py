@@ -6,14 +6,15 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.limits import STATUS_DEADLINE, UNMOUNT_DEADLINE
+from mountsafe.limits import LAST_SAVE_DEADLINE, SAVE_DEADLINE, SETTLE_DEADLINE, STATUS_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.session.asking import NoAnswer, ask
 from mountsafe.session.attached import MountId, at, find
 from mountsafe.session.chase import chase, spelled
-from mountsafe.session.messages import Held, Mounted, Record, Request, Verb
+from mountsafe.session.messages import READ_WRITE, Held, Mounted, Record, Request, Verb
 from mountsafe.session.mounter import unmount
 from mountsafe.session.places import removed
 from mountsafe.session.runtime import RecordFault, Runtime, runtimes
@@ -67,13 +68,18 @@ def told(runtime: Runtime, record: Record) -> Record:
     return answer.record if isinstance(answer, Mounted) else record
 
 
-def end(runtime: Runtime, record: Record, force: bool) -> None:
+def end(runtime: Runtime, record: Record, force: bool, say: Callable[[str], None] = log.info) -> None:
     """Have a supervisor unmount, and wait for its end. Raises UserError.
 
-    `force`: whatever uses the mount; and a supervisor that does not answer is killed.
+    `force`: whatever uses the mount; and a supervisor that does not answer is killed. What can be changed is saved
+    before: `say` hears of it if that takes a while.
     """
+    deadline, late = UNMOUNT_DEADLINE, None
+    if any(mount.access == READ_WRITE for mount in record.mounts):
+        deadline += SETTLE_DEADLINE + (2 * LAST_SAVE_DEADLINE if force else SAVE_DEADLINE)
+        late = partial(say, f"saving what was changed in {printable(os.fsencode(record.target), 500)}")
     try:
-        ask(runtime, Request(Verb.UNMOUNT, force), until_gone=True, deadline=UNMOUNT_DEADLINE)
+        ask(runtime, Request(Verb.UNMOUNT, force), until_gone=True, deadline=deadline, late=late)
     except NoAnswer:
         if not force:
             raise
@@ -88,11 +94,11 @@ def end(runtime: Runtime, record: Record, force: bool) -> None:
         clean_up(runtime, record)
 
 
-def unmount_all(force: bool = False) -> list[str]:
-    """Unmount every medium of this user; return their sources."""
+def unmount_all(force: bool = False, say: Callable[[str], None] = log.info) -> list[str]:
+    """Unmount every medium of this user; return their sources. `say`: see `end`."""
     gone = []
     for runtime, record in running():
-        end(runtime, record, force)
+        end(runtime, record, force, say)
         gone.append(record.source)
     return gone
 
@@ -112,18 +118,21 @@ def _spellings(name: Path) -> Iterator[str]:
         yield os.fspath(found)
 
 
-def unmount_one(name: Path, force: bool = False) -> str:
-    """Unmount the medium whose source, folder, or one of whose mounts is `name`; return its source."""
+def unmount_one(name: Path, force: bool = False, say: Callable[[str], None] = log.info) -> str:
+    """Unmount the medium whose source, folder, or one of whose mounts is `name`; return its source.
+
+    `say`: see `end`.
+    """
     media = running()
     for wanted in _spellings(name):
         for runtime, record in media:
             targets = {record.target, *(mount.target for mount in record.mounts), *_places(record)}
             if wanted in targets:
-                end(runtime, record, force)
+                end(runtime, record, force, say)
                 return record.source
         parts = [each for each in media if wanted in (each[1].source, spelled(Path(each[1].source)))]
         for runtime, record in parts:
-            end(runtime, record, force)
+            end(runtime, record, force, say)
         if parts:
             return parts[0][1].source
         if (which := at(Path(wanted))) is not None:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -13,7 +12,6 @@ from mountsafe import channel, codec, sandbox, syscalls, wire
 from mountsafe.errors import ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.limits import (
     CONTROL_MESSAGE,
-    INDEX_ENTRIES,
     LAUNCH_DEADLINE,
     MOUNT_DEADLINE,
     SESSION_ADDRESS_SPACE,
@@ -23,7 +21,7 @@ from mountsafe.limits import (
 from mountsafe.medium import resorts, unopened
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import ENCRYPTED, Volume
+from mountsafe.medium.volumes import Volume
 from mountsafe.process import Child, said_by
 from mountsafe.session.attached import MountId
 from mountsafe.session.conversation import (
@@ -43,66 +41,25 @@ from mountsafe.session.conversation import (
     Said,
     Serving,
     SessionSettings,
+    Settle,
     Stream,
+    Unsaved,
     WantDisk,
     WantStream,
     turned,
 )
 from mountsafe.session.machines import Machines
-from mountsafe.session.messages import Missing, Mount
+from mountsafe.session.messages import READ_ONLY, READ_WRITE, Missing, Mount
 from mountsafe.session.missing import not_mounted
 from mountsafe.session.mounter import FuseMount, MountRequest, mount
 from mountsafe.session.places import Place
-from mountsafe.system.zones import UTC
+from mountsafe.session.presentation import STATE_WORDS, Presentation, enclosed, mount_source
+from mountsafe.session.writing import Writer, save
 from mountsafe.text import printable
 from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
 LAST_WORDS = 0.5  # seconds for what a session process said at its end to arrive
-
-STATE_WORDS = {
-    wire.MountState.CLEAN: "",
-    wire.MountState.RECOVERED: (
-        "it was not unmounted properly: its journal was replayed in the virtual machine's memory, and the medium was"
-        " not changed"
-    ),
-    wire.MountState.SKIPPED: (
-        "it was not unmounted properly and its journal could not be replayed: the newest changes may be missing"
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Presentation:
-    """How a mount is shown: owner of the files (None: as the medium says), owner of the mount, and what links do.
-
-    `links`: "nofollow" (never followed where the kernel can be told so), "contained" (followed inside the mount),
-    "follow" (as on any mount). `idle`: seconds without a question after which the VM is ended; 0 for never.
-    `entries`: how many of the tree's entries are remembered. `zone`: by which local times are told
-    (`mountsafe.system.zones`).
-    """
-
-    owner: tuple[int, int] | None
-    mount_uid: int
-    mount_gid: int
-    links: str
-    idle: float = 0.0
-    entries: int = INDEX_ENTRIES
-    zone: bytes = UTC
-
-
-def enclosed(volume: Volume) -> str:
-    """Return what a volume was unlocked from, innermost first: "LUKS (partition 2)"; "" if it was not."""
-    words = []
-    while (host := volume.host) is not None:
-        words.append(f"{ENCRYPTED[host.fstype]} ({host.title})")
-        volume = host
-    return " in ".join(words)
-
-
-def mount_source(name: str) -> str:
-    """Return what the mounts of a medium of this name show as their source."""
-    return f"mountsafe:{name}".replace(",", "_").replace("\\", "_")
 
 
 class SessionBox:
@@ -134,6 +91,7 @@ class ServedVolume:
         shown: Presentation,
         box: SessionBox,
         source: str,
+        writer: Writer | None = None,
     ) -> None:
         self.volume = volume
         self.place = place
@@ -145,6 +103,8 @@ class ServedVolume:
         self._machines = machines
         self._shown = shown
         self._source = source
+        self._writer = writer
+        self.ended = trio.Event()
         self._mount: FuseMount | None = None
         self.phase = Phase.LEARNING
         self._answers = trio.Event()
@@ -169,6 +129,7 @@ class ServedVolume:
             idle=self._shown.idle,
             entries=self._shown.entries,
             zone=self._shown.zone.hex(),
+            writing=self._writer.assigned if self._writer else None,
         )
 
     @property
@@ -196,7 +157,10 @@ class ServedVolume:
                 await self._child.stop()
                 self._control.close()
                 await trio.to_thread.run_sync(self.detach)
+                if self._writer is not None:
+                    await self._writer.close()
                 await self._machines.release(self)
+            self.ended.set()
             if not self.serving.is_set():
                 self._fail(UserError("the session process ended before it served", "--verbose shows why."))
 
@@ -238,8 +202,12 @@ class ServedVolume:
         """Do what the session process asks: it is of the right shape, and nothing in it is to be believed."""
         self.phase = turned(self.phase, said)
         match said:
-            case WantStream():
-                await self._give_stream()
+            case WantStream(writing):
+                await self._give_stream(writing)
+            case Settle():
+                await self._send(await self._writing().settle())
+            case Unsaved(untrusted_why, count):
+                self._writing().not_saved(untrusted_why, count)
             case WantDisk(instead):
                 await self._give_disk(instead)
             case Ready():
@@ -248,8 +216,9 @@ class ServedVolume:
                 self._answers.set()
             case Resting():
                 await self._machines.release(self)
-            case Misbehaved(number, untrusted_why):
-                await self._machines.end_misbehaving(number, printable(untrusted_why, wire.MAX_MESSAGE))
+            case Misbehaved(number, untrusted_why, writing):
+                machines = self._writing() if writing else self._machines
+                await machines.end_misbehaving(number, printable(untrusted_why, wire.MAX_MESSAGE))
             case Refused(untrusted_why) | Failed(untrusted_why):
                 why = printable(untrusted_why, wire.MAX_MESSAGE)
                 self._fail(self._not_mounted(isinstance(said, Refused), why))
@@ -271,13 +240,19 @@ class ServedVolume:
     async def _send(self, message: Given, *fds: int) -> None:
         await self._control.sendmsg([channel.encode(GIVEN.told(message))], channel.descriptors(list(fds)))
 
-    async def _give_stream(self) -> None:
+    def _writing(self) -> Writer:
+        if self._writer is None:
+            raise ProtocolFault("it would write, and may not")
+        return self._writer
+
+    async def _give_stream(self, writing: bool) -> None:
         try:
-            sock = await self._machines.stream(self)
+            sock, number = await (self._writing().stream() if writing else self._machines.numbered(self))
+        except ProtocolFault:
+            raise
         except MountsafeError as error:
             await self._send(Nothing(str(error)[: wire.MAX_MESSAGE]))
             return
-        number = self._machines.number  # nothing was awaited since: it is the stream's
         with sock:
             await self._send(Stream(number), sock.fileno())
 
@@ -302,11 +277,17 @@ class ServedVolume:
         self.landlock = ready.landlock
         self._resorts = ready.resorts | self.volume.resorts
         told = resorts.words(ready.resorts & ~self.volume.resorts)
-        self.note = "; ".join(filter(None, (STATE_WORDS[ready.state], *told, self.volume.condition)))
+        self.note = "; ".join(filter(None, (STATE_WORDS[ready.state], *told, self.volume.condition, self._shown.note)))
         shown = self._shown
         source = mount_source(self._source)
         request = MountRequest(
-            source, self.place, shown.mount_uid, shown.mount_gid, ready.mode & 0o777, shown.links != "nofollow"
+            source,
+            self.place,
+            shown.mount_uid,
+            shown.mount_gid,
+            ready.mode & 0o777,
+            follow_links=shown.links != "nofollow",
+            writable=self._writer is not None,
         )
         try:
             self._mount = await trio.to_thread.run_sync(mount, request)
@@ -320,6 +301,35 @@ class ServedVolume:
             await self._send(Connection(guard), self._mount.fd)
         finally:  # as long as we had a copy, the mount's callers would wait for a session process that is gone
             self._mount.close_descriptor()
+
+    async def save(self, deadline: float, force: bool = False) -> None:
+        """Have it save what was changed, if it is mounted and may be changed. Raises UserError, unless by `force`."""
+        if self._writer is None or self.which is None:
+            return
+        try:
+            await save(self.which, self.target, deadline)
+        except UserError as error:
+            if not force:
+                raise
+            log.warning("%s", error.message)
+
+    async def settled(self, deadline: float) -> None:
+        """Unmount it if it may be changed, and let it end by itself: it saves what it has, and is left clean."""
+        if self._writer is not None and self.which is not None and not self.ended.is_set():
+            await self.save(deadline, force=True)
+            await trio.to_thread.run_sync(self.detach)
+            with trio.move_on_after(deadline):
+                await self.ended.wait()
+
+    @property
+    def unsaved(self) -> str:
+        """Why changes that programs were told of are lost; "" if none are."""
+        return self._writer.unsaved if self._writer else ""
+
+    async def stop_writing(self) -> None:
+        """End what may write to it at once: nothing is saved any more."""
+        if self._writer is not None:
+            await self._writer.close()
 
     def unmount(self, lazy: bool) -> None:
         """Unmount; the session process then ends by itself. Raises UserError (BUSY)."""
@@ -368,4 +378,7 @@ class ServedVolume:
             landlock=self.landlock,
             session=self.pid,
             encryption=enclosed(self.volume),
+            access=READ_WRITE if self._writer else READ_ONLY,
+            written=self._writer is not None and self._writer.written,
+            unsaved=self.unsaved,
         )

@@ -20,7 +20,9 @@ import trio
 from mountsafe import channel, codec, landlock, wire
 from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import GuestGone, MountsafeError
-from mountsafe.filesystem.agents import Agents
+from mountsafe.filesystem.agents import Agents, Writable
+from mountsafe.filesystem.changing import ChangingOperations
+from mountsafe.filesystem.journal import Journal
 from mountsafe.filesystem.opened import FileSystem
 from mountsafe.filesystem.operations import Operations, View, release, serve
 from mountsafe.filesystem.reader import Reader
@@ -44,7 +46,10 @@ from mountsafe.session.conversation import (
     Said,
     Serving,
     SessionSettings,
+    Settle,
+    Settled,
     Stream,
+    Unsaved,
     WantDisk,
     WantStream,
 )
@@ -161,16 +166,31 @@ class SessionProcess:
         self._nursery = nursery
         self._parent = Parent(control)
 
-    async def _client(self) -> AgentClient:
-        answer, fds = await self._parent.ask(WantStream())
+    async def _client(self, writing: bool = False) -> AgentClient:
+        answer, fds = await self._parent.ask(WantStream(writing))
         if (fd := channel.only(fds)) is None or not isinstance(answer, Stream):
             raise GuestGone(answer.why if isinstance(answer, Nothing) else "no virtual machine")
-        client = AgentClient(socket.socket(fileno=fd), answer.machine)
+        client = AgentClient(socket.socket(fileno=fd), answer.machine, writing)
         self._nursery.start_soon(client.run)
         return client
 
-    async def _misbehaved(self, machine: int, error: MountsafeError) -> None:
-        await self._parent.tell(Misbehaved(machine, str(error)))
+    async def _misbehaved(self, writing: bool, machine: int, error: MountsafeError) -> None:
+        await self._parent.tell(Misbehaved(machine, str(error), writing))
+
+    async def _settled(self) -> str:
+        answer, fds = await self._parent.ask(Settle())
+        channel.close(fds)
+        return answer.why if isinstance(answer, Settled | Nothing) else "the parent says something else"
+
+    async def _unsaved(self, why: str, count: int) -> None:
+        await self._parent.tell(Unsaved(why, count))
+
+    def _writable(self, what: tuple[bytes, bytes, bytes, tuple[bytes, ...]]) -> Writable | None:
+        """How it is mounted for writing; `what` as for reading, as of `wire.pack_mount`."""
+        if self._assigned.writing is None:
+            return None
+        mount = wire.pack_mount(os.fsencode(self._assigned.writing.device), *what[1:], writable=True)
+        return Writable(partial(self._client, True), partial(self._misbehaved, True), mount, self._settled)
 
     async def _resting(self, reader: Reader) -> None:
         reader.rest()
@@ -186,7 +206,8 @@ class SessionProcess:
         window = Window(assigned.start, assigned.size, tuple(wire.Place(*place) for place in assigned.places))
         options = tuple(map(os.fsencode, assigned.options))
         what = (os.fsencode(assigned.device), os.fsencode(assigned.fstype), bytes.fromhex(assigned.zone), options)
-        agents = Agents(self._client, self._misbehaved, wire.pack_mount(*what), window)
+        misbehaved = partial(self._misbehaved, False)
+        agents = Agents(self._client, misbehaved, wire.pack_mount(*what), window, self._writable(what))
         try:
             opened = await FileSystem.open(agents, self._disk, self._nursery, assigned.entries, release)
             await opened.begun()
@@ -214,8 +235,24 @@ class SessionProcess:
         self._nursery.start_soon(opened.learn_ahead, min(PREFETCH_ENTRIES, assigned.entries // 2))
         if assigned.idle:
             self._nursery.start_soon(agents.rest_when_idle, assigned.idle, partial(self._resting, opened.reader))
-        await serve(Operations(opened, view), fuse, partial(self._parent.tell, Serving()))
+        await self._serve(opened, view, fuse)
         agents.close()
+
+    async def _serve(self, opened: FileSystem, view: View, fuse: int) -> None:
+        """Serve it until it is unmounted, and then leave nothing that is not on the medium."""
+        started = partial(self._parent.tell, Serving())
+        writing = self._assigned.writing
+        if writing is None:
+            await serve(Operations(opened, view), fuse, started)
+            return
+        told = (self._unsaved, opened.doubt_all, opened.index.settled)
+        journal = Journal(opened.agents, self._nursery, writing.idle, *told)
+        self._nursery.start_soon(journal.attend)
+        try:
+            await serve(ChangingOperations(opened, view, journal), fuse, started)
+        finally:
+            with trio.CancelScope(shield=True):
+                await journal.end()
 
 
 async def _run(

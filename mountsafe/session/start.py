@@ -10,7 +10,7 @@ from contextlib import suppress
 from mountsafe import channel, codec, pieces
 from mountsafe.environment import caller
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
-from mountsafe.limits import UNMOUNT_DEADLINE
+from mountsafe.limits import STOP_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.policy.inside import Judgement, Seen
 from mountsafe.sandbox import PACKAGE, PYTHON
@@ -44,6 +44,10 @@ Judge = Callable[[Sequence[Seen]], Judgement]
 # Returns a key and its descriptors, which are closed when they are sent; None if there is none.
 Unlock = Callable[[Locked], tuple[Key, list[int]] | None]
 NO_KEY = Key(KeyForm.PASSPHRASE, given=False)
+
+
+class Lost(UserError):
+    """The supervisor ended before the mount was there, and did not say why: it was killed."""
 
 
 class Starting:
@@ -88,7 +92,8 @@ class Starting:
             options=options,
         )
         with suppress(OSError):  # it has ended: `follow` says so
-            channel.send(self._report, ORDERS.told(order), [medium.fd, target.parent, target.fd])
+            writable = [] if medium.writable_fd is None else [medium.writable_fd]
+            channel.send(self._report, ORDERS.told(order), [medium.fd, target.parent, target.fd, *writable])
 
     @property
     def alive(self) -> bool:
@@ -101,11 +106,23 @@ class Starting:
         warn: Callable[[str], None],
         judge: Judge | None = None,
         unlock: Unlock | None = None,
+        patience: float | None = None,
     ) -> Record:
-        """Return the record of the mount when it is there. Raises UserError when it came to nothing.
+        """Return the record of the mount when it is there. Raises UserError when it came to nothing; Lost.
 
-        `judge` hears what was found before any of it is shown; `unlock` is asked for keys, if that was ordered.
+        `judge` hears what was found before any of it is shown; `unlock` is asked for keys, if that was ordered. One
+        that says nothing for `patience` seconds is ended.
         """
+        self._report.settimeout(patience)
+        try:
+            return self._followed(progress, warn, judge, unlock)
+        finally:
+            with suppress(OSError):  # it was given up, and is closed
+                self._report.settimeout(None)
+
+    def _followed(
+        self, progress: Callable[[str], None], warn: Callable[[str], None], judge: Judge | None, unlock: Unlock | None
+    ) -> Record:
         while True:
             match self._told():
                 case Progress(what):
@@ -119,11 +136,16 @@ class Starting:
                 case Mounted(record):
                     return record
                 case Failed() as failed:
-                    self._process.wait()
+                    self._see_it_end()
                     raise failed.error()
                 case None:
-                    self._process.wait()
-                    raise UserError("mounting ended without a word", "--verbose shows what happened.", ExitCode.FAILURE)
+                    self._see_it_end()
+                    raise Lost("mounting ended without a word", "--verbose shows what happened.", ExitCode.FAILURE)
+
+    def _see_it_end(self) -> None:
+        """Wait for what is about to end, not for ever."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(UNMOUNT_DEADLINE)
 
     def _told(self) -> Report | None:
         """Return what it tells next; None if it has ended. Blocks. Raises UserError if that cannot be understood."""
@@ -132,6 +154,11 @@ class Starting:
             return None if told is None else REPORTS.read(told)
         except ConnectionError:  # it was killed before it had read what we told it
             return None
+        except TimeoutError as error:
+            seconds = self._report.gettimeout() or 0.0
+            self.abandon()
+            hint = "Try again. --verbose shows what happened."
+            raise UserError(f"it has said nothing for {seconds:.0f} s", hint, ExitCode.DEADLINE) from error
         except ProtocolFault as fault:
             self.abandon()
             raise UserError(f"what the supervisor tells cannot be understood: {fault}", "Try again.") from fault
@@ -192,16 +219,28 @@ class Starting:
         self._process.wait()
 
     def end(self) -> None:
-        """Ask the supervisor to unmount, whatever uses it, and wait. One that does not answer is killed."""
-        if self._unit.stop:
-            subprocess.run(self._unit.stop, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        else:
-            self._process.send_signal(signal.SIGTERM)
+        """Ask the supervisor to unmount, whatever uses it, and wait. One that does not answer is killed.
+
+        What one leaves that was killed, by us or by others, is cleaned up.
+        """
+        self._ask_to_end()
         try:
             self._process.wait(UNMOUNT_DEADLINE)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-            running()  # cleans up
+            with suppress(subprocess.TimeoutExpired):  # the kernel does not let it go
+                self._process.wait(STOP_DEADLINE)
         finally:
             self._report.close()
+        if self._process.returncode != ExitCode.OK:
+            running()
+
+    def _ask_to_end(self) -> None:
+        if not self._unit.stop:
+            self._process.send_signal(signal.SIGTERM)
+            return
+        nothing = subprocess.DEVNULL
+        with suppress(subprocess.TimeoutExpired):  # the service manager does not answer
+            subprocess.run(
+                self._unit.stop, stdin=nothing, stdout=nothing, stderr=nothing, check=False, timeout=UNMOUNT_DEADLINE
+            )

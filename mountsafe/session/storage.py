@@ -19,11 +19,16 @@ from mountsafe.session.maker import Maker
 class Lender(Protocol):
     """What virtual machines have a disk of, and session processes its bytes: `Storage`, or `unlocked.Unlocked`.
 
+    Or what virtual machines alone have, and may write to: `writable.Writable`.
     `size`, in bytes; `part`: what counts of the disk that a virtual machine is lent; `model`: what it is called there.
     """
 
     size: int
     part: Part
+
+    @property
+    def writable(self) -> bool:
+        """Whether virtual machines may write to it."""
 
     @property
     def model(self) -> str:
@@ -68,6 +73,8 @@ class Storage:
     `part`: what counts of the disk, and its `size` in bytes; `reach`: what a reader must know of the disk, in bytes.
     Any task may call any method: see `Maker`.
     """
+
+    writable = False
 
     def __init__(self, medium: Medium, nursery: trio.Nursery) -> None:
         self.medium = medium
@@ -155,3 +162,5 @@ class Storage:
         """End the process, and let go of the medium."""
         await self._maker.close()
         os.close(self.medium.fd)
+        if self.medium.writable_fd is not None:
+            os.close(self.medium.writable_fd)

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from mountsafe import codec, environment, shortage
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import ExitCode, MountsafeError, UserError
+from mountsafe.limits import LAST_SAVE_DEADLINE, SAVE_DEADLINE, SETTLE_DEADLINE
 from mountsafe.medium.choosing import folder_names, label_name
 from mountsafe.medium.source import Medium
 from mountsafe.medium.swapped import until_exchanged
@@ -45,10 +47,12 @@ from mountsafe.session.messages import (
 )
 from mountsafe.session.missing import within_limit
 from mountsafe.session.places import Place
+from mountsafe.session.presentation import Presentation, mount_source
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.runtime import LOG, Runtime
-from mountsafe.session.served import Presentation, ServedVolume, SessionBox, mount_source
+from mountsafe.session.served import ServedVolume, SessionBox
 from mountsafe.session.storage import Lender, Storage
+from mountsafe.session.writing import Writers
 from mountsafe.system.zones import rules_of
 from mountsafe.trios import run
 
@@ -79,6 +83,8 @@ class Supervisor:
         self._machines: list[Machines] = []  # of the medium's disk, then of what was unlocked of an earlier one
         self._nursery: trio.Nursery
         self._done = trio.Event()
+        self._kept = False  # all of it is mounted
+        self._exchanged = False  # another medium is in the place of ours
 
     async def run(self, machine: MachineSettings, acceleration: Acceleration, spare: Machine | None) -> None:
         """Mount, keep, clean up. `spare`: a virtual machine that runs already, if there is one."""
@@ -115,12 +121,23 @@ class Supervisor:
         else:
             logs.leave_terminal()
         self._nursery.start_soon(self._end_when_exchanged)
+        self._kept = True
         await self._done.wait()
+
+    def end(self) -> bool:
+        """Save what is to be saved, and end; False if nothing is, or that was asked for before: it may be cancelled."""
+        if not self._options.write or not self._kept or self._done.is_set():
+            return False
+        self._done.set()
+        return True
 
     async def _end_when_exchanged(self) -> None:
         """Show nothing of a medium that comes in the place of ours: it would be read as what is not there any more."""
         await until_exchanged(self._medium.fd, self._medium.sequence)
         log.warning("another medium is in its place: it is unmounted")
+        self._exchanged = True
+        for served in list(self._served):  # before a byte of what was meant for ours is written to that
+            await served.stop_writing()
         self._done.set()
 
     async def _cancel_when_gone(self, everything: trio.Nursery) -> None:
@@ -142,11 +159,16 @@ class Supervisor:
         await choice.make(self._machines[0])
         volumes, beyond = within_limit([each.volume for each in choice.chosen])
         self._missing = choice.missing + beyond
+        access = Writers(self._medium, storage, machined, self._nursery, self._reporter)
+        if self._options.write:
+            access.make(choice.chosen)
         places = self._places(volumes)
         self._reporter.progress("mounting " + "; ".join(volume.describe() for volume in volumes))
         shown = self._presentation()
         for each, place in zip(choice.chosen, places, strict=False):
-            served = ServedVolume(each.volume, place, each.machines, shown, self._box(each.volume), self._medium.name)
+            writer, why = access.of(each.volume)
+            how, box = replace(shown, note=why), self._box(each.volume)
+            served = ServedVolume(each.volume, place, each.machines, how, box, self._medium.name, writer)
             self._served.append(served)
             self._nursery.start_soon(self._serve, served)
         for served in list(self._served):
@@ -223,14 +245,21 @@ class Supervisor:
             sizelimit=self._order.part.size,
             asked=Asked.of(self._options),
             accelerator=next((each.accelerator for each in self._machines if each.accelerator), ""),
-            virtual_machine=next((each.pid for each in self._machines if each.pid), None),
+            virtual_machine=next((each.pid for each in self._machines if each.pid and not each.storage.writable), None),
             container=self._machines[0].storage.pid,
-            decrypting=tuple(each.storage.pid for each in self._machines[1:] if each.storage.pid is not None),
+            decrypting=self._pids(writable=False),
+            writing=self._pids(writable=True),
+            writing_machines=tuple(each.pid for each in self._machines if each.storage.writable and each.pid),
             mounts=tuple(served.mounted() for served in self._served),
             missing=tuple(self._missing),
             held=self._held(),
             sequence=self._medium.sequence,
         )
+
+    def _pids(self, writable: bool) -> tuple[int, ...]:
+        """Return what serves the disks that are made of the medium's."""
+        disks = [each.storage for each in self._machines[1:]]
+        return tuple(disk.pid for disk in disks if disk.pid is not None and disk.writable == writable)
 
     def _made_for_this(self) -> list[Place]:
         return ([self._place] if self._place.created else []) + self._folders
@@ -247,6 +276,9 @@ class Supervisor:
         self._runtime.write(self._record())
 
     async def _end_all(self) -> None:
+        with trio.move_on_after(LAST_SAVE_DEADLINE):
+            for served in [] if self._exchanged else list(self._served):
+                await served.settled(LAST_SAVE_DEADLINE)
         for served in list(self._served):  # whose tasks still run, and take them out
             await trio.to_thread.run_sync(served.detach)
             await served.end()
@@ -264,22 +296,37 @@ class Supervisor:
             return Mounted(self._record())
         if request.do is Verb.LEND:
             return Done(request.do)
-        for served in list(self._served):
+        told = list(self._served)
+        for served in told:
             try:
+                await served.save(LAST_SAVE_DEADLINE if request.force else SAVE_DEADLINE, request.force)
                 await trio.to_thread.run_sync(partial(served.unmount, request.force))
             except UserError as error:
                 return Failed.of(error)
+        for served in told:
+            await served.settled(LAST_SAVE_DEADLINE if request.force else SETTLE_DEADLINE)
         self._done.set()
+        if lost := next(filter(None, (served.unsaved for served in told)), ""):
+            return Failed(f"{self._medium.name} is unmounted, and {lost}", "Look at what is on it.", ExitCode.FAILURE)
         return Done(request.do)  # The caller waits for the end of this connection, which is the end of this process.
 
 
-async def _end_on_signal(everything: trio.CancelScope, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-    with trio.open_signal_receiver(*ENDING) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        task_status.started()
-        async for number in signals:
-            log.info("ended by signal %d", number)
-            everything.cancel()
+class _Ending:
+    """How all of it is ended by a signal: at once, unless there is a supervisor that has something to save."""
+
+    def __init__(self, everything: trio.CancelScope) -> None:
+        self._everything = everything
+        self.supervisor: Supervisor | None = None
+
+    async def on_signal(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Wait for signals."""
+        with trio.open_signal_receiver(*ENDING) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            task_status.started()
+            async for number in signals:
+                log.info("ended by signal %d", number)
+                if self.supervisor is None or not self.supervisor.end():
+                    self._everything.cancel()
 
 
 async def _started_ahead(
@@ -295,16 +342,18 @@ async def _started_ahead(
 async def _supervise(begin: Begin, runtime: Runtime, reporter: Reporter) -> None:
     """Start ahead what can be, wait for the order, carry it out."""
     async with trio.open_nursery() as nursery:
-        await nursery.start(_end_on_signal, nursery.cancel_scope)
+        ending = _Ending(nursery.cancel_scope)
+        await nursery.start(ending.on_signal)
         with machine_settings(begin.verbose) as (machine, acceleration):
             spare = await _started_ahead(machine, acceleration, nursery, reporter) if begin.spare else None
             try:
                 if (received := await reporter.order()) is not None:
-                    order, (fd, parent, folder) = received
+                    order, (fd, parent, folder, *writable) = received
                     told = (order.size, order.block_device, order.format, order.sector_size, order.part, order.sequence)
-                    medium = Medium(Path(order.source), fd, *told)
+                    medium = Medium(Path(order.source), fd, *told, *writable)
                     place = Place(Path(order.target), parent, folder, order.created_target)
-                    await Supervisor(order, medium, place, runtime, reporter).run(machine, acceleration, spare)
+                    ending.supervisor = Supervisor(order, medium, place, runtime, reporter)
+                    await ending.supervisor.run(machine, acceleration, spare)
             finally:
                 if spare is not None:
                     await spare.stop()

@@ -21,6 +21,8 @@ class Unlocked(Maker):
     started with the key. One that reads from a container process ends with that.
     """
 
+    writable = False
+
     def __init__(self, below: Lender, layer: Layer, key: int, nursery: trio.Nursery) -> None:
         assert layer.layout is not None
         super().__init__("the decrypting process", self._plaintext, nursery)

@@ -17,7 +17,7 @@ from mountsafe.medium.encryption import Layer
 from mountsafe.medium.volumes import ENCRYPTED, FORCED, Volume
 from mountsafe.peer import LAST_WORDS
 from mountsafe.session.messages import Locked
-from mountsafe.session.reporter import Reporter
+from mountsafe.session.reporter import Asker
 from mountsafe.session.storage import Lender
 from mountsafe.session.unlocked import Unlocked
 
@@ -50,7 +50,7 @@ async def key_process(disk: Lender, volume: Volume, memory: int = KEY_MEMORY) ->
             await process.stop()
 
 
-async def unlock(disk: Lender, volume: Volume, name: str, reporter: Reporter, nursery: trio.Nursery) -> Unlocked | None:
+async def unlock(disk: Lender, volume: Volume, name: str, reporter: Asker, nursery: trio.Nursery) -> Unlocked | None:
     """Return the plaintext disk of an encrypted volume, which is called `name`; None if nobody has a key for it.
 
     Asks until a key does. Raises UserError: LOCKED if none was right, and what `mountsafe.encrypted.keys` raises.

@@ -12,16 +12,18 @@ from contextlib import suppress
 from typing import Any
 
 from mountsafe import changes, channel, wire
+from mountsafe.checkers import CHECKERS
 from mountsafe.errors import ExitCode, GuestFault, ProtocolFault, UserError
 from mountsafe.filesystem.links import BLOCKED, contained
 from mountsafe.filesystem.untrusted import KNOWN_TYPES, fault_of_attributes, fault_of_name
 from mountsafe.hotplug.devices import Device
 from mountsafe.incidents import Incidents
+from mountsafe.jobs.checking import CODES, MAX_LINE, MAX_LINES, Checks, told_of
 from mountsafe.limits import MAX_FILE_SIZE
 from mountsafe.medium.choosing import choose, folder_names, label_name
 from mountsafe.medium.extents import Source, Window, plan
 from mountsafe.medium.formats import DESCRIPTOR_BYTES, Fault, Format, detect, fault
-from mountsafe.medium.volumes import checked
+from mountsafe.medium.volumes import Volume, checked
 from mountsafe.policy import modprobe, polkit, trust, udev
 from mountsafe.policy.exempt import of_crypttab, of_fstab
 from mountsafe.policy.facts import Facts, facts_of_device
@@ -117,6 +119,7 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = [
     (wire.unpack_layout, lambda files: wire.pack_layout([wire.pack_file_layout(list(e), m) for e, m in files])),
     (wire.unpack_xattrs, wire.pack_xattrs),
     (wire.unpack_statfs, wire.pack_statfs),
+    (wire.unpack_checked, wire.pack_checked),
 ]
 
 
@@ -219,6 +222,19 @@ def extents(data: bytes) -> None:
         assert place == (pieces[0].physical if alone else None)
 
 
+def checks(data: bytes) -> None:
+    """What came of a check is a code of ours, and lines of the checker's that can be shown, not too many."""
+    try:
+        told = wire.unpack_checked(data)
+    except wire.WireError:
+        return
+    result = told_of(_EXT4, CHECKERS["ext4"], told, 60)
+    assert result.outcome in CODES
+    assert all(_visible(line) and len(line) <= MAX_LINE for line in (*result.words, result.why, result.note))
+    assert len(result.words) <= MAX_LINES
+    assert json.loads(json.dumps(Checks(1, [result]).facts()))
+
+
 def volumes(data: bytes) -> None:
     """Volumes lie on the medium; each has a folder's name of its own, and words that can be shown."""
     supply = Supply(data)
@@ -255,6 +271,9 @@ def _is_folder_name(name: str) -> None:
     assert _visible(name)
     assert not name.startswith(("-", "."))
     assert len(name.encode()) <= 255
+
+
+_EXT4 = Volume("sda", "disk", 0, 0, 1 << 20, "ext4", "filesystem", "A", "", "", "", "0")
 
 
 # --- what a device says ----------------------------------------------------------------------------------------------
@@ -362,7 +381,8 @@ def container(data: bytes) -> None:
             assert why is None or why in Fault
 
 
-_OURS = (decoder, messages, changed, entries, extents, volumes, properties, policy, exemptions, control, container)
+_WIRE = (decoder, messages, changed, entries, extents, checks, volumes)
+_OURS = (*_WIRE, properties, policy, exemptions, control, container)
 TARGETS: dict[str, Target] = {**{each.__name__: each for each in _OURS}, **locked.TARGETS}
 
 # --- where a fuzzer begins -------------------------------------------------------------------------------------------
@@ -391,6 +411,7 @@ _BODIES = (
     wire.pack_layout([wire.pack_file_layout([wire.Extent(0, 0, 512, 1)], True)]),
     wire.pack_xattrs([(b"user.a", b"value")]),
     wire.pack_statfs(wire.Statfs(*range(8))),
+    wire.pack_checked(wire.Checked(wire.CheckOutcome.ERRORS, wire.MountState.RECOVERED, -9, b"Fix? no\n\x1b[2J")),
 )
 _ON_1_MIB = b"\x00\x00\x10\x00\x00"
 _USB = "sdb1\nID_BUS=usb\nID_VENDOR=A\nID_SERIAL_SHORT=4C\nID_FS_TYPE=vfat\nDISKSEQ=12\nID_INTEGRATION=external"
@@ -423,6 +444,7 @@ SEEDS: dict[str, list[bytes]] = {
         bytes(4) + b"\x00\x00\x40\x00" + bytes(5) + b"\x00\x40\x00" + _EXTENTS,
         b"\x00\x00\x02\x00\x00\x00\x20\x00" + bytes(4) + b"\x10\x00\x00\x10" + _EXTENTS,
     ],
+    "checks": [_BODIES[-1], wire.pack_checked(wire.Checked(2, 0, 1, b"\xff" * 900 + b"\n" * 900 + b"x\r\n" * 900))],
     "volumes": [
         _ON_1_MIB + b"\xff\x00" + _VOLUMES,
         _ON_1_MIB + b"\x01\x01" + _VOLUMES,

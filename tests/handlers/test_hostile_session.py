@@ -18,7 +18,8 @@ from mountsafe.session import served as served_module
 from mountsafe.session.attached import MountId
 from mountsafe.session.mounter import FuseMount, MountRequest
 from mountsafe.session.places import Place
-from mountsafe.session.served import Presentation, ServedVolume, SessionBox
+from mountsafe.session.presentation import Presentation
+from mountsafe.session.served import ServedVolume, SessionBox
 from mountsafe.session.storage import Storage
 
 
@@ -56,6 +57,8 @@ class FakeMachines:
 
     async def stream(self, user: object) -> socket.socket:
         raise GuestGone("there is none")
+
+    numbered = stream
 
     async def release(self, user: object) -> None:
         pass
@@ -184,10 +187,10 @@ async def test_its_words_are_made_printable(patched: list[MountRequest], tmp_pat
 @pytest.mark.real_clock
 async def test_a_machine_that_cannot_be_had_is_an_answer(patched: list[MountRequest], tmp_path: Path) -> None:
     async with session(patched, tmp_path) as seen:
-        await seen.say({"want-stream": {}})
+        await seen.say({"want-stream": False})
         assert json.loads(await seen.receive(1000)) == {"nothing": "there is none"}
         await seen.say({"misbehaved": {"number": 2, "why": "x"}})
-        await seen.say({"want-stream": {}})
+        await seen.say({"want-stream": False})
         await seen.receive(1000)
         assert seen.machines.ended == [2]
 

@@ -23,7 +23,7 @@ from mountsafe.policy.facts import Facts
 from mountsafe.policy.inside import Seen
 from mountsafe.policy.rules import Decision, Options, Verdict
 from mountsafe.session.messages import REPORTS, Incident, Mount, Warned
-from mountsafe.session.start import Starting
+from mountsafe.session.start import Lost, Starting
 
 DEVICE = Device("sdb", "sdb", "/dev/sdb", (8, 16), {}, (), Facts(device="sdb", fstype="jfs", size=1))
 
@@ -202,8 +202,8 @@ def test_it_is_shown_again_where_what_is_inside_belongs_and_no_third_time(
 
         order = Mock()
 
-        def follow(self, _: object, __: object, judge: Callable[[list[Seen]], object], ___: object) -> object:
-            judge([Seen("1", next(answers), "", "", 1, (), chosen=True)])
+        def follow(self, *told: Callable[[list[Seen]], object], patience: float) -> object:
+            told[2]([Seen("1", next(answers), "", "", 1, (), chosen=True)])
             raise UserError("enough")
 
         def end(self) -> None:
@@ -220,3 +220,31 @@ def test_it_is_shown_again_where_what_is_inside_belongs_and_no_third_time(
     assert bases == ["/run/media", "/x"]
     assert keeper.problem == "enough"
     assert len(ended) == len(bases)
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_supervisor_that_is_killed_before_it_has_shown_anything_is_replaced_once(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, killed: int
+) -> None:
+    started: list[str] = []
+    ended: list[bool] = []
+
+    class StandInStarting:
+        order = Mock()
+
+        def follow(self, *_: object, patience: float) -> object:
+            started.append("killed" if len(started) < killed else "there")
+            raise Lost("without a word") if started[-1] == "killed" else UserError("enough")
+
+        def end(self) -> None:
+            ended.append(True)
+
+    async def take() -> StandInStarting:
+        return StandInStarting()
+
+    keeper._display.spare.take = take  # type: ignore[assignment, method-assign]
+    monkeypatch.setattr(keepers, "folder_of", lambda _, base: base)
+    monkeypatch.setattr(keepers, "held", Mock())
+    kept(keeper, lambda: None)
+    assert len(started) == len(ended) == 2
+    assert keeper.problem == ("enough" if killed == 1 else "without a word")

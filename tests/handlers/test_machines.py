@@ -39,7 +39,7 @@ class FakeMachine:
         theirs.close()
         return ours
 
-    async def attach(self, fd: int, model: str, part: Part) -> None:
+    async def attach(self, fd: int, model: str, part: Part, writable: bool) -> None:
         await trio.lowlevel.checkpoint()
         if self.refuses == "attach":
             raise GuestGone("no medium")
@@ -56,6 +56,7 @@ class FakeStorage:
     """A disk in a container, whose process may be replaced."""
 
     raw = False
+    writable = False
     pid = None
     part = WHOLE
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountsafe import wire
-from mountsafe.filesystem.index import Node
+from mountsafe.filesystem.nodes import Node
 from mountsafe.filesystem.plans import Plans
 from mountsafe.medium.extents import NO_PLAN, ReadPlan, Source
 from mountsafe.wire import Extent, ExtentKind, Kind

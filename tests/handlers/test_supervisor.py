@@ -62,6 +62,7 @@ class Served:
     def __init__(self, volume: Volume, place: Place, *_: object) -> None:
         self.volume, self.place = volume, place
         self.failure: UserError | None = None
+        self.unsaved = ""
         self.serving = trio.Event()
 
     async def serve(self) -> None:
@@ -102,7 +103,7 @@ def supervisor(folder: Path, reporter: Reporter, volumes: list[Volume]) -> Any:
     medium = types.SimpleNamespace(format=Format.RAW, name="x", sector_size=None, part=WHOLE, sequence=0)
     runtime = types.SimpleNamespace(write=lambda record: None)
     made: Any = Supervisor(order, medium, Place.hold(target), runtime, reporter)  # type: ignore[arg-type]
-    storage = types.SimpleNamespace(raw=True, pid=None)
+    storage = types.SimpleNamespace(raw=True, pid=None, writable=False)
     made._machines = [types.SimpleNamespace(storage=storage, release=nothing, accelerator="tcg", pid=1)]
 
     made.found = volumes

@@ -161,7 +161,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(keepers, "is_to_be_detached", lambda _: None)
     monkeypatch.setattr(keepers, "folder_of", lambda *_: "/")
     monkeypatch.setattr(keepers, "held", Mock())
-    monkeypatch.setattr(keepers, "_ended", trio.sleep)
+    monkeypatch.setattr(keepers, "ended", trio.sleep)
     before = len(os.listdir("/proc/self/fd"))
     yield
     assert len(os.listdir("/proc/self/fd")) <= before + 2, "descriptors are left"  # a thread may still close its own

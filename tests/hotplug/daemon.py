@@ -63,7 +63,8 @@ class Daemon:
 
     def wait_for_mounts(self, *names: str) -> None:
         expected = sorted(f"{MEDIA}/{name}" for name in names)
-        wait_for(lambda: self.mounts() == expected, f"{expected} (there is {self.mounts()}, log {self.words()})")
+        instead = lambda: f"there is {self.mounts()}, log {self.words()}"  # noqa: E731
+        wait_for(lambda: self.mounts() == expected, str(expected), instead)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)

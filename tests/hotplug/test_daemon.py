@@ -156,7 +156,7 @@ def test_a_daemon_that_was_killed_leaves_nothing_and_the_next_goes_on(daemon: Da
         daemon.wait_for_mounts(label("ext4"))
         daemon.stop(signal.SIGKILL)
         daemon._start()
-        wait_for(lambda: daemon.mounts() == [f"{MEDIA}/{label('ext4')}"], f"the mount: {daemon.words()}")
+        wait_for(lambda: daemon.mounts() == [f"{MEDIA}/{label('ext4')}"], "the mount", daemon.words)
         shown = daemon.machine.run("sha256sum", f"{MEDIA}/{label('ext4')}/README.txt", user=True).ok().out
         (expected,) = (entry.sha256 for entry in images.expected("ext4") if entry.path == b"README.txt")
         assert shown.split()[0] == expected

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hotplug.daemon import RULES, Daemon, label
+from mountsafe.process import children
+from tests.hotplug.daemon import MEDIA, RULES, Daemon, label
 from tests.hotplug.machine import Machine, wait_for
 
 Image = Callable[[str], Path]
@@ -23,10 +24,6 @@ def daemon(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     made.stop()
     assert machine.run("ls", "-A", "/run/mountsafe/mounts").ok().out == ""
     machine.mountsafe("policy", "uninstall").ok()
-
-
-def children(pid: int) -> list[int]:
-    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def emulators(pid: int) -> list[int]:
@@ -55,11 +52,16 @@ def waiting(daemon: Daemon) -> tuple[int, int]:
     return children(pid)[0], emulators(pid)[0]
 
 
+def records(daemon: Daemon) -> list[str]:
+    """The folders of supervisors. Nobody cleans up in between: `mountsafe list` would."""
+    return daemon.machine.run("ls", "-A", "/run/mountsafe/mounts").ok().out.split()
+
+
 def show(daemon: Daemon, image: Path) -> int:
     """Plug it in, see it; return the process id of its supervisor."""
     with daemon.machine.loop(image):
         daemon.wait_for_mounts(label("ext4"))
-        daemon.machine.run("cat", f"/run/media/nobody/{label('ext4')}/README.txt", user=True).ok()
+        daemon.machine.run("cat", f"{MEDIA}/{label('ext4')}/README.txt", user=True).ok()
         (record,) = daemon.machine.mountsafe("list", "--json").ok().json()
     daemon.wait_for_mounts()
     return int(record["supervisor"])
@@ -81,5 +83,33 @@ def test_a_spare_machine_that_died_is_replaced(daemon: Daemon, image: Image) -> 
 
 def test_a_spare_supervisor_that_died_is_replaced(daemon: Daemon, image: Image) -> None:
     supervisor, _ = waiting(daemon)
+    (its_own,) = records(daemon)
     os.kill(supervisor, signal.SIGKILL)
-    assert show(daemon, image("ext4")) != supervisor
+    wait_for(lambda: its_own not in records(daemon), "the end of what it left", daemon.words)
+    second, _ = waiting(daemon)
+    assert show(daemon, image("ext4")) == second != supervisor
+
+
+def test_one_that_dies_when_it_has_been_taken_is_replaced(daemon: Daemon, image: Image) -> None:
+    """It is stopped, so it is still to read its order when it is killed."""
+    supervisor, _ = waiting(daemon)
+    os.kill(supervisor, signal.SIGSTOP)
+    with daemon.machine.loop_now(image("ext4")):
+        wait_for(lambda: len(children(daemon.process.pid)) > 1, "the next spare one", daemon.words)
+        os.kill(supervisor, signal.SIGKILL)
+        daemon.wait_for_mounts(label("ext4"))
+    daemon.wait_for_mounts()
+
+
+def test_what_a_supervisor_leaves_that_is_killed_is_cleaned_up(daemon: Daemon, image: Image) -> None:
+    """The next medium of that label has its folder, and no broken mount stands there."""
+    supervisor, _ = waiting(daemon)
+    shown = daemon.words().count(" is on ")
+    with daemon.machine.loop(image("ext4")):
+        daemon.wait_for_words(" is on ", shown + 1)  # before that it would be shown by another supervisor
+        os.kill(supervisor, signal.SIGKILL)
+        daemon.wait_for_mounts()
+        wait_for(lambda: daemon.machine.run("ls", "-A", MEDIA).ok().out == "", "an empty folder", daemon.words)
+        waiting(daemon)
+        assert len(records(daemon)) == 1
+    show(daemon, image("ext4"))

@@ -16,7 +16,7 @@ import pytest
 PACKAGE = "mountsafe"
 
 # Rooms from the lowest to the highest. A room knows rooms of its own line and of the lines above it, never below.
-WORDS = ("errors", "limits", "text", "model", "fsoptions")
+WORDS = ("errors", "limits", "text", "model", "fsoptions", "checkers")
 ROOMS = (
     WORDS,
     ("policy",),
@@ -55,7 +55,7 @@ CLOSED = {
     f"{PACKAGE}.policy*": (*WORDS, "policy"),
     f"{PACKAGE}.wire": (),
     f"{PACKAGE}.changes": ("wire",),
-    f"{PACKAGE}.agent*": ("wire", "changes", "agent", "fsoptions"),
+    f"{PACKAGE}.agent*": ("wire", "changes", "agent", "checkers", "fsoptions"),
 }
 
 # Every import from outside the standard library: the modules that may do it.
@@ -64,7 +64,7 @@ FOREIGN = {
     "guestfs": (f"{PACKAGE}.appliance.guest",),
     "nbd": (f"{PACKAGE}.medium.nbd",),
     "nbdkit": (f"{PACKAGE}.encrypted.serve",),
-    "pyfuse3": (f"{PACKAGE}.filesystem.operations",),
+    "pyfuse3": (f"{PACKAGE}.filesystem.operations", f"{PACKAGE}.filesystem.changing"),
     "trio": (
         f"{PACKAGE}.channel",
         f"{PACKAGE}.peer",

@@ -1,5 +1,6 @@
 """Whose sectors a partition table counts in, decided from bytes and from what blkid(8) would say."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,15 +136,19 @@ def test_of_a_partition_its_entry_alone_is_taken_over() -> None:
 
 
 def test_the_kernel_is_given_the_other_tables_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(sectors, "partitions_of", lambda disk: [("sdc1", 1, 0, 512), ("sdc5", 5, 0, 512)])
-    monkeypatch.setattr(sectors, "run", lambda *command: asked.append(command))
-    sectors.adopt("sdc", Table(4096, {}, [Part(2, 8 * 4096, 4 * 4096, EXT4)]))
-    assert asked == [
-        ("delpart", "/dev/sdc", "1"),
-        ("delpart", "/dev/sdc", "5"),
-        ("addpart", "/dev/sdc", "2", "64", "32"),
-    ]
+    asked: list[tuple[int, ...]] = []
+
+    def add(fd: int, *numbers: int) -> None:
+        asked.append(numbers)
+        if numbers[0] == 2:
+            raise OSError(errno.EBUSY, "it overlaps another one")
+
+    monkeypatch.setattr(sectors, "partitions_of", lambda disk: [("null1", 1, 0, 512), ("null5", 5, 0, 512)])
+    monkeypatch.setattr(sectors.tables, "remove", lambda fd, number: asked.append((number,)))
+    monkeypatch.setattr(sectors.tables, "add", add)
+    parts = [Part(2, 8 * 4096, 4 * 4096, EXT4), Part(3, 12 * 4096, 4096, EXT4)]
+    sectors.adopt("null", Table(4096, {}, parts))
+    assert asked == [(1,), (5,), (2, 8 * 4096, 4 * 4096), (3, 12 * 4096, 4096)]
 
 
 # --- the host's check ------------------------------------------------------------------------------------------------

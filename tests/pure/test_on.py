@@ -1,5 +1,6 @@
-"""`./dev on`: what it refuses before it makes or enters anything."""
+"""`./dev on`: what it refuses before it makes or enters anything, and what of this machine is seen in the root."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -32,3 +33,16 @@ def test_its_help_says_where_roots_are(repository: Path, tmp_path: Path) -> None
     done = on(repository, tmp_path, "--help")
     assert done.returncode == 0
     assert str(tmp_path) in "".join(done.stdout.split())
+
+
+def test_the_corpus_is_seen_in_the_root(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("on", repository / "tools/on.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setenv("MOUNTSAFE_CORPUS", str(tmp_path / "corpus"))
+    spec.loader.exec_module(module)
+    assert str(tmp_path / "corpus") not in module.folders()  # there is none
+    (tmp_path / "corpus").mkdir()
+    assert str(tmp_path / "corpus") in module.folders()
+    assert module.environment()["MOUNTSAFE_CORPUS"] == str(tmp_path / "corpus")

@@ -69,6 +69,12 @@ def changed(*entries: wire.Entry) -> bytes:
 # Each message: what it is made of, how it is packed from a tuple of that, how it is unpacked to the same tuple.
 Message = tuple[st.SearchStrategy[Any], Callable[..., bytes], Callable[[bytes], Any]]
 MESSAGES: dict[str, Message] = {
+    "check": (st.tuples(TEXT, TEXT, U32, st.booleans()), wire.pack_check, wire.unpack_check),
+    "checked": (
+        st.tuples(st.integers(0, 6), st.integers(0, 2), st.integers(-(1 << 31), (1 << 31) - 1), PATH),
+        lambda *told: wire.pack_checked(wire.Checked(*told)),
+        wire.unpack_checked,
+    ),
     "hello request": (st.tuples(U64), wire.pack_hello_request, lambda b: (wire.unpack_hello_request(b),)),
     "hello": (st.tuples(U16, TEXT), wire.pack_hello, wire.unpack_hello),
     "error": (st.tuples(U16, st.binary(max_size=wire.MAX_MESSAGE)), wire.pack_error, wire.unpack_error),

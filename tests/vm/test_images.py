@@ -11,7 +11,7 @@ from images import images
 from images.images import Entry, Volume
 from mountsafe import wire
 from mountsafe.errors import UserError
-from mountsafe.session.served import STATE_WORDS
+from mountsafe.session.presentation import STATE_WORDS
 from tests.vm import types
 from tests.vm.corpus import MADE_BY_THE_FILE_SYSTEM
 from tests.vm.sight import Look, Looking, Seen, Sight

@@ -1,12 +1,14 @@
 """A supervisor that somebody else starts for us, as a service manager does: it hears us, and ends when told to."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from mountsafe.errors import UserError
+from mountsafe.session.runtime import runtimes
 from mountsafe.session.start import Starting
 from mountsafe.system.units import Unit
 
@@ -63,3 +65,21 @@ def test_what_goes_wrong_is_heard(unit: Unit, monkeypatch: pytest.MonkeyPatch, t
         starting.follow(print, print)
     assert not starting.alive
     starting.end()
+
+
+def test_what_one_leaves_that_was_killed_is_cleaned_up() -> None:
+    before = {runtime.path for runtime in runtimes()}
+    starting = Starting()
+    while not (made := {runtime.path for runtime in runtimes() if runtime.alive()} - before):
+        assert starting.alive
+    os.kill(starting.pid, signal.SIGKILL)
+    starting.end()
+    assert not [path for path in made if path.exists()]
+
+
+def test_one_that_says_nothing_is_not_waited_for_for_ever() -> None:
+    starting = Starting()
+    os.kill(starting.pid, signal.SIGSTOP)
+    with pytest.raises(UserError, match="said nothing"):
+        starting.follow(print, print, patience=0.1)
+    assert not starting.alive

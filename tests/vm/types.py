@@ -20,7 +20,7 @@ class Type:
 
 
 _NO_FIEMAP = "its driver tells no extents"
-_CONTAINER = "a container around a disk: not supported yet"
+_CONTAINER = "a container of forensic tools, which is not opened"
 OPENED_CONTAINERS = ("qcow2", "vmdk", "vdi", "vhd", "vhdx")  # as the corpus calls them: a disk like any other is inside
 
 TYPES: dict[str, Type] = {
@@ -29,7 +29,7 @@ TYPES: dict[str, Type] = {
     "bcachefs": Type(NOT, "Debian's kernel has no driver"),
     "btrfs": Type(AGENT, "its extents are logical addresses, often compressed"),
     "cramfs": Type(NOT, "Debian's kernel has no driver"),
-    "crypto_LUKS": Type(NOT, "encrypted: not supported yet"),
+    "crypto_LUKS": Type(NOT, "encrypted: needs a key, and has a section of its own"),
     "erofs": Type(AGENT, "its files may be compressed, and its driver does not say which"),
     "ewf": Type(NOT, _CONTAINER),
     "exfat": Type(DIRECT),

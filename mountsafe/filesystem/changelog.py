@@ -1,0 +1,183 @@
+"""The changes since the last checkpoint, as they are repeated if the virtual machine dies.
+
+What the disk has by then is anything from the state at the checkpoint to the newest one: the guest's kernel writes when
+it likes. Repeating all changes from the checkpoint on must lead to the same tree from each of these states. It does
+where every change meets the thing that it met the first time, or one that was made since the checkpoint, all of which
+is in the log; so what must not be lost is never under a name that an earlier change of the log removes, replaces or
+moves. `ChangeLog.endangered_by` says whether a change would break that: then a checkpoint comes first.
+
+By that a name is, since the checkpoint:
+ - untouched;
+ - TOUCHED: what was there at the checkpoint was changed, opened or removed;
+ - MADE: a regular file that is all in the log, or nothing any more;
+ - FIXED: something else was made there or moved there or away: it may be changed and removed, and no more.
+"""
+
+import errno
+import stat
+from dataclasses import dataclass
+from enum import Enum
+
+from mountsafe.changes import Act, Change, Flag
+from mountsafe.filesystem.nodes import Node
+from mountsafe.limits import JOURNAL_BYTES, JOURNAL_CHANGES
+
+OVERHEAD = 128  # bytes that a change takes beside its own
+MAKING = frozenset({Act.CREATE, Act.MKDIR, Act.MKNOD, Act.SYMLINK})
+ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
+
+
+class Name(Enum):
+    """What became of a name since the checkpoint."""
+
+    TOUCHED = 1
+    MADE = 2
+    FIXED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A change, or a write of `data` at `offset` to an open file. `node`: what a handle in it is of.
+
+    Of an exchange `offset` is the inode number of what was at its path before.
+    """
+
+    change: Change
+    node: Node | None = None
+    offset: int = 0
+    data: bytes | None = None
+
+    @property
+    def cost(self) -> int:
+        """Bytes that it takes."""
+        change = self.change
+        return OVERHEAD + len(change.path) + len(change.other) + len(change.value) + len(self.data or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """What a change is about: what it moves, removes or links, and what it replaces; None if there is no such thing.
+
+    `linked`: one of them is a file that had several names before.
+    """
+
+    what: Node | None = None
+    replaced: Node | None = None
+    linked: bool = False
+
+    @classmethod
+    def of(cls, what: Node, replaced: Node | None = None) -> "Subjects":
+        """Return subjects as they are before the change."""
+        linked = any(each is not None and not each.is_folder and each.nlink > 1 for each in (what, replaced))
+        return cls(what, replaced, linked)
+
+
+class ChangeLog:
+    """What is in the log, and what it says of names."""
+
+    def __init__(self) -> None:
+        self.changes: list[Logged] = []
+        self.opened: list[tuple[int, bytes, Node]] = []  # handles at the checkpoint, and where they led to
+        self._bytes = 0
+        self._names: dict[bytes, Name] = {}
+        self._left: set[bytes] = set()  # folders out of which something was moved
+        self._sealed = False  # nothing may come after what is there
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is to be a checkpoint."""
+        return self._sealed or self._bytes >= JOURNAL_BYTES or len(self.changes) >= JOURNAL_CHANGES
+
+    def begin(self, handles: dict[int, Node]) -> None:
+        """The disk has it all."""
+        self.changes.clear()
+        self._names.clear()
+        self._left.clear()
+        self._bytes = 0
+        self._sealed = False
+        self.opened = [(handle, node.path(), node) for handle, node in handles.items() if not node.gone]
+
+    def add(self, logged: Logged, about: Subjects) -> None:
+        """It was done."""
+        self.changes.append(logged)
+        self._bytes += logged.cost
+        change = logged.change
+        if logged.data is not None or change.act in (Act.OPEN, Act.SETATTR, Act.SETXATTR, Act.REMOVEXATTR):
+            if logged.node is None:
+                self._names.setdefault(change.path, Name.TOUCHED)
+            elif not logged.node.gone:
+                self._names.setdefault(logged.node.path(), Name.TOUCHED)
+        elif change.act in MAKING:
+            self._names[change.path] = Name.MADE if makes_file(change) else Name.FIXED
+        elif change.act == Act.UNLINK and not about.linked:
+            self._names.setdefault(change.path, Name.TOUCHED)
+        elif change.act == Act.RENAME:
+            self._renamed(change)
+        elif change.act != Act.CLOSE:
+            self._names[change.path] = Name.FIXED
+            if change.act == Act.LINK:
+                self._names[change.other] = Name.FIXED
+
+        self._sealed = change.act == Act.RENAME and (_alone(change, about) or _are_open(about))
+
+    def _renamed(self, change: Change) -> None:
+        state = Name.MADE if self._names.get(change.path) is Name.MADE else Name.FIXED
+        self._names[change.path] = self._names[change.other] = state
+        self._left.add(change.path.rpartition(b"/")[0])
+
+    # --- what must not come after what -----------------------------------------------------------------------------
+    def endangered_by(self, change: Change, about: Subjects) -> bool:
+        """Whether a checkpoint must come before this change."""
+        if not self.changes:
+            return False
+        before = self._names.get(change.path)
+        if change.act in MAKING:
+            return before is Name.FIXED if makes_file(change) else before is not None
+        if change.act == Act.UNLINK:
+            return about.linked
+        if change.act == Act.RMDIR:
+            return change.path in self._left
+        if change.act == Act.LINK:
+            return True
+        if change.act == Act.RENAME:
+            return self._rename_endangers(change, about)
+        return False
+
+    def _rename_endangers(self, change: Change, about: Subjects) -> bool:
+        before, there = self._names.get(change.path), self._names.get(change.other)
+        if _alone(change, about) or about.linked:
+            return True
+        if before is Name.MADE:
+            return there is Name.FIXED
+        return before is not None or there is not None or _are_open(about)
+
+    def excused(self, position: int, path: bytes) -> bool:
+        """Whether there may be nothing at a path where a change is repeated: a later one removed it or its folder."""
+        for later in self.changes[position + 1 :]:
+            gone = later.change.path
+            if later.change.act in (Act.UNLINK, Act.RMDIR, Act.RENAME) and (
+                path == gone or path.startswith(gone + b"/")
+            ):
+                return True
+        return False
+
+    def made(self) -> set[int]:
+        """The handles of files that were made since the checkpoint: all that was written to them is here."""
+        return {logged.change.handle for logged in self.changes if logged.change.act == Act.CREATE}
+
+
+def _alone(change: Change, about: Subjects) -> bool:
+    return bool(change.flags & Flag.EXCHANGE) or (about.what is not None and about.what.is_folder)
+
+
+def _are_open(about: Subjects) -> bool:
+    """Handles are opened again by their paths at the checkpoint, which are others once something was moved."""
+    return any(each is not None and each.handle != 0 for each in (about.what, about.replaced))
+
+
+def makes_file(change: Change) -> bool:
+    """Whether a change makes a regular file."""
+    return change.act == Act.CREATE or (change.act == Act.MKNOD and stat.S_ISREG(change.mode))

@@ -1,0 +1,92 @@
+"""Where a file system may be written to: its own bytes, as they were told before any was mounted, and nobody else's.
+
+What is told of a medium comes from a guest, and may be a lie. A lie can name other bytes of the same medium; it cannot
+name what another volume has, or what the kernel knows to be elsewhere, and after the mount nothing of it can change.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mountsafe.errors import MountsafeError
+from mountsafe.medium.encryption import UNIT
+from mountsafe.medium.formats import Format
+from mountsafe.medium.source import Medium
+from mountsafe.medium.volumes import ENCRYPTED, Volume
+
+# Of these types the guest's drivers write what other machines read.
+TYPES = frozenset(
+    ["ext2", "ext3", "ext4", "vfat", "msdos", "exfat", "ntfs", "xfs", "btrfs", "f2fs", "hfsplus", "hfsx", "udf"]
+)
+
+
+class ReadOnly(MountsafeError):
+    """Why a medium, or a file system of it, cannot be written to."""
+
+
+def check_medium(medium: Medium) -> None:
+    """Raise ReadOnly for a medium that is never written to."""
+    if medium.format is not Format.RAW:
+        raise ReadOnly(f"a {medium.format} image is only read")
+
+
+def window(volume: Volume, told: Sequence[Volume], medium: Medium, size: int) -> tuple[int, int]:
+    """Return the first byte and the size of what a file system has of its medium's disk, which has `size` bytes.
+
+    `told`: all that was told of the disk along with it. Raises ReadOnly.
+    """
+    _check_kind(volume)
+    start, length = volume.start, min(volume.size, size - volume.start) // UNIT * UNIT
+    if start < 0 or length <= 0 or (volume.kind != "disk" and length < volume.size):
+        raise ReadOnly("it does not lie on the medium as a whole")
+    for other in told:
+        if _takes(other) and not _is(volume, other) and _overlap((start, length), (other.start, other.size)):
+            raise ReadOnly(f"{other.title} has bytes of it")
+    if medium.block_device and volume.kind == "partition":
+        _check_kernel(volume, medium)
+    return start, length
+
+
+def _check_kind(volume: Volume) -> None:
+    if volume.host is not None:
+        raise ReadOnly(f"what is in {ENCRYPTED[volume.host.fstype]} is only read")
+    if volume.nested or volume.kind not in ("disk", "partition"):
+        raise ReadOnly("what is on LVM, an array or in another volume is only read")
+    if volume.fstype not in TYPES:
+        raise ReadOnly(f"{volume.fstype} is only read")
+    if volume.resorts or volume.condition:
+        raise ReadOnly("what is damaged, or was found in an unusual way, is only read")
+
+
+def _is(volume: Volume, other: Volume) -> bool:
+    """Whether two are the same volume, which may have got another name, or options, meanwhile."""
+    return (volume.kind, volume.number, volume.start) == (other.kind, other.number, other.start)
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[0] + other[1] and other[0] < one[0] + one[1]
+
+
+def _takes(other: Volume) -> bool:
+    """Whether a volume has bytes of the disk for itself: not the disk around it, nor what lies in another volume."""
+    return not other.absent and not other.nested and other.kind == "partition" and other.size > 0
+
+
+def _check_kernel(volume: Volume, medium: Medium) -> None:
+    """Raise ReadOnly if the host's kernel has the partition elsewhere. It need not know it."""
+    offset = medium.part.offset
+    known = kernel_partition(os.fstat(medium.fd).st_rdev, volume.number)
+    if known is not None and known != (offset + volume.start, volume.size):
+        raise ReadOnly("this machine's kernel has that partition elsewhere")
+
+
+def kernel_partition(device: int, number: int) -> tuple[int, int] | None:
+    """Return the first byte and the size of a partition of a disk, as the host's kernel has it; None if it does not."""
+    for part in Path("/sys/dev/block", f"{os.major(device)}:{os.minor(device)}").glob("*/partition"):
+        try:
+            if int(part.read_text(encoding="ascii")) == number:
+                start, size = (int((part.parent / name).read_text(encoding="ascii")) for name in ("start", "size"))
+                return start * UNIT, size * UNIT
+        except (OSError, ValueError):  # it has gone meanwhile
+            continue
+    return None
