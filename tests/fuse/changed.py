@@ -13,8 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = str(Path(__file__).resolve().parents[2])
-sys.path.insert(0, REPOSITORY)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mountsafe import channel, codec
 from mountsafe.medium.encryption import Stack
@@ -39,6 +38,7 @@ from mountsafe.session.conversation import (
 )
 from tests.changer import ChangingWorker, Control
 
+REPOSITORY = str(Path(__file__).resolve().parents[2])
 PATIENCE = 60.0
 QUICKLY = 0.2  # seconds without a change until it settles
 
@@ -79,6 +79,7 @@ class Changed:
         now = Control.load(path) if path.exists() else Control()
         for name, value in told.items():
             setattr(now, name, value)
+        now.turn += 1
         now.save(path)
 
     def _keep(self) -> None:
