@@ -150,8 +150,8 @@ class Disk:
             if not inode.nlink:
                 del self.now.inodes[number]  # it was open
             elif stat.S_ISREG(inode.mode) and self._chance.random() < 0.5:
-                before = self._chance.choice(states).inodes.get(number)
-                if before is not None and stat.S_ISREG(before.mode) and states[0].inodes.get(number) != inode:
+                synced = states[0].inodes.get(number)
+                if synced is None or synced.data != inode.data:
                     inode.data = inode.data[: self._chance.randrange(len(inode.data) + 1)]
         self._states = [self.now.copy()]
 

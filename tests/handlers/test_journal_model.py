@@ -4,8 +4,10 @@ When one dies, the disk has the state at the last checkpoint or any later one, w
 Two mounts do the same, and in one of them nothing dies: what programs see, and what is there in the end, is the same.
 """
 
+import errno
 import os
 import random
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -50,11 +52,18 @@ class Program:
         above, _, name = path.rpartition(b"/")
         return await self.mount.walk(above), name
 
+    async def _file(self, path: bytes) -> int:
+        """The kernel opens nothing else."""
+        inode = await self.mount.walk(path)
+        if not stat.S_ISREG(self.mount.index.node(inode).mode):
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        return inode
+
     async def _save(self, path: bytes, data: bytes) -> int:
         """As a shell's > does."""
         operations = self.mount.operations
         try:
-            handle = (await operations.open(await self.mount.walk(path), os.O_WRONLY | os.O_TRUNC, CTX)).fh
+            handle = (await operations.open(await self._file(path), os.O_WRONLY | os.O_TRUNC, CTX)).fh
         except FileNotFoundError:
             info, _ = await operations.create(*await self._place(path), 0o644, os.O_WRONLY, CTX)  # type: ignore[attr-defined]
             handle = info.fh
@@ -65,7 +74,7 @@ class Program:
 
     async def _hold(self, path: bytes, number: int) -> None:
         if number not in self.open:
-            info = await self.mount.operations.open(await self.mount.walk(path), os.O_RDWR, CTX)
+            info = await self.mount.operations.open(await self._file(path), os.O_RDWR, CTX)
             self.open[number] = info.fh
 
     async def _put(self, number: int, offset: int, data: bytes) -> object:
@@ -120,9 +129,11 @@ class Program:
         await self.mount.operations.setattr(await self.mount.walk(path), attr, fields, None, CTX)  # type: ignore[attr-defined]
 
     async def _truncate(self, path: bytes, size: int) -> None:
+        await self._file(path)
         await self._set(path, size=size)
 
     async def _chmod(self, path: bytes, mode: int) -> None:
+        await self._file(path)
         await self._set(path, mode=mode)
 
     async def _xattr(self, path: bytes, value: bytes) -> None:
