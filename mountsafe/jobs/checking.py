@@ -103,8 +103,6 @@ async def _check(medium: Medium, wish: Wish, person: _Person) -> Checks:
                 return await job.done(first, medium)
             finally:
                 await job.close()
-                if medium.writable_fd is not None:
-                    os.close(medium.writable_fd)
                 nursery.cancel_scope.cancel()
 
 
