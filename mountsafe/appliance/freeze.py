@@ -95,13 +95,13 @@ def freeze(
         saved.chmod(0o644)
         saved.replace(thaw.state(appliance, accelerator))
         thaw.note(appliance, thaw.conditions(memory_mib, accelerator, qemu), seconds)
-    except Crashed:
-        raise
     except (OSError, MountsafeError) as error:
         why = f"the virtual machine could not be saved: {error}"
         thaw.state(appliance, accelerator).unlink(missing_ok=True)
         with suppress(OSError):
             thaw.note(appliance, thaw.conditions(memory_mib, accelerator, qemu), 0.0, why)
+        if isinstance(error, Crashed):
+            raise
         raise GuestGone(why) from error
     return seconds
 

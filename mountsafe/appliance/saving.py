@@ -62,6 +62,19 @@ def renew(appliance: Path, work: Path, acceleration: Acceleration, progress: Pro
         progress(f"{printable(str(error))}: it will be booted each time")
 
 
+def missing(appliance: Path, acceleration: Acceleration) -> tuple[str, bool]:
+    """Return why VMs boot here each time, "" if they do not or nobody knows; and whether `renew` may change that."""
+    accelerator = "tcg" if acceleration.usable() else acceleration.remembered()
+    if accelerator is None:
+        return "", False
+    known = thaw.tried(appliance, GUEST_MEMORY_MIB, accelerator)
+    if known is None:
+        return "none is saved that fits this kernel, processor and QEMU", True
+    if known[0]:
+        return known[0], False
+    return ("", False) if acceleration.trusts(thaw.state(appliance, accelerator)) else ("the saved one hung", True)
+
+
 def outdated(appliance: Path, acceleration: Acceleration, progress: Progress) -> bool:
     """Whether a VM boots here, and nobody has tried yet whether it can be saved; or it hung."""
     accelerator = likely(acceleration, progress)
