@@ -175,7 +175,8 @@ def _wait_until_settled(process: subprocess.Popen[bytes], patience: Patience) ->
         if crash := crash_in(lines.decode("utf-8", "replace")):
             raise Crashed(crash)
         if not data:
-            raise GuestGone("QEMU ended")
+            last = said.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            raise GuestGone(f"QEMU ended: {last}" if last else "QEMU ended")
 
 
 @contextmanager
