@@ -14,12 +14,14 @@ import trio
 from mountsafe.errors import GuestGone, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
+from mountsafe.session import boxes as boxes_module
 from mountsafe.session import served as served_module
 from mountsafe.session.attached import MountId
+from mountsafe.session.boxes import SessionBox
 from mountsafe.session.mounter import FuseMount, MountRequest
 from mountsafe.session.places import Place
 from mountsafe.session.presentation import Presentation
-from mountsafe.session.served import ServedVolume, SessionBox
+from mountsafe.session.served import ServedVolume
 from mountsafe.session.storage import Storage
 
 
@@ -92,7 +94,7 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> list[MountRequest]:
         mounts.append(request)
         raise UserError("not in this test")
 
-    monkeypatch.setattr(served_module, "Child", FakeChild)
+    monkeypatch.setattr(boxes_module, "Child", FakeChild)
     monkeypatch.setattr(served_module, "mount", mount)
     return mounts
 

@@ -251,7 +251,7 @@ async def made(tmp_path: Path, *volumes: Volume) -> tuple[Writers, Heard]:
         medium = Medium(path, file.fileno(), SIZE, False, writable_fd=file.fileno())
         async with trio.open_nursery() as nursery:
 
-            def machined(disk: Lender) -> Any:
+            def machined(disk: Lender, ahead: object) -> Any:
                 assert disk.writable
                 return FakeWriting(disk)  # type: ignore[arg-type]
 
