@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mountsafe.errors import ExitCode
+from tests.luks import PASSPHRASE, decrypted, luks, volume_key
 from tests.vm.command.stage import DEADLINE, Person, sh
 from tests.vm.command.test_device import device as device  # a fixture
 from tests.vm.command.test_errors import bound, refused
@@ -157,6 +158,25 @@ def test_of_one_that_is_killed_nothing_is_left_and_what_was_synced_is_there(root
     before.assert_same(root)
     subprocess.run(["e2fsck", "-fp", image], capture_output=True, check=False)
     check(image, "ext4")
+
+
+def test_what_is_in_luks_is_written_encrypted(person: Person, folder: Path, program: Callable[[str], str]) -> None:
+    """And the headers keep every byte."""
+    program("cryptsetup")
+    plain = made(person, folder, "ext4")
+    image = person.give(luks(plain.read_bytes(), folder / "luks.img", sector=4096))
+    (folder / "key").write_bytes(PASSPHRASE)
+    key, payload = volume_key(image)
+    header = digest(image, 0, payload)
+    target = folder / "m"
+    before = Traces.taken(person)
+    person.run("mount", "--write", image, target, "--key-file", person.give(folder / "key")).ok()
+    work(person, target)
+    person.run("unmount", target).ok()
+    before.assert_same(person)
+    assert digest(image, 0, payload) == header
+    plain.write_bytes(decrypted(image.read_bytes()[payload:], key, 4096))
+    check(plain, "ext4")
 
 
 # --- what is not ----------------------------------------------------------------------------------------------------
