@@ -13,7 +13,6 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeVar
 
 import trio
@@ -229,14 +228,18 @@ class Journal:
     ) -> T:
         """Ask until a guest answers, of which the last may have done already what it is asked for."""
         for attempt in range(1, ATTEMPTS + 1):
+
+            async def asked(again: bool = attempt > 1) -> tuple[int, bytes]:
+                self._require_whole()  # in the VM that there is by now
+                return await question(again)
+
             try:
-                body = await self._agents.ask_once(partial(question, attempt > 1), deadline)
+                body = await self._agents.ask_once(asked, deadline)
                 return self._agents.unpack(decode, body)
             except MountsafeError as error:
                 log.info("a change is not answered: %s", error)
                 if attempt == ATTEMPTS:
                     raise
-            self._require_whole()
             await trio.sleep((attempt - 1) * BETWEEN)
         raise AssertionError
 

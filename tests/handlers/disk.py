@@ -157,10 +157,14 @@ class Disk:
 
 
 class DiskGuest:
-    """A guest that has a disk. It dies at its `dies`th change, which is done or not (`after`)."""
+    """A guest that has a disk. It dies at its `dies`th change, which is done or not (`after`).
 
-    def __init__(self, disk: Disk) -> None:
+    Of `deaths` whoever mounts it for writing takes the next one.
+    """
+
+    def __init__(self, disk: Disk, deaths: list[tuple[int, bool]] | None = None) -> None:
         self.disk = disk
+        self._deaths = deaths
         self.handles: dict[int, int] = {}
         self.dies = 0
         self.after = True
@@ -193,6 +197,8 @@ class DiskGuest:
                 return wire.pack_hello(wire.VERSION, b"6.1.0-disk")
             case Kind.MOUNT:
                 self.writing = wire.unpack_mount(body)[-1]
+                if self.writing and self._deaths:
+                    self.dies, self.after = self._deaths.pop(0)
                 root = wire.unpack_page(wire.pack_page(0, [tree.entry(2, b"")]))[1][0]
                 return wire.pack_mounted(wire.Mounted(b"ext4", wire.MountState.CLEAN, False, root))
             case Kind.LIST:
