@@ -199,7 +199,9 @@ def _window(chosen: Chosen, medium: Medium, storage: Storage) -> tuple[int, int]
         raise ReadOnly(checker.no_repair)
     _writable(medium)
     check_medium(medium)
-    return window(chosen.volume, chosen.told, medium, storage.size)
+    if chosen.hosts:
+        raise ReadOnly("what is encrypted is only checked")
+    return window(chosen.volume, chosen.told, storage.size, medium)
 
 
 async def asked(
