@@ -145,7 +145,8 @@ class Disk:
     def crash(self) -> None:
         """Leave one of the states, in which bytes that were written may be older ones."""
         states = self._states
-        self.now = states[self._chance.randrange(len(states))].copy()
+        newest = self._chance.random() < 0.4
+        self.now = (states[-1] if newest else self._chance.choice(states)).copy()
         for number, inode in list(self.now.inodes.items()):
             if not inode.nlink:
                 del self.now.inodes[number]  # it was open

@@ -59,7 +59,7 @@ BREAKS: dict[int, list[Break]] = {
         ),
         Break("session/mounter.py", 'f"ro,nosuid,nodev,noexec,', 'f"ro,suid,dev,exec,'),
     ],
-    11: [Break("filesystem/index.py", "stat.S_ISREG(entry.mode)\n        and min(", "True\n        or min(")],
+    11: [Break("filesystem/index.py", "stat.S_ISREG(entry.mode)\n        and others", "True\n        or others")],
     12: [
         Break("filesystem/index.py", "if told >= MAX_DIRECTORY_ENTRIES or not untrusted_entries:", "if False:"),
         Break("filesystem/index.py", "if not again and untrusted_entries and all(", "if False and all("),
@@ -85,7 +85,7 @@ BREAKS: dict[int, list[Break]] = {
     24: [Break("daemon/control.py", "if uid != 0:", "if False:")],
     25: [Break("desktop/notifications.py", "html.escape(notice.body, quote=False)", "notice.body")],
     26: [Break("sandbox.py", "if seccomp is not None:", "if False:")],
-    27: [Break("filesystem/operations.py", "with trio.fail_after(CALL_DEADLINE):", "with trio.CancelScope():")],
+    27: [Break("filesystem/operations.py", "with trio.fail_after(seconds):", "with trio.CancelScope():")],
     28: [
         Break(
             "filesystem/index.py",
@@ -96,7 +96,7 @@ BREAKS: dict[int, list[Break]] = {
     29: [
         Break("appliance/client.py", "with trio.move_on_after(deadline)", f"with trio.move_on_after({FOR_EVER})"),
         Break("filesystem/agents.py", "with trio.move_on_after(CALL_DEADLINE):", "with trio.CancelScope():"),
-        Break("filesystem/operations.py", "with trio.fail_after(CALL_DEADLINE):", "with trio.CancelScope():"),
+        Break("filesystem/operations.py", "with trio.fail_after(seconds):", "with trio.CancelScope():"),
     ],
     30: [Break("agent/names.py", "if error.errno not in BROKEN:", "if True:")],
     31: [Break("limits.py", "UNMOUNT_DEADLINE = 20.0", "UNMOUNT_DEADLINE = 100000.0")],
