@@ -259,9 +259,15 @@ class DiskGuest:
             if not again or c.act not in (Act.MKDIR, Act.MKNOD, Act.SYMLINK, Act.LINK):
                 raise
         except FileNotFoundError:
-            if not again or c.act not in (Act.UNLINK, Act.RMDIR, Act.RENAME, Act.LINK):
+            if not again or not (c.act in (Act.UNLINK, Act.RMDIR) or (c.act == Act.RENAME and self._is_there(c.other))):
                 raise
         return changes.pack_changed(self._entries(c))
+
+    def _is_there(self, path: bytes) -> bool:
+        try:
+            return self.disk.now.find(path) > 0
+        except OSError:
+            return False
 
     def _entries(self, c: Change) -> list[bytes]:
         tree = self.disk.now
