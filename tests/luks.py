@@ -44,11 +44,11 @@ def volume_key(path: Path, passphrase: bytes = PASSPHRASE) -> tuple[bytes, int]:
     return key, int(at[1]) * 512
 
 
-def encrypted(plain: bytes, key: bytes, sector: int) -> bytes:
-    """Return what aes-xts-plain64 makes of whole sectors, which it counts in 512 bytes."""
+def encrypted(plain: bytes, key: bytes, sector: int, start: int = 0) -> bytes:
+    """Return what aes-xts-plain64 makes of whole sectors, which it counts in 512 bytes; `start`: where they begin."""
     made = bytearray()
     for at in range(0, len(plain), sector):
-        made += _cipher(key, at).encryptor().update(plain[at : at + sector])
+        made += _cipher(key, start + at).encryptor().update(plain[at : at + sector])
     return bytes(made)
 
 

@@ -13,7 +13,6 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeVar
 
 import trio
@@ -65,7 +64,7 @@ class Journal:
         self._log = ChangeLog()
         self._handles: dict[int, Node] = {}
         self._last_handle = 0
-        self._pending = NOTHING  # what the change is about that is being done
+        self._pending: tuple[Change | None, Subjects] = (None, NOTHING)  # the change that is being done
         self._last = 0.0  # when something was changed
         self._refused_until = 0.0
         self._refusal = ""
@@ -112,14 +111,14 @@ class Journal:
         await self._require_writing()
         if self._log.full or self._log.endangered_by(change, about):
             await self._checkpoint()
-        self._pending = about
+        self._pending = (change, about)
         number = 0
         try:
             if change.flags & Flag.EXCHANGE:
                 number = await self._number_at(change.path)
             return await self._done(Logged(change, node, number), about, apply)
         finally:
-            self._pending = NOTHING
+            self._pending = (None, NOTHING)
             if self._log.full:
                 await self._checkpoint_soon()
 
@@ -229,14 +228,18 @@ class Journal:
     ) -> T:
         """Ask until a guest answers, of which the last may have done already what it is asked for."""
         for attempt in range(1, ATTEMPTS + 1):
+
+            async def asked(again: bool = attempt > 1) -> tuple[int, bytes]:
+                self._require_whole()  # in the VM that there is by now
+                return await question(again)
+
             try:
-                body = await self._agents.ask_once(partial(question, attempt > 1), deadline)
+                body = await self._agents.ask_once(asked, deadline)
                 return self._agents.unpack(decode, body)
             except MountsafeError as error:
                 log.info("a change is not answered: %s", error)
                 if attempt == ATTEMPTS:
                     raise
-            self._require_whole()
             await trio.sleep((attempt - 1) * BETWEEN)
         raise AssertionError
 

@@ -145,7 +145,8 @@ class Disk:
     def crash(self) -> None:
         """Leave one of the states, in which bytes that were written may be older ones."""
         states = self._states
-        self.now = states[self._chance.randrange(len(states))].copy()
+        newest = self._chance.random() < 0.4
+        self.now = (states[-1] if newest else self._chance.choice(states)).copy()
         for number, inode in list(self.now.inodes.items()):
             if not inode.nlink:
                 del self.now.inodes[number]  # it was open
@@ -157,10 +158,14 @@ class Disk:
 
 
 class DiskGuest:
-    """A guest that has a disk. It dies at its `dies`th change, which is done or not (`after`)."""
+    """A guest that has a disk. It dies at its `dies`th change, which is done or not (`after`).
 
-    def __init__(self, disk: Disk) -> None:
+    Of `deaths` whoever mounts it for writing takes the next one.
+    """
+
+    def __init__(self, disk: Disk, deaths: list[tuple[int, bool]] | None = None) -> None:
         self.disk = disk
+        self._deaths = deaths
         self.handles: dict[int, int] = {}
         self.dies = 0
         self.after = True
@@ -193,6 +198,8 @@ class DiskGuest:
                 return wire.pack_hello(wire.VERSION, b"6.1.0-disk")
             case Kind.MOUNT:
                 self.writing = wire.unpack_mount(body)[-1]
+                if self.writing and self._deaths:
+                    self.dies, self.after = self._deaths.pop(0)
                 root = wire.unpack_page(wire.pack_page(0, [tree.entry(2, b"")]))[1][0]
                 return wire.pack_mounted(wire.Mounted(b"ext4", wire.MountState.CLEAN, False, root))
             case Kind.LIST:
@@ -252,9 +259,15 @@ class DiskGuest:
             if not again or c.act not in (Act.MKDIR, Act.MKNOD, Act.SYMLINK, Act.LINK):
                 raise
         except FileNotFoundError:
-            if not again or c.act not in (Act.UNLINK, Act.RMDIR, Act.RENAME, Act.LINK):
+            if not again or not (c.act in (Act.UNLINK, Act.RMDIR) or (c.act == Act.RENAME and self._is_there(c.other))):
                 raise
         return changes.pack_changed(self._entries(c))
+
+    def _is_there(self, path: bytes) -> bool:
+        try:
+            return self.disk.now.find(path) > 0
+        except OSError:
+            return False
 
     def _entries(self, c: Change) -> list[bytes]:
         tree = self.disk.now

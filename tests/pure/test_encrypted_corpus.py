@@ -2,13 +2,11 @@
 
 import gzip
 import hashlib
-import lzma
 import os
-import tarfile
 from collections.abc import Callable, Iterator
 from configparser import RawConfigParser
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,6 +21,7 @@ from mountsafe.medium.encryption import Layer, Layout, SegmentKind, Stack, check
 from mountsafe.medium.stacked import Plan, open_blocking
 from mountsafe.medium.writable import WritableLayer
 from tests.conftest import missing
+from tests.cryptsetups import unpacked
 from tests.vm import corpus
 
 BITLOCKER_SECRETS = (
@@ -86,24 +85,7 @@ TCRYPT: dict[str, tuple[Kind, bytes, dict[str, int | bool], str | Fault]] = {
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """A function that returns an image of an archive of the corpus, or of a file of its own."""
-    folder = corpus.folder() / "cryptsetup"
-    if not folder.is_dir():
-        missing(f"the corpus (expected at {corpus.folder()}, or where MOUNTSAFE_CORPUS says)")
-    unpacked = tmp_path_factory.mktemp("corpus")
-
-    def find(archive: str, name: str) -> Path:
-        path = unpacked / name
-        if path.exists():
-            return path
-        if archive:
-            with tarfile.open(folder / archive) as tar:
-                safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
-                tar.extractall(unpacked, **safely)
-        else:
-            path.write_bytes(lzma.decompress((folder / f"{name}.xz").read_bytes()))
-        return path
-
-    return find
+    return partial(unpacked, tmp_path_factory.mktemp("corpus"))
 
 
 def unlock(path: Path, kind: Kind | None, secret: volumes.Secret) -> Iterator[bytes]:
