@@ -9,6 +9,7 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.choosing import called, choose, deeper, left_out, locked, parts, within
 from mountsafe.medium.options import with_options, with_wished
 from mountsafe.medium.volumes import ENCRYPTED, Volume, seen
+from mountsafe.session.ahead import Ahead
 from mountsafe.session.finding import inspect_medium
 from mountsafe.session.machines import Machines
 from mountsafe.session.messages import Found, Missing, MountOptions
@@ -18,32 +19,41 @@ from mountsafe.session.storage import Lender
 from mountsafe.session.unlocking import unlock
 
 MAX_ENCLOSED = 4  # encrypted volumes in each other
-Machined = Callable[[Lender], Machines]
+Machined = Callable[[Lender, Ahead | None], Machines]
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A file system that is to be shown, the machines that have its disk, and what was told of that along with it."""
+    """A file system that is to be shown, the machines that have its disk, and what was told of that along with it.
+
+    `hosts`: the encrypted volumes that it is in, from the medium's disk inwards, each with what was told of its disk.
+    """
 
     volume: Volume
     machines: Machines
     told: tuple[Volume, ...] = ()
+    hosts: tuple[tuple[Volume, tuple[Volume, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for on one disk. `host`: the encrypted volume that it is the plaintext of, in so many others."""
+    """What is asked for on one disk. `hosts`: the encrypted volumes that it is in, as of `Chosen`."""
 
     partition: int | str | None
     fstype: str | None
-    host: Volume | None = None
-    depth: int = 0
+    hosts: tuple[tuple[Volume, tuple[Volume, ...]], ...] = ()
+
+    @property
+    def host(self) -> Volume | None:
+        """The one that it is the plaintext of."""
+        return self.hosts[-1][0] if self.hosts else None
 
 
 class Choice:
     """What is to be shown of a medium, which one task makes. `missing`: what was asked for and is not to be shown.
 
-    `machined` returns machines for a disk that was unlocked; whoever gives it closes them.
+    `machined` returns machines for a disk that was unlocked, the first of them started ahead, as `ahead` is to do;
+    whoever gives it closes them.
     """
 
     def __init__(
@@ -53,6 +63,7 @@ class Choice:
         reporter: Asker,
         nursery: trio.Nursery,
         machined: Machined,
+        ahead: Callable[[], Ahead],
     ) -> None:
         self.chosen: list[Chosen] = []
         self.missing: list[Missing] = []
@@ -61,6 +72,7 @@ class Choice:
         self._reporter = reporter
         self._nursery = nursery
         self._machined = machined
+        self._ahead = ahead
         self._found: list[Volume] = []  # on the medium's disk, and in what was unlocked
         self._failures: list[UserError] = []
 
@@ -77,14 +89,17 @@ class Choice:
         chosen = self._choose(volumes, wanted)
         named = {within(wanted.host, volume).name: volume for volume in chosen}
         permitted = await self._permitted([within(wanted.host, volume) for volume in chosen])
-        self.chosen += [Chosen(each, machines, tuple(volumes)) for each in permitted if not each.encrypted]
+        self.chosen += [
+            Chosen(each, machines, tuple(volumes), wanted.hosts) for each in permitted if not each.encrypted
+        ]
         encrypted = [volume for volume in permitted if volume.encrypted]
         if len(encrypted) == len(permitted):
             await machines.release(machines.storage)  # nobody needs it while a passphrase is typed
         for volume in encrypted:
             partition = deeper(volumes, wanted.partition, named[volume.name])
             fstype = wanted.fstype if partition is not None and wanted.fstype not in ENCRYPTED else None
-            await self._enter(machines.storage, Wanted(partition, fstype, volume, wanted.depth + 1))
+            hosts = (*wanted.hosts, (volume, tuple(volumes)))
+            await self._enter(machines.storage, Wanted(partition, fstype, hosts))
 
     def _choose(self, volumes: list[Volume], wanted: Wanted) -> list[Volume]:
         """Return what is to be shown of one disk, or to be unlocked, as far as nobody objects. Raises UserError."""
@@ -123,12 +138,25 @@ class Choice:
         host = wanted.host
         assert host is not None
         try:
-            unlocked = None
-            if self._options.unlock and wanted.depth <= MAX_ENCLOSED:
-                unlocked = await unlock(disk, host, called(host, self._medium), self._reporter, self._nursery)
-            if unlocked is None:
+            machines = None
+            if self._options.unlock and len(wanted.hosts) <= MAX_ENCLOSED:
+                machines = await self._unlocked(disk, host)
+            if machines is None:
                 raise locked(host, self._medium)
-            await self._search(self._machined(unlocked), wanted)
+            await self._search(machines, wanted)
         except UserError as error:
             self._failures.append(error)
             self.missing.append(not_mounted(host, error.message, error.code))
+
+    async def _unlocked(self, disk: Lender, host: Volume) -> Machines | None:
+        """Return machines for what is in an encrypted volume; None if nobody has a key. Raises UserError."""
+        ahead = self._ahead()
+        machines = None
+        try:
+            unlocked = await unlock(disk, host, called(host, self._medium), self._reporter, self._nursery, ahead)
+            if unlocked is not None:
+                machines = self._machined(unlocked, ahead)
+        finally:
+            if machines is None:
+                await ahead.end()
+        return machines

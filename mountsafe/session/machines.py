@@ -14,6 +14,7 @@ from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
 from mountsafe.limits import LAUNCH_DEADLINE, MAX_INCIDENTS_LOGGED
 from mountsafe.process import said_by
+from mountsafe.session.ahead import Ahead
 from mountsafe.session.restarts import RestartLimit
 from mountsafe.session.storage import Lender
 
@@ -50,17 +51,23 @@ async def started(
             trials = []
     failures: list[tuple[MountsafeError, Console]] = []
     for accelerator in trials:
-        machine = _begun(replace(settings, accelerator=accelerator), nursery)
-        try:
-            await _launched(machine, *acceleration.patience())
-        except (GuestGone, DeadlinePassed) as error:
-            log.warning("a virtual machine with %s did not start: %s", accelerator, error)
-            failures.append((error, machine.console))
-        else:
-            acceleration.remember(accelerator)
-            return machine
-    machine = _begun(replace(settings, accelerator=last), nursery)
-    await _launched(machine, LAUNCH_DEADLINE)
+        wanted = replace(settings, accelerator=accelerator)
+        machine = await _thawed(wanted, acceleration, nursery)
+        if machine is None:
+            machine = _begun(replace(wanted, saved=False), nursery)
+            try:
+                await _launched(machine, *acceleration.patience())
+            except (GuestGone, DeadlinePassed) as error:
+                log.warning("a virtual machine with %s did not start: %s", accelerator, error)
+                failures.append((error, machine.console))
+                continue
+        acceleration.remember(accelerator)
+        return machine
+    wanted = replace(settings, accelerator=last)
+    machine = await _thawed(wanted, acceleration, nursery)
+    if machine is None:
+        machine = _begun(replace(wanted, saved=False), nursery)
+        await _launched(machine, LAUNCH_DEADLINE)
     for why, console in failures:
         words = console.kvm or console.crash or console.host or why
         if acceleration.failed(isinstance(why, DeadlinePassed), console.kvm, console.crash or console.host):
@@ -70,20 +77,38 @@ async def started(
     return machine
 
 
+async def _thawed(settings: MachineSettings, acceleration: Acceleration, nursery: trio.Nursery) -> Machine | None:
+    """Start a VM from its saved state; None if there is none, or if it did not come to life: then it must boot.
+
+    Whatever is wrong with a state, it says nothing of the accelerator.
+    """
+    if not settings.thaws or not acceleration.trusts(settings.state):
+        return None
+    machine = _begun(settings, nursery)
+    try:
+        await _launched(machine, settings.patience, how="from its saved state")
+    except (GuestGone, DeadlinePassed) as error:
+        log.warning("the saved state was not taken, booting instead: %s", error)
+        if isinstance(error, DeadlinePassed):
+            acceleration.distrust(settings.state)
+        return None
+    return machine
+
+
 def _begun(settings: MachineSettings, nursery: trio.Nursery) -> Machine:
     machine = Machine.start(settings, said_by("guest"))
     nursery.start_soon(machine.log_words)
     return machine
 
 
-async def _launched(machine: Machine, deadline: float, lively: float = 0.0) -> None:
+async def _launched(machine: Machine, deadline: float, lively: float = 0.0, how: str = "booted") -> None:
     since = time.monotonic()
     try:
         await machine.launched(deadline, lively)
     except BaseException:
         await machine.stop()
         raise
-    log.info("virtual machine started with %s in %.1f s", machine.accelerator, time.monotonic() - since)
+    log.info("virtual machine started with %s, %s, in %.1f s", machine.accelerator, how, time.monotonic() - since)
 
 
 class _Life:
@@ -126,10 +151,10 @@ class _Life:
 class Machines:
     """Hands out streams to a VM that has the medium; at most one VM at a time.
 
-    `spare`: the first one, started ahead. Any task may call any method. `_starting` is held wherever `_life` or
-    `_users` change (but in `close`, which is the last), over the whole start of a VM, and before `Storage`'s lock,
-    which never waits for this one. A caller that is cancelled stops the VM that it was starting. `number` grows with
-    each VM, and names it for good.
+    `spare`: the first one, started ahead; `close` ends it. Any task may call any method. `_starting` is held wherever
+    `_life` or `_users` change (but in `close`, which is the last), over the whole start of a VM, and before `Storage`'s
+    lock, which never waits for this one. A caller that is cancelled stops the VM that it was starting. `number` grows
+    with each VM, and names it for good.
     """
 
     def __init__(
@@ -139,7 +164,7 @@ class Machines:
         storage: Lender,
         nursery: trio.Nursery,
         listener: Listener | None = None,
-        spare: Machine | None = None,
+        spare: Ahead | None = None,
     ) -> None:
         self.storage = storage
         self._nursery = nursery
@@ -211,7 +236,7 @@ class Machines:
 
     async def _start(self) -> tuple[Machine, int]:
         """Return a VM that has the medium, and the number of the container process that it has it from."""
-        spare, self._spare = self._spare, None
+        spare = await self._spare.taken() if self._spare else None
         if spare is not None:
             try:
                 return spare, await self._attach(spare)
@@ -287,4 +312,6 @@ class Machines:
             life, self._life = self._life, None
             if life is not None:
                 await life.let_go()
+            if self._spare is not None:
+                await self._spare.end()
             await self.storage.close()

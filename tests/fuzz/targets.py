@@ -18,7 +18,7 @@ from mountsafe.filesystem.links import BLOCKED, contained
 from mountsafe.filesystem.untrusted import KNOWN_TYPES, fault_of_attributes, fault_of_name
 from mountsafe.hotplug.devices import Device
 from mountsafe.incidents import Incidents
-from mountsafe.jobs.checking import CODES, MAX_LINE, MAX_LINES, Checks, told_of
+from mountsafe.jobs.checks import CODES, MAX_LINE, MAX_LINES, Checks, told_of
 from mountsafe.limits import MAX_FILE_SIZE
 from mountsafe.medium.choosing import choose, folder_names, label_name
 from mountsafe.medium.extents import Source, Window, plan
