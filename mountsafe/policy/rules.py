@@ -2,7 +2,7 @@
 
 The first rule whose every condition holds decides. What no rule decides is opened in a virtual machine if it is
 external, and left to the system if it is not. A policy that cannot be read refuses everything external: a typing error
-must not open a door.
+must not open a door. Whether what is opened may be written to is for a rule to say, or for the file as a whole.
 """
 
 import difflib
@@ -33,12 +33,20 @@ class Verdict(StrEnum):
     REFUSE = "refuse"  # nobody opens it
 
 
+class Access(StrEnum):
+    """Whether a medium that a virtual machine opens may be written to."""
+
+    READ_ONLY = "read-only"
+    ON_DEMAND = "on-demand"  # it is only read until somebody changes something
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it.
 
     `timezone`: that of the clock whose local times it keeps; "" is the machine's. `mount_options` as those of
-    `mountsafe mount`. `key_file`: what unlocks it; "" is nothing.
+    `mountsafe mount`. `key_file`: what unlocks it; "" is nothing. `access`: None in a rule that does not say; what a
+    `Policy` decides always says.
     """
 
     owner: str = "user"
@@ -46,11 +54,12 @@ class Options:
     timezone: str = ""
     mount_options: tuple[str, ...] = ()
     key_file: str = ""
+    access: Access | None = None
 
     @property
     def general(self) -> "Options":
         """What holds for a medium as a whole, and not for one of its volumes alone."""
-        return replace(self, mount_options=(), key_file="")
+        return replace(self, mount_options=(), key_file="", access=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,56 +94,80 @@ class PolicyError(ValueError):
 
 
 class Policy:
-    """Ordered rules. `broken`: why nothing external may be opened."""
+    """Ordered rules. `broken`: why nothing external may be opened. `access`: where no rule says it."""
 
-    def __init__(self, rules: Iterable[Rule], broken: str = "") -> None:
+    def __init__(self, rules: Iterable[Rule], broken: str = "", access: Access = Access.ON_DEMAND) -> None:
         self.rules = tuple(rules)
         self.broken = broken
+        self.access = access
 
     @classmethod
     def parse(cls, texts: Iterable[tuple[str, str]]) -> "Policy":
         """Read (name, TOML) pairs, the most important first. Never raises: a broken one refuses."""
         rules: list[Rule] = []
+        said: list[Access] = []
         try:
             for name, text in texts:
-                rules += parse_rules(name, text)
+                document, places = _document(name, text)
+                rules += _rules(document, places)
+                said += _access(document, places(None, "access"))
         except PolicyError as error:
-            return cls([], str(error))
-        return cls(rules)
+            return cls([], str(error), Access.READ_ONLY)
+        return cls(rules, access=next(iter(said), Access.ON_DEMAND))
 
     def decide(self, facts: Facts) -> Decision:
         """Return what is to be done with a medium."""
+        options = Options(access=self.access)
         if self.broken:
             if facts.external:
-                return Decision(Verdict.REFUSE, "", "", f"the policy cannot be read: {self.broken}", Options())
-            return Decision(Verdict.KERNEL, "", "", "it is inside the machine", Options())
+                return Decision(Verdict.REFUSE, "", "", f"the policy cannot be read: {self.broken}", options)
+            return Decision(Verdict.KERNEL, "", "", "it is inside the machine", options)
         for rule in self.rules:
             if rule.holds(facts):
-                return Decision(rule.verdict, rule.name, rule.origin, rule.reason or facts.risk.reason, rule.options)
+                options = replace(rule.options, access=rule.options.access or self.access)
+                return Decision(rule.verdict, rule.name, rule.origin, rule.reason or facts.risk.reason, options)
         if facts.external:
-            return Decision(Verdict.SANDBOX, "", "", f"it is external; {facts.risk.reason}", Options())
-        return Decision(Verdict.KERNEL, "", "", "it is inside the machine", Options())
+            return Decision(Verdict.SANDBOX, "", "", f"it is external; {facts.risk.reason}", options)
+        return Decision(Verdict.KERNEL, "", "", "it is inside the machine", options)
 
 
 def parse_rules(origin: str, text: str) -> list[Rule]:
     """Return the rules of a TOML text. Raises PolicyError."""
+    return _rules(*_document(origin, text))
+
+
+def _document(origin: str, text: str) -> tuple[dict[str, Any], "_Places"]:
+    """Return what a TOML text has, and who says where. Raises PolicyError."""
     try:
         document = tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, and what int() says of a number with thousands of digits
         raise PolicyError(f"{origin}: {error}") from error
     except RecursionError as error:
         raise PolicyError(f"{origin}: lists in lists, too many of them") from error
-    unknown = set(document) - {"version", "rule"}
+    unknown = set(document) - {"version", "access", "rule"}
     if unknown:
         at = _Places(origin, text, 0)(None, min(unknown))
-        raise PolicyError(f"{at}: unknown key {min(unknown)!r}: a file has version and tables [[rule]]")
+        raise PolicyError(f"{at}: unknown key {min(unknown)!r}: a file has version, access and tables [[rule]]")
     if document.get("version", VERSION) != VERSION:
         raise PolicyError(f"{origin}: version {document['version']!r}; this program knows {VERSION}")
     tables = document.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise PolicyError(f"{origin}: rules are tables [[rule]]")
-    places = _Places(origin, text, len(tables))
-    return [_rule(table, number, places) for number, table in enumerate(tables, 1)]
+    return document, _Places(origin, text, len(tables))
+
+
+def _rules(document: dict[str, Any], places: "_Places") -> list[Rule]:
+    return [_rule(table, number, places) for number, table in enumerate(document.get("rule", []), 1)]
+
+
+def _access(table: dict[str, Any], origin: str) -> list[Access]:
+    """Return what a rule, or a file, says of writing; nothing if it does not. Raises PolicyError."""
+    if "access" not in table:
+        return []
+    try:
+        return [Access(table["access"])]
+    except ValueError:
+        raise PolicyError(f"{origin}: access is one of {', '.join(Access)}") from None
 
 
 _TABLE = re.compile(r"\s*\[\[\s*rule\s*\]\]")
@@ -171,7 +204,7 @@ _STRINGS = ("name", "reason", "owner", "timezone", "key_file")
 
 
 def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
-    known = ("verdict", *_STRINGS, "hide", "mount_options", *_CHECKS)
+    known = ("verdict", *_STRINGS, "access", "hide", "mount_options", *_CHECKS)
     for key, value in table.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -204,7 +237,11 @@ def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
         table.get("timezone", ""),
         _mount_options(table, places(number, "mount_options"), verdict),
         _key_file(table, places(number, "key_file"), verdict),
+        next(iter(_access(table, places(number, "access"))), None),
     )
+    if options.access and verdict in (Verdict.KERNEL, Verdict.REFUSE):
+        at = places(number, "access")
+        raise PolicyError(f"{at}: access is for what a virtual machine opens, not for {verdict}")
     origin = places.rule(number)
     return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
 
