@@ -153,7 +153,9 @@ def _document(origin: str, text: str) -> tuple[dict[str, Any], "_Places"]:
     tables = document.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise PolicyError(f"{origin}: rules are tables [[rule]]")
-    return document, _Places(origin, text, len(tables))
+    places = _Places(origin, text, len(tables))
+    _access(document, places(None, "access"))
+    return document, places
 
 
 def _rules(document: dict[str, Any], places: "_Places") -> list[Rule]:
