@@ -79,5 +79,10 @@ class Attributes:
 
     def remove_extended(self, change: Change) -> list[bytes]:
         """Remove an extended attribute."""
-        os.removexattr(self._place(change), change.other, follow_symlinks=False)
+        place = self._place(change)
+        try:
+            os.removexattr(place, change.other, follow_symlinks=False)
+        except FileNotFoundError as error:  # by which hfsplus means the attribute as well
+            os.lstat(place)
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
         return self._places.changed(change.path)

@@ -1,8 +1,10 @@
 """What a listing tells of an entry: its numbers, and where a link leads."""
 
+import errno
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 
 from mountsafe import wire
@@ -64,3 +66,13 @@ def fitting(told: tuple[int, ...]) -> tuple[int, ...]:
     mode, nlink, uid, gid, ino, size, blocks, *times = told
     rest = (number & 0xFFFFFFFFFFFFFFFF for number in (ino, size, blocks))
     return (mode, nlink & 0xFFFFFFFF, uid, gid, *rest, *(max(-(1 << 63), min((1 << 63) - 1, t)) for t in times))
+
+
+def held(fd: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the extended attributes; hfsplus of Linux 6.12 lists some that it then has not."""
+    for name in os.listxattr(fd):
+        try:
+            yield os.fsencode(name), os.getxattr(fd, name)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise

@@ -19,7 +19,7 @@ COW_BYTES = 64 << 20  # what a journal's replay may write, kept in the guest's m
 COW_CHUNK = 4096
 KERNEL_LINES = 3  # the last ones of its log, in the answer to a mount that failed
 
-_SAFE = "nosuid,nodev,noexec,noatime"
+_QUIET = "ro,nosuid,nodev,noexec,noatime"
 # blkid's name -> the (kernel type, options) to try in turn
 MOUNT_AS: dict[bytes, list[tuple[str, str]]] = {
     # A superblock can ask for a kernel panic at the first error that is found.
@@ -57,7 +57,7 @@ WITHOUT_REPLAY = {
 
 def _mount(device: str, where: str, fstype: str, options: str) -> str:
     """Mount read-only; return "" or what mount(8) and the kernel said."""
-    return attempt(device, where, fstype, f"ro,{options}").complaint
+    return attempt(device, where, fstype, _QUIET, options).complaint
 
 
 class Said(NamedTuple):
@@ -67,8 +67,8 @@ class Said(NamedTuple):
     kernel: list[str]
 
 
-def attempt(device: str, where: str, fstype: str, options: str) -> Said:
-    """Mount; `options` say whether read-only."""
+def attempt(device: str, where: str, fstype: str, common: str, options: str) -> Said:
+    """Mount with options of all types, which say whether it is read-only, and those of this one."""
     if fstype == "ntfs-3g":
         options += ",allow_other"
     for module in (*NEEDS.get(fstype, ()), *(f"mac-{name}" for name in _MAC.findall(options))):
@@ -76,18 +76,17 @@ def attempt(device: str, where: str, fstype: str, options: str) -> Said:
     log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.lseek(log, 0, os.SEEK_END)
-        code, words = run("mount", "-n", "-t", fstype, "-o", f"{_SAFE},{options.strip(',')}", device, where)
-        kernel = _kernel_words(log)
+        code, words = run("mount", "-n", "-t", fstype, "-o", ",".join(filter(None, (common, options))), device, where)
+        kernel = _kernel_lines(log)
         if code == 0:
             return Said("", kernel)
         lines = [line.removeprefix(f"mount: {where}: ") for line in words.splitlines() if "dmesg(1)" not in line]
-        lines += [f"[{line}]" for line in kernel[-KERNEL_LINES:]]
-        return Said(" ".join(lines) or f"mount failed with {code}", kernel)
+        return Said(" ".join(lines + _last_words(kernel)) or f"mount failed with {code}", kernel)
     finally:
         os.close(log)
 
 
-def _kernel_words(log: int) -> list[str]:
+def _kernel_lines(log: int) -> list[str]:
     """Return what the kernel has logged: mount(8) knows only the errno, the driver says what is wrong."""
     lines: list[str] = []
     with suppress(OSError):  # EAGAIN: that was all
@@ -95,6 +94,10 @@ def _kernel_words(log: int) -> list[str]:
             _, _, message = os.read(log, 8192).partition(b";")
             lines.append(message.partition(b"\n")[0].decode("utf-8", "replace"))
     return lines
+
+
+def _last_words(lines: list[str]) -> list[str]:
+    return [f"[{line}]" for line in lines[-KERNEL_LINES:]]
 
 
 class CowLayer:

@@ -4,7 +4,9 @@ Linux refuses to tell a name that cannot be, an empty one or one with a slash, w
 cannot be read. It then stays where it is: who only goes on reading learns nothing of what comes after.
 """
 
+import array
 import errno
+import fcntl
 import os
 from collections.abc import Generator
 from itertools import islice
@@ -13,6 +15,10 @@ Names = Generator[bytes, None, None]
 UNTOLD = b""  # in the place of what cannot be told: the host knows that no file is called so, and counts it
 BROKEN = (errno.EIO, errno.EUCLEAN)  # in the words of the kernel, and of some of its drivers
 LAST = (1 << 63) - 1  # the largest position in a folder: loff_t
+EXT = ("ext2", "ext3", "ext4")
+FINDS_BY_INDEX = frozenset({"xfs", "btrfs", "f2fs"})
+FS_IOC_GETFLAGS, EXT4_INDEX_FL = 0x80086601, 0x1000  # include/uapi/linux/fs.h, fs/ext4/ext4.h
+FEW_BLOCKS = 8192  # bytes of a folder in which it does not matter where the search for a name begins
 # How far a position in a folder may be from the next. Most drivers take any number for the place of the entry after it;
 # some count bytes and take only the beginning of an entry. Of those that are not named here it is not known.
 STEP = {
@@ -101,3 +107,18 @@ def _go_to(folder: int, position: int) -> bool:
     except OSError:
         return False
     return position <= LAST
+
+
+def finds_by_index(folder: int, kernel_type: str) -> bool:
+    """Whether two processes can look at files of an open folder without being in each other's way.
+
+    Where there is no index a driver searches from the place of the last name it found, which is good for one who
+    takes them in order, and worst for two who do so at two places.
+    """
+    if kernel_type not in EXT:
+        return kernel_type in FINDS_BY_INDEX
+    if os.fstat(folder).st_size <= FEW_BLOCKS:
+        return True
+    flags = array.array("l", [0])
+    fcntl.ioctl(folder, FS_IOC_GETFLAGS, flags)
+    return bool(flags[0] & EXT4_INDEX_FL)

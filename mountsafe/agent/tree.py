@@ -1,21 +1,19 @@
 """A mounted file system as the host asks for it."""
 
-import array
 import errno
-import fcntl
 import marshal
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
 from mountsafe import wire
 from mountsafe.agent import twin
 from mountsafe.agent.amended import Amended, padded
-from mountsafe.agent.entries import fitting, numbers, packed, packed_of_ntfs
+from mountsafe.agent.entries import fitting, held, numbers, packed, packed_of_ntfs
 from mountsafe.agent.extents import ExtentMap
-from mountsafe.agent.names import Names, names_in
+from mountsafe.agent.names import Names, finds_by_index, names_in
 from mountsafe.agent.programs import Refused
 
 Work = Callable[[bytes, list[bytes]], list[bytes]]
@@ -23,10 +21,6 @@ WORTH_SHARING = 16  # names of one question: looking at a file takes 0.1 ms in a
 READ_WORTH_SHARING = 128 << 10  # bytes for each: a block of squashfs or of btrfs that only one should decompress
 NOTHING_PREPARED = (0, b"")
 NTFS = "ntfs-3g"
-EXT = ("ext2", "ext3", "ext4")
-FINDS_BY_INDEX = frozenset({"xfs", "btrfs", "f2fs"})
-FS_IOC_GETFLAGS, EXT4_INDEX_FL = 0x80086601, 0x1000  # include/uapi/linux/fs.h, fs/ext4/ext4.h
-FEW_BLOCKS = 8192  # bytes of a folder in which it does not matter where the search for a name begins
 
 
 class Tree:
@@ -154,20 +148,6 @@ class Tree:
             }
             self._twin = twin.Twin(works)
 
-    def _finds_by_index(self, folder: int) -> bool:
-        """Whether two processes can look at files of this folder without being in each other's way.
-
-        Where there is no index a driver searches from the place of the last name it found, which is good for one who
-        takes them in order, and worst for two who do so at two places.
-        """
-        if self._type not in EXT:
-            return self._type in FINDS_BY_INDEX
-        if os.fstat(folder).st_size <= FEW_BLOCKS:
-            return True
-        flags = array.array("l", [0])
-        fcntl.ioctl(folder, FS_IOC_GETFLAGS, flags)
-        return bool(flags[0] & EXT4_INDEX_FL)
-
     def _of_all(self, what: str, work: Work, path: bytes, names: list[bytes]) -> list[bytes]:
         """Return what `work` says of each name, half of it found by the twin."""
         if self._twin is None or len(names) < WORTH_SHARING:
@@ -280,7 +260,7 @@ class Tree:
     def _page(self, path: bytes, cursor: int) -> bytes:
         folder, listing = self._listing(path, cursor)
         try:
-            shared = self._finds_by_index(folder)
+            shared = finds_by_index(folder, self._type)
             page = list(islice(listing, wire.MAX_PAGE_ENTRIES))
         except BaseException:  # it cannot go on from there: who asks again begins anew
             self._listings.pop(cursor, None)
@@ -351,7 +331,7 @@ class Tree:
         """Return the extended attributes of anything but a symbolic link, which Linux gives none."""
         fd = self._opened(path)
         try:
-            pairs = list(_held(fd))
+            pairs = list(held(fd))
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:  # ntfs-3g comes to that opinion at the first reparse point
                 raise
@@ -366,13 +346,3 @@ class Tree:
         told = (v.f_bsize, v.f_frsize, v.f_blocks, v.f_bfree, v.f_bavail, v.f_files, v.f_ffree, v.f_namemax)
         # Python takes these unsigned numbers for signed; erofs says ULLONG_MAX files.
         return wire.pack_statfs(wire.Statfs(*(number & 0xFFFFFFFFFFFFFFFF for number in told)))
-
-
-def _held(fd: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the extended attributes; hfsplus of Linux 6.12 lists some that it then has not."""
-    for name in os.listxattr(fd):
-        try:
-            yield os.fsencode(name), os.getxattr(fd, name)
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise

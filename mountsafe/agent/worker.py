@@ -19,7 +19,7 @@ from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused, read_text, run
 from mountsafe.agent.tree import Tree
 from mountsafe.agent.volumes import device_of, find_medium, probe
-from mountsafe.agent.writable import mount_writable
+from mountsafe.agent.writable import bound_what_is_not_written_yet, mount_writable
 
 PORT_PREFIX = "org.mountsafe."
 READ_ONLY = "it is mounted to be read"
@@ -106,6 +106,7 @@ class Worker:
         path = f"/dev/{find_medium()}"
         layers = (CowLayer(path, self._tag), Patched(self._tag))  # that are not begun
         self._target = Target(path, fstype, self._where, *layers, options=tuple(map(os.fsdecode, options)))
+        bound_what_is_not_written_yet()
         mount = mount_writable(self._target)
         times = LocalTimes(zone, f"/run/mountsafe/zone-{self._tag}")
         if mount.fstype in localtimes.STAMPED:

@@ -7,6 +7,7 @@ without leaving something out, is only read: who writes to it makes it worse.
 import errno
 import os
 import re
+from contextlib import suppress
 
 from mountsafe import fsoptions, wire
 from mountsafe.agent import copies
@@ -36,7 +37,16 @@ WRITTEN_AS: dict[bytes, tuple[str, str]] = {
 # Options of a person's by which something else than the file system as it is would be mounted.
 ONLY_TO_READ = fsoptions.WITHOUT_REPLAY | {"sb", "sbsector", "session", "anchor", "lastblock", "part"}
 _REPLAYED = re.compile("recover(?!y is not)|replay", re.IGNORECASE)
+BEGIN_TO_WRITE, MOST_UNWRITTEN = 4 << 20, 32 << 20  # bytes in the guest's page cache
+_QUIET = "rw,nosuid,nodev,noexec,noatime"
 INSTEAD = "it can only be read: copy from it what is to be changed"
+
+
+def bound_what_is_not_written_yet() -> None:
+    """Have the kernel write soon, so that neither a SYNC nor the unmounting of a slow medium takes long."""
+    for name, size in (("dirty_background_bytes", BEGIN_TO_WRITE), ("dirty_bytes", MOST_UNWRITTEN)):
+        with suppress(OSError), open(f"/proc/sys/vm/{name}", "w", encoding="ascii") as file:
+            file.write(str(size))
 
 
 def mount_writable(target: Target) -> Mount:
@@ -53,9 +63,8 @@ def mount_writable(target: Target) -> Mount:
         raise Refused(errno.EROFS, f"with the mount option {min(left)} it can only be read")
     state = _looked_at(target)
     os.makedirs(target.where, exist_ok=True)
-    said = attempt(
-        target.device, target.where, kernel_type, "rw," + fsoptions.merged(kernel_type, plain, target.options)
-    )
+    options = fsoptions.merged(kernel_type, plain, target.options)
+    said = attempt(target.device, target.where, kernel_type, _QUIET, options)
     if said.complaint:
         raise Refused(errno.EROFS, f"it cannot be mounted to be changed: {said.complaint}")
     if os.statvfs(target.where).f_flag & os.ST_RDONLY:

@@ -27,7 +27,8 @@ from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, option
 from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
 from mountsafe.errors import UserError
-from mountsafe.jobs.checking import Checks, Outcome, Result, Wish, checked
+from mountsafe.jobs.checking import Wish, checked
+from mountsafe.jobs.checks import Checks, Outcome, Result
 from mountsafe.limits import CHECK_SECONDS
 from mountsafe.medium.source import Medium, explained, open_medium
 from mountsafe.medium.wrappers import NOTHING_FOUND

@@ -8,7 +8,7 @@ import hmac
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TypeVar
 
 from mountsafe import codec
@@ -222,7 +222,19 @@ def _objects(told: object, name: str, kind: type[T], needed: bool = True) -> dic
         raise ProtocolFault(name)
     if not all(key.isascii() and key.isdigit() and len(key) <= 2 for key in found):
         raise ProtocolFault(f"numbers of {name}")
-    return {key: codec.read(kind, value, strict=False) for key, value in found.items()}
+    read = {key: codec.read(kind, value, strict=False) for key, value in found.items()}
+    if any(map(_has_negative, read.values())):
+        raise ProtocolFault(f"a negative number of {name}")
+    return read
+
+
+def _has_negative(value: object) -> bool:
+    """Whether a number in an object, or in one that it has, is less than 0: no number of a header may be."""
+    if isinstance(value, int):
+        return value < 0
+    if not is_dataclass(value):
+        return False
+    return any(_has_negative(getattr(value, each.name)) for each in fields(value))
 
 
 def _requirements(config: object) -> tuple[str, ...]:

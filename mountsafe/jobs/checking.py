@@ -1,71 +1,29 @@
 """Check the file systems of a medium: each by its type's own checker, inside a virtual machine that cannot write."""
 
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import trio
 
-from mountsafe import codec, distribution, wire
+from mountsafe import wire
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.appliance.machine import MachineSettings
-from mountsafe.checkers import CHECKERS, Checker
-from mountsafe.errors import DeadlinePassed, ExitCode, GuestFault, MountsafeError
+from mountsafe.checkers import CHECKERS
+from mountsafe.errors import DeadlinePassed, GuestFault, MountsafeError
+from mountsafe.jobs.checks import Checks, Outcome, Result, late, told_of
 from mountsafe.limits import CHECK_SECONDS, REQUEST_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
+from mountsafe.session.ahead import Ahead
 from mountsafe.session.choice import Choice, Chosen
 from mountsafe.session.finding import machine_settings, open_storage
-from mountsafe.session.machines import Listener, Machines
-from mountsafe.session.messages import Found, Judged, Key, KeyForm, Locked, Missing, MountOptions, Report
+from mountsafe.session.machines import Listener, Machines, started
+from mountsafe.session.messages import Found, Judged, Key, KeyForm, Locked, MountOptions, Report
 from mountsafe.session.start import Unlock
 from mountsafe.session.storage import Lender, Storage
 from mountsafe.text import printable
 from mountsafe.trios import run
-
-MAX_LINES = 400  # of what a checker said
-MAX_LINE = 300  # characters of one
-
-
-class Outcome(StrEnum):
-    """What came of checking one file system."""
-
-    CLEAN = "clean"
-    ERRORS = "errors"
-    REPAIRED = "repaired"
-    FAILED = "failed"  # its checker could not look at it
-    MISSING = "checker-missing"
-    NONE = "no-checker"
-    TIME = "timeout"
-    LOST = "machine-lost"  # the virtual machine died, or broke a rule
-
-
-OUTCOMES = {
-    wire.CheckOutcome.CLEAN: Outcome.CLEAN,
-    wire.CheckOutcome.ERRORS: Outcome.ERRORS,
-    wire.CheckOutcome.REPAIRED: Outcome.REPAIRED,
-    wire.CheckOutcome.FAILED: Outcome.FAILED,
-    wire.CheckOutcome.MISSING: Outcome.MISSING,
-    wire.CheckOutcome.NONE: Outcome.NONE,
-    wire.CheckOutcome.TIME: Outcome.TIME,
-}
-CODES = {
-    Outcome.CLEAN: ExitCode.OK,
-    Outcome.REPAIRED: ExitCode.OK,
-    Outcome.ERRORS: ExitCode.DAMAGED,
-    Outcome.FAILED: ExitCode.UNCHECKED,
-    Outcome.NONE: ExitCode.UNCHECKED,
-    Outcome.MISSING: ExitCode.DEPENDENCY,
-    Outcome.TIME: ExitCode.DEADLINE,
-    Outcome.LOST: ExitCode.APPLIANCE,
-}
-JOURNALS = {
-    wire.MountState.CLEAN: "",
-    wire.MountState.RECOVERED: "the changes in its journal were taken into account",
-    wire.MountState.SKIPPED: "the changes in its journal could not be taken into account, and may be all that is wrong",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,68 +34,6 @@ class Wish:
     fstype: str | None = None
     seconds: int = CHECK_SECONDS
     verbose: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of checking a volume. `code`: the checker's exit code, None if it has none. `why`: in words of ours.
-
-    `words`: the checker's, fit to be shown. `note`: what is to be known of that check.
-    """
-
-    volume: Volume
-    outcome: Outcome
-    code: int | None = None
-    words: tuple[str, ...] = ()
-    why: str = ""
-    note: str = ""
-
-    @property
-    def checker(self) -> str:
-        """The program that checks its type; "" if there is none."""
-        found = CHECKERS.get(self.volume.fstype)
-        return found.program if found else ""
-
-    def facts(self) -> dict[str, Any]:
-        """What `--json` shows."""
-        volume = self.volume
-        return {
-            "name": volume.name,
-            "device": volume.device,
-            "fstype": volume.fstype,
-            "label": volume.label,
-            "uuid": volume.uuid,
-            "outcome": self.outcome.value,
-            "why": self.why,
-            "checker": self.checker,
-            "checker_exit_code": self.code,
-            "words": list(self.words),
-            "note": self.note,
-        }
-
-
-@dataclass(slots=True)
-class Checks:
-    """What came of it; `size` is that of the disk in it, in bytes. `missing`: what stayed locked."""
-
-    size: int = 0
-    results: list[Result] = field(default_factory=list)
-    missing: list[Missing] = field(default_factory=list)
-
-    def facts(self) -> dict[str, Any]:
-        """What `--json` shows."""
-        missing = [codec.plain(each) for each in self.missing]
-        return {"checked": [each.facts() for each in self.results], "missing": missing}
-
-    def code(self) -> ExitCode:
-        """Return the exit code of all of it: errors first, then what was not checked."""
-        codes = [CODES[each.outcome] for each in self.results] + [each.code for each in self.missing]
-        if ExitCode.DAMAGED in codes:
-            return ExitCode.DAMAGED
-        wrong = [code for code in codes if code != ExitCode.OK]
-        if not wrong:
-            return ExitCode.OK
-        return wrong[0] if len(wrong) == len(codes) else ExitCode.PARTIAL
 
 
 class _Person(Listener):
@@ -180,7 +76,7 @@ async def _check(medium: Medium, wish: Wish, person: _Person) -> Checks:
         async with trio.open_nursery() as nursery:
             job = _Job(settings, acceleration, nursery, person, wish)
             storage = Storage(medium, nursery)
-            first = job.machined(storage)
+            first = job.machined(storage, None)
             try:
                 await open_storage(storage)
                 return await job.done(first, medium)
@@ -201,13 +97,14 @@ class _Job:
         wish: Wish,
     ) -> None:
         self._start = partial(Machines, settings, acceleration)
+        self._ahead = partial(Ahead, partial(started, settings, acceleration, nursery, person), nursery)
         self._nursery = nursery
         self._person = person
         self._wish = wish
         self._machines: list[Machines] = []
 
-    def machined(self, disk: Lender) -> Machines:
-        self._machines.append(self._start(disk, self._nursery, self._person))
+    def machined(self, disk: Lender, ahead: Ahead | None) -> Machines:
+        self._machines.append(self._start(disk, self._nursery, self._person, ahead))
         return self._machines[-1]
 
     async def close(self) -> None:
@@ -217,7 +114,7 @@ class _Job:
     async def done(self, first: Machines, medium: Medium) -> Checks:
         wish = self._wish
         options = MountOptions(wish.partition, wish.fstype, verbose=wish.verbose, unlock=True)
-        choice = Choice(options, medium.name, self._person, self._nursery, self.machined)
+        choice = Choice(options, medium.name, self._person, self._nursery, self.machined, self._ahead)
         await choice.make(first)
         report = Checks(first.storage.size, missing=choice.missing)
         for position, chosen in enumerate(choice.chosen):
@@ -228,66 +125,44 @@ class _Job:
         return report
 
     async def _checked(self, chosen: Chosen) -> Result:
-        volume, machines = chosen.volume, chosen.machines
-        checker = CHECKERS.get(volume.fstype)
-        if checker is None:
-            why = f"there is no program that checks {volume.fstype}"
-            return Result(volume, Outcome.NONE, why=why)
+        volume = chosen.volume
+        if (checker := CHECKERS.get(volume.fstype)) is None:
+            return Result.without_checker(volume)
         self._person.progress(f"checking {volume.describe()}, with {checker.program}")
-        try:
-            return told_of(volume, checker, await self._asked(volume, machines), self._wish.seconds)
-        except GuestRefused as refused:
-            return Result(volume, Outcome.FAILED, why=str(refused))
-        except DeadlinePassed:
-            await machines.end_misbehaving(machines.number, "its check did not end")
-            return Result(volume, Outcome.TIME, why=_late(self._wish.seconds))
-        except (MountsafeError, OSError) as error:
-            crash = f"its kernel crashed ({printable(machines.crash)})" if machines.crash else str(error)
-            return Result(volume, Outcome.LOST, why=f"the virtual machine was lost: {crash}")
+        return await asked(chosen.machines, volume, self._wish.seconds, self._nursery, self)
 
-    async def _asked(self, volume: Volume, machines: Machines) -> wire.Checked:
-        client = AgentClient(await machines.stream(self))
-        self._nursery.start_soon(client.run)
-        seconds = self._wish.seconds
-        question = wire.pack_check(volume.device.encode(), volume.fstype.encode(), seconds)
+
+async def asked(
+    machines: Machines, volume: Volume, seconds: int, nursery: trio.Nursery, user: object, repair: bool = False
+) -> Result:
+    """Ask a virtual machine for a check. One that breaks a rule or the deadline is ended. `user` keeps it."""
+    number = machines.number
+    try:
+        client = AgentClient(await machines.stream(user))
+        number = machines.number
+        nursery.start_soon(client.run)
         try:
             await client.hello()
-            return wire.unpack_checked(await client.request(wire.Kind.CHECK, question, seconds + REQUEST_DEADLINE))
-        except wire.WireError as error:
-            raise GuestFault(str(error)) from error
+            told = await _answer(client, volume, seconds, repair)
         finally:
             client.end(MountsafeError("done"))
+        return told_of(volume, CHECKERS[volume.fstype], told, seconds)
+    except GuestRefused as refused:
+        return Result(volume, Outcome.FAILED, why=str(refused))
+    except (MountsafeError, OSError) as error:
+        why = f"its kernel crashed ({printable(machines.crash)})" if machines.crash else str(error)
+        await machines.end_misbehaving(number, why)
+        if isinstance(error, DeadlinePassed):
+            return Result(volume, Outcome.TIME, why=late(seconds))
+        return Result(volume, Outcome.LOST, why=f"the virtual machine was lost: {why}")
 
 
-def _late(seconds: int) -> str:
-    return f"its checker was not done in {seconds} s"
-
-
-def told_of(volume: Volume, checker: Checker, told: wire.Checked, seconds: int) -> Result:
-    """Return what the guest told, in words of ours: a code of its own, and what the checker said."""
-    outcome = OUTCOMES[told.outcome]
-    note = "; ".join(filter(None, (checker.partial, JOURNALS[told.journal])))
-    if outcome is Outcome.MISSING:
-        hint = f"{checker.package} is not installed: {distribution.install(checker.package)}"
-        return Result(volume, outcome, why=f"{hint}; then mountsafe appliance build")
-    if outcome is Outcome.NONE:
-        return Result(volume, outcome, why=f"there is no program that checks {volume.fstype}")
-    why = {
-        Outcome.TIME: _late(seconds),
-        Outcome.FAILED: f"{checker.program} could not look at it: {_ended(told.code)}",
-    }.get(outcome, "")
-    return Result(volume, outcome, told.code, lines(told.words), why, note)
-
-
-def _ended(code: int) -> str:
-    if code < 0:
-        return f"it was ended by signal {-code}" + (" (for want of memory?)" if code == -9 else "")
-    return f"it ended with code {code}"
-
-
-def lines(untrusted_words: bytes) -> tuple[str, ...]:
-    """Return what a checker said, as lines that are fit to be shown: the first ones, and the last."""
-    found = [printable(line, MAX_LINE) for line in untrusted_words.split(b"\n") if line.strip()]
-    if len(found) > MAX_LINES:
-        found = [*found[: MAX_LINES // 2], "...", *found[-(MAX_LINES // 2 - 1) :]]
-    return tuple(found)
+async def _answer(client: AgentClient, volume: Volume, seconds: int, repair: bool) -> wire.Checked:
+    question = wire.pack_check(volume.device.encode(), volume.fstype.encode(), seconds, repair)
+    try:
+        told = wire.unpack_checked(await client.request(wire.Kind.CHECK, question, seconds + REQUEST_DEADLINE))
+    except wire.WireError as error:
+        raise GuestFault(str(error)) from error
+    if told.outcome == wire.CheckOutcome.REPAIRED and not repair:
+        raise GuestFault("a repair that nobody asked for")
+    return told

@@ -26,6 +26,7 @@ DOES, MINDS = 100, 200
 READ, WRITE, RESIZE = 0, 1, 3
 OURS = 300  # a byte that no program of QEMU's locks
 PROTECTED = frozenset({errno.EROFS, errno.EPERM})
+LOOPS = Path("/sys/block")
 HINT = "Without --write it can be mounted read-only."
 
 
@@ -78,7 +79,7 @@ def _cannot(shown: str, error: OSError) -> UserError:
 def _loop_over(medium: Medium) -> str:
     """Return the path of a loop device over the medium, as this machine's kernel has it; "" if there is none."""
     ours = os.fstat(medium.fd)
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+    for backing in LOOPS.glob("loop*/loop/backing_file"):
         try:
             name = backing.read_bytes().rstrip(b"\n").removesuffix(b" (deleted)")
             if os.path.samestat(os.stat(name), ours):

@@ -42,7 +42,7 @@ def window(volume: Volume, told: Sequence[Volume], medium: Medium, size: int) ->
     for other in told:
         if _takes(other) and not _is(volume, other) and _overlap((start, length), (other.start, other.size)):
             raise ReadOnly(f"{other.title} has bytes of it")
-    if medium.block_device and volume.kind == "partition":
+    if medium.block_device:
         _check_kernel(volume, medium)
     return start, length
 
@@ -73,20 +73,25 @@ def _takes(other: Volume) -> bool:
 
 
 def _check_kernel(volume: Volume, medium: Medium) -> None:
-    """Raise ReadOnly if the host's kernel has the partition elsewhere. It need not know it."""
-    offset = medium.part.offset
-    known = kernel_partition(os.fstat(medium.fd).st_rdev, volume.number)
-    if known is not None and known != (offset + volume.start, volume.size):
-        raise ReadOnly("this machine's kernel has that partition elsewhere")
+    """Raise ReadOnly if the host's kernel has the partitions elsewhere. It need not know any."""
+    start = medium.part.offset + volume.start
+    known = kernel_partitions(os.fstat(medium.fd).st_rdev)
+    if volume.kind == "partition" and known.get(volume.number) == (start, volume.size):
+        return
+    if any(_overlap((start, volume.size), there) for there in known.values()):
+        raise ReadOnly("this machine's kernel has other partitions there")
 
 
-def kernel_partition(device: int, number: int) -> tuple[int, int] | None:
-    """Return the first byte and the size of a partition of a disk, as the host's kernel has it; None if it does not."""
+def kernel_partitions(device: int) -> dict[int, tuple[int, int]]:
+    """Return the first byte and the size of each partition of a disk that the host's kernel has, by its number.
+
+    None that only contains others is among them: of such the kernel takes the first sectors alone.
+    """
+    found = {}
     for part in Path("/sys/dev/block", f"{os.major(device)}:{os.minor(device)}").glob("*/partition"):
         try:
-            if int(part.read_text(encoding="ascii")) == number:
-                start, size = (int((part.parent / name).read_text(encoding="ascii")) for name in ("start", "size"))
-                return start * UNIT, size * UNIT
+            number, start, size = (int((part.parent / name).read_text()) for name in ("partition", "start", "size"))
+            found[number] = (start * UNIT, size * UNIT)
         except (OSError, ValueError):  # it has gone meanwhile
             continue
-    return None
+    return found

@@ -9,6 +9,7 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.choosing import called, choose, deeper, left_out, locked, parts, within
 from mountsafe.medium.options import with_options, with_wished
 from mountsafe.medium.volumes import ENCRYPTED, Volume, seen
+from mountsafe.session.ahead import Ahead
 from mountsafe.session.finding import inspect_medium
 from mountsafe.session.machines import Machines
 from mountsafe.session.messages import Found, Missing, MountOptions
@@ -18,7 +19,7 @@ from mountsafe.session.storage import Lender
 from mountsafe.session.unlocking import unlock
 
 MAX_ENCLOSED = 4  # encrypted volumes in each other
-Machined = Callable[[Lender], Machines]
+Machined = Callable[[Lender, Ahead | None], Machines]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Wanted:
 class Choice:
     """What is to be shown of a medium, which one task makes. `missing`: what was asked for and is not to be shown.
 
-    `machined` returns machines for a disk that was unlocked; whoever gives it closes them.
+    `machined` returns machines for a disk that was unlocked, the first of them started ahead, as `ahead` is to do;
+    whoever gives it closes them.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Choice:
         reporter: Asker,
         nursery: trio.Nursery,
         machined: Machined,
+        ahead: Callable[[], Ahead],
     ) -> None:
         self.chosen: list[Chosen] = []
         self.missing: list[Missing] = []
@@ -61,6 +64,7 @@ class Choice:
         self._reporter = reporter
         self._nursery = nursery
         self._machined = machined
+        self._ahead = ahead
         self._found: list[Volume] = []  # on the medium's disk, and in what was unlocked
         self._failures: list[UserError] = []
 
@@ -123,12 +127,25 @@ class Choice:
         host = wanted.host
         assert host is not None
         try:
-            unlocked = None
+            machines = None
             if self._options.unlock and wanted.depth <= MAX_ENCLOSED:
-                unlocked = await unlock(disk, host, called(host, self._medium), self._reporter, self._nursery)
-            if unlocked is None:
+                machines = await self._unlocked(disk, host)
+            if machines is None:
                 raise locked(host, self._medium)
-            await self._search(self._machined(unlocked), wanted)
+            await self._search(machines, wanted)
         except UserError as error:
             self._failures.append(error)
             self.missing.append(not_mounted(host, error.message, error.code))
+
+    async def _unlocked(self, disk: Lender, host: Volume) -> Machines | None:
+        """Return machines for what is in an encrypted volume; None if nobody has a key. Raises UserError."""
+        ahead = self._ahead()
+        machines = None
+        try:
+            unlocked = await unlock(disk, host, called(host, self._medium), self._reporter, self._nursery, ahead)
+            if unlocked is not None:
+                machines = self._machined(unlocked, ahead)
+        finally:
+            if machines is None:
+                await ahead.end()
+        return machines

@@ -14,6 +14,7 @@ from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import DeadlinePassed, GuestGone, MountsafeError
 from mountsafe.limits import LAUNCH_DEADLINE, MAX_INCIDENTS_LOGGED
 from mountsafe.process import said_by
+from mountsafe.session.ahead import Ahead
 from mountsafe.session.restarts import RestartLimit
 from mountsafe.session.storage import Lender
 
@@ -126,10 +127,10 @@ class _Life:
 class Machines:
     """Hands out streams to a VM that has the medium; at most one VM at a time.
 
-    `spare`: the first one, started ahead. Any task may call any method. `_starting` is held wherever `_life` or
-    `_users` change (but in `close`, which is the last), over the whole start of a VM, and before `Storage`'s lock,
-    which never waits for this one. A caller that is cancelled stops the VM that it was starting. `number` grows with
-    each VM, and names it for good.
+    `spare`: the first one, started ahead; `close` ends it. Any task may call any method. `_starting` is held wherever
+    `_life` or `_users` change (but in `close`, which is the last), over the whole start of a VM, and before `Storage`'s
+    lock, which never waits for this one. A caller that is cancelled stops the VM that it was starting. `number` grows
+    with each VM, and names it for good.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Machines:
         storage: Lender,
         nursery: trio.Nursery,
         listener: Listener | None = None,
-        spare: Machine | None = None,
+        spare: Ahead | None = None,
     ) -> None:
         self.storage = storage
         self._nursery = nursery
@@ -211,7 +212,7 @@ class Machines:
 
     async def _start(self) -> tuple[Machine, int]:
         """Return a VM that has the medium, and the number of the container process that it has it from."""
-        spare, self._spare = self._spare, None
+        spare = await self._spare.taken() if self._spare else None
         if spare is not None:
             try:
                 return spare, await self._attach(spare)
@@ -287,4 +288,6 @@ class Machines:
             life, self._life = self._life, None
             if life is not None:
                 await life.let_go()
+            if self._spare is not None:
+                await self._spare.end()
             await self.storage.close()

@@ -1,6 +1,5 @@
 """One session process as its parent sees it: started in a box, given streams and a mount, ended."""
 
-import json
 import logging
 import os
 from contextlib import suppress
@@ -8,22 +7,17 @@ from pathlib import Path
 
 import trio
 
-from mountsafe import channel, codec, sandbox, syscalls, wire
+from mountsafe import channel, wire
 from mountsafe.errors import ExitCode, MountsafeError, ProtocolFault, UserError
 from mountsafe.limits import (
     CONTROL_MESSAGE,
     LAUNCH_DEADLINE,
     MOUNT_DEADLINE,
-    SESSION_ADDRESS_SPACE,
-    SESSION_PROCESSES,
-    SESSION_SCRATCH,
 )
 from mountsafe.medium import resorts, unopened
-from mountsafe.medium.formats import Format
-from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
-from mountsafe.process import Child, said_by
 from mountsafe.session.attached import MountId
+from mountsafe.session.boxes import SessionBox
 from mountsafe.session.conversation import (
     GIVEN,
     SAID,
@@ -40,7 +34,6 @@ from mountsafe.session.conversation import (
     Resting,
     Said,
     Serving,
-    SessionSettings,
     Settle,
     Stream,
     Unsaved,
@@ -60,24 +53,6 @@ from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
 LAST_WORDS = 0.5  # seconds for what a session process said at its end to arrive
-
-
-class SessionBox:
-    """A session process that is not told yet which file system it serves: it starts while that is found out.
-
-    It gets the medium if that is raw; a disk in a container it asks for. `decrypts`: it will serve an encrypted one.
-    """
-
-    def __init__(self, medium: Medium, decrypts: bool = False) -> None:
-        with channel.handed_down() as (self.control, theirs), syscalls.descriptor(syscalls.SESSION) as seccomp:
-            box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
-            raw = medium.format is Format.RAW
-            settings = SessionSettings(theirs.fileno(), medium.fd if raw else None, decrypts)
-            argv = sandbox.python("mountsafe.session.server", json.dumps(codec.plain(settings)))
-            command = box.command(argv, sandbox.outer_uid(), seccomp)
-            log.debug("%s", sandbox.shown(command))
-            fds = [theirs.fileno(), seccomp, *([medium.fd] if raw else [])]
-            self.child = Child(command, fds, "session", said_by("session"))
 
 
 class ServedVolume:

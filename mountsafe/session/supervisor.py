@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,9 @@ from mountsafe.medium.source import Medium
 from mountsafe.medium.swapped import until_exchanged
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import logs
+from mountsafe.session.ahead import Ahead
 from mountsafe.session.answering import answer_all, listen
+from mountsafe.session.boxes import SessionBoxes
 from mountsafe.session.choice import Choice, Machined
 from mountsafe.session.finding import machine_settings, open_storage
 from mountsafe.session.machines import Machines, started
@@ -50,7 +53,7 @@ from mountsafe.session.places import Place
 from mountsafe.session.presentation import Presentation, mount_source
 from mountsafe.session.reporter import Reporter
 from mountsafe.session.runtime import LOG, Runtime
-from mountsafe.session.served import ServedVolume, SessionBox
+from mountsafe.session.served import ServedVolume
 from mountsafe.session.storage import Lender, Storage
 from mountsafe.session.writing import Writers
 from mountsafe.system.zones import rules_of
@@ -79,7 +82,7 @@ class Supervisor:
         self._missing: list[Missing] = []  # file systems that were to be mounted, and are not
         self._folders: list[Place] = []
         self._planned: list[Place] = []
-        self._boxes: list[SessionBox] = []  # started, and not in use yet
+        self._boxes = SessionBoxes(medium)
         self._machines: list[Machines] = []  # of the medium's disk, then of what was unlocked of an earlier one
         self._nursery: trio.Nursery
         self._done = trio.Event()
@@ -92,10 +95,11 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 storage = Storage(self._medium, nursery)
-                self._machines = [Machines(machine, acceleration, storage, nursery, self._reporter, spare)]
+                ahead = partial(Ahead, partial(started, machine, acceleration, nursery, self._reporter), nursery)
+                self._machines = [Machines(machine, acceleration, storage, nursery, self._reporter, ahead(spare))]
                 try:
                     self._write()
-                    await self._keep(storage, partial(self._machined, machine, acceleration))
+                    await self._keep(storage, partial(self._machined, machine, acceleration), ahead)
                 finally:
                     with trio.CancelScope(shield=True):
                         await self._end_all()
@@ -103,15 +107,18 @@ class Supervisor:
         finally:
             self._remove_folders()
 
-    def _machined(self, machine: MachineSettings, acceleration: Acceleration, disk: Lender) -> Machines:
+    def _machined(
+        self, machine: MachineSettings, acceleration: Acceleration, disk: Lender, ahead: Ahead | None
+    ) -> Machines:
         """Return machines that have another disk than the medium's: a virtual machine never has both."""
-        self._machines.append(Machines(machine, acceleration, disk, self._nursery, self._reporter))
+        self._machines.append(Machines(machine, acceleration, disk, self._nursery, self._reporter, ahead))
+        self._boxes.prepare(decrypts=True)
         return self._machines[-1]
 
-    async def _keep(self, storage: Storage, machined: Machined) -> None:
+    async def _keep(self, storage: Storage, machined: Machined, ahead: Callable[[], Ahead]) -> None:
         async with trio.open_nursery() as mounting:
             mounting.start_soon(self._cancel_when_gone, self._nursery)
-            await self._mount_all(storage, machined)
+            await self._mount_all(storage, machined, ahead)
             mounting.cancel_scope.cancel()
         listening = await listen(self._runtime)  # before anybody hears that it is mounted, and may ask
         self._nursery.start_soon(answer_all, listening, self._do, self._nursery, self._medium.fd)
@@ -149,13 +156,13 @@ class Supervisor:
         await self._reporter.gone()
         self._done.set()
 
-    async def _mount_all(self, storage: Storage, machined: Machined) -> None:
+    async def _mount_all(self, storage: Storage, machined: Machined, ahead: Callable[[], Ahead]) -> None:
         if not storage.raw:
             self._reporter.progress(f"opening the {self._medium.format} image")
         await open_storage(storage)
         self._reporter.progress("starting the virtual machine")
-        self._boxes.append(SessionBox(self._medium))
-        choice = Choice(self._options, self._medium.name, self._reporter, self._nursery, machined)
+        self._boxes.prepare(decrypts=False)
+        choice = Choice(self._options, self._medium.name, self._reporter, self._nursery, machined, ahead)
         await choice.make(self._machines[0])
         volumes, beyond = within_limit([each.volume for each in choice.chosen])
         self._missing = choice.missing + beyond
@@ -167,7 +174,8 @@ class Supervisor:
         shown = self._presentation()
         for each, place in zip(choice.chosen, places, strict=False):
             writer, why = access.of(each.volume)
-            how, box = replace(shown, note=why), self._box(each.volume)
+            box = self._boxes.take(decrypts=each.volume.host is not None)
+            how = replace(shown, note=why)
             served = ServedVolume(each.volume, place, each.machines, how, box, self._medium.name, writer)
             self._served.append(served)
             self._nursery.start_soon(self._serve, served)
@@ -175,21 +183,9 @@ class Supervisor:
             await served.serving.wait()
         for machines in self._machines:
             await machines.release(machines.storage)
-        await self._end_boxes()
+        await self._boxes.end()
         await self._drop_failed()
         self._write()
-
-    def _box(self, volume: Volume) -> SessionBox:
-        if volume.host is None and self._boxes:
-            return self._boxes.pop()
-        return SessionBox(self._medium, decrypts=volume.host is not None)
-
-    async def _end_boxes(self) -> None:
-        """End those that have the medium, and serve nothing: the first one, where all is encrypted."""
-        while self._boxes:
-            box = self._boxes.pop()
-            box.control.close()
-            await box.child.stop()
 
     async def _drop_failed(self) -> None:
         """Leave nothing of the file systems that could not be mounted but a word. Raises UserError if that is all."""
@@ -282,7 +278,7 @@ class Supervisor:
         for served in list(self._served):  # whose tasks still run, and take them out
             await trio.to_thread.run_sync(served.detach)
             await served.end()
-        await self._end_boxes()
+        await self._boxes.end()
         for machines in reversed(self._machines):
             await machines.close()
 

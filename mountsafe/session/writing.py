@@ -180,4 +180,4 @@ class Writers:
         if self._medium.writable_fd is None or not device:
             raise ReadOnly("it is not open for that")
         disk = Writable(self._storage, self._medium.writable_fd, start, size, self._nursery)
-        return Writer(disk, self._machined(disk), chosen.machines, device, self._listener)
+        return Writer(disk, self._machined(disk, None), chosen.machines, device, self._listener)

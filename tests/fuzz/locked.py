@@ -8,7 +8,7 @@ import struct
 import zlib
 from contextlib import suppress
 
-from mountsafe.encrypted import tcrypt, volumes
+from mountsafe.encrypted import tcrypt, told, volumes
 from mountsafe.encrypted.description import Form, Kind
 from mountsafe.encrypted.faults import KeyFault
 from mountsafe.encrypted.kdf import Budget
@@ -34,7 +34,7 @@ def _volume(data: bytes) -> Volume:
 def _tried(data: bytes, kind: Kind | None, form: Form, secret: bytes) -> None:
     volume = _volume(data)
     with suppress(KeyFault):
-        said = volumes.describe(volume, None, kind)
+        said = told.believed(volumes.describe(volume, None, kind))
         assert len(said.slots) <= 64
         assert said.title
     with suppress(KeyFault):

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from mountsafe import channel, wire
+from mountsafe import changes, channel, wire
 from mountsafe.checkers import CHECKERS
 from mountsafe.errors import ExitCode, GuestFault, ProtocolFault, UserError
 from mountsafe.filesystem.links import BLOCKED, contained
 from mountsafe.filesystem.untrusted import KNOWN_TYPES, fault_of_attributes, fault_of_name
 from mountsafe.hotplug.devices import Device
 from mountsafe.incidents import Incidents
-from mountsafe.jobs.checking import CODES, MAX_LINE, MAX_LINES, Checks, told_of
+from mountsafe.jobs.checks import CODES, MAX_LINE, MAX_LINES, Checks, told_of
 from mountsafe.limits import MAX_FILE_SIZE
 from mountsafe.medium.choosing import choose, folder_names, label_name
 from mountsafe.medium.extents import Source, Window, plan
@@ -127,6 +127,31 @@ def messages(data: bytes) -> None:
     """A body is a WireError, or a message that says the same when it is packed and unpacked again."""
     supply = Supply(data)
     unpack, pack = MESSAGES[supply.number(1) % len(MESSAGES)]
+    try:
+        message = unpack(supply.rest())
+    except wire.WireError:
+        return
+    assert unpack(pack(message)) == message
+
+
+def _packed(entries: list[wire.Entry]) -> bytes:
+    return changes.pack_changed([wire.pack_entry(each.name, each[1:-1], each.target) for each in entries])
+
+
+# Of `mountsafe.changes` those that the guest takes from the host as well.
+CHANGES: list[tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = [
+    (changes.unpack_changed, _packed),
+    (changes.unpack_change, changes.pack_change),
+    (changes.unpack_write, _again(changes.pack_write)),
+    (changes.unpack_read, _again(changes.pack_read)),
+    (changes.unpack_sync, changes.pack_sync),
+]
+
+
+def changed(data: bytes) -> None:
+    """The same of what is asked about changes, and of the answers."""
+    supply = Supply(data)
+    unpack, pack = CHANGES[supply.number(1) % len(CHANGES)]
     try:
         message = unpack(supply.rest())
     except wire.WireError:
@@ -356,7 +381,10 @@ def container(data: bytes) -> None:
             assert why is None or why in Fault
 
 
-_OURS = (decoder, messages, entries, extents, checks, volumes, properties, policy, exemptions, control, container)
+_OURS = (
+    *(decoder, messages, changed, entries, extents, checks, volumes, properties, policy, exemptions, control),
+    container,
+)
 TARGETS: dict[str, Target] = {**{each.__name__: each for each in _OURS}, **locked.TARGETS}
 
 # --- where a fuzzer begins -------------------------------------------------------------------------------------------
@@ -405,6 +433,14 @@ SEEDS: dict[str, list[bytes]] = {
         b"\xff" + wire.HEADER.pack(wire.MAX_BODY + 1, 1, 1),
     ],
     "messages": [bytes([number]) + body for number, body in enumerate(_BODIES)],
+    "changed": [
+        b"\x00" + changes.pack_changed([_FILE, _LINK]),
+        b"\x01" + changes.pack_change(changes.Change(changes.Act.SETXATTR, b"a/b", b"user.x", value=b"value", ino=7)),
+        b"\x01" + changes.pack_change(changes.Change(changes.Act.SETATTR, handle=3, flags=4096, mtime=changes.NOW)),
+        b"\x02" + changes.pack_write(1, 1 << 40, b"data", again=True),
+        b"\x03" + changes.pack_read(1, 4096, wire.MAX_READ),
+        b"\x04" + changes.pack_sync(0),
+    ],
     "entries": [b"\x00" + _PAGE, b"\x02" + _PAGE],
     "extents": [
         bytes(4) + b"\x00\x00\x40\x00" + bytes(5) + b"\x00\x40\x00" + _EXTENTS,

@@ -15,6 +15,7 @@ from mountsafe.medium.part import Part
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import choice as choices
 from mountsafe.session import machines as machines_module
+from mountsafe.session.ahead import Ahead
 from mountsafe.session.choice import Choice
 from mountsafe.session.machines import Machines
 from mountsafe.session.messages import MountOptions
@@ -44,8 +45,8 @@ class Machine(FakeMachine):
         super().__init__()
         self.disks: list[int] = []
 
-    async def attach(self, fd: int, model: str, part: Part) -> None:
-        await super().attach(fd, model, part)
+    async def attach(self, fd: int, model: str, part: Part, writable: bool) -> None:
+        await super().attach(fd, model, part, writable)
         self.disks.append(fd)
 
 
@@ -80,10 +81,12 @@ async def test_no_virtual_machine_has_a_medium_and_what_is_decrypted_of_it(monke
     async with trio.open_nursery() as nursery:
         supervisor = Supervisor(order, Mock(), Mock(), Mock(), Mock())
         supervisor._nursery = nursery
+        supervisor._boxes = Mock()
         nothing: Any = None
         supervisor._machines = [Machines(nothing, nothing, Disk(MEDIUM), nursery)]
         machined = partial(supervisor._machined, nothing, nothing)
-        choice = Choice(order.options, "medium", Mock(), nursery, machined)
+        ahead = partial(Ahead, started, nursery)
+        choice = Choice(order.options, "medium", Mock(), nursery, machined, ahead)
         await choice.make(supervisor._machines[0])
         chosen = {each.volume.name: each.machines for each in choice.chosen}
         for _ in range(2):  # the second time all of them have died

@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ import trio
 from mountsafe.errors import GuestGone, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
+from mountsafe.session import boxes as boxes_module
 from mountsafe.session import served as served_module
 from mountsafe.session.attached import MountId
+from mountsafe.session.boxes import SessionBox
 from mountsafe.session.mounter import FuseMount, MountRequest
 from mountsafe.session.places import Place
 from mountsafe.session.presentation import Presentation
-from mountsafe.session.served import ServedVolume, SessionBox
+from mountsafe.session.served import ServedVolume
 from mountsafe.session.storage import Storage
 
 
@@ -54,11 +56,15 @@ class FakeMachines:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.ended: list[int] = []
+        self.renewed = 0
 
     async def stream(self, user: object) -> socket.socket:
         raise GuestGone("there is none")
 
     numbered = stream
+
+    async def renew(self, why: str) -> None:
+        self.renewed += 1
 
     async def release(self, user: object) -> None:
         pass
@@ -88,20 +94,25 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> list[MountRequest]:
         mounts.append(request)
         raise UserError("not in this test")
 
-    monkeypatch.setattr(served_module, "Child", FakeChild)
+    monkeypatch.setattr(boxes_module, "Child", FakeChild)
     monkeypatch.setattr(served_module, "mount", mount)
     return mounts
 
 
 @asynccontextmanager
-async def session(mounts: list[MountRequest], tmp_path: Path) -> AsyncIterator[Session]:
+async def session(
+    mounts: list[MountRequest], tmp_path: Path, made: Callable[[FakeMachines, trio.Nursery], Any] | None = None
+) -> AsyncIterator[Session]:
+    """A session process, until the test is done. `made`: makes who writes for it."""
     volume = Volume("sdx", "disk", 0, 0, 512, "ext4", "filesystem", "", "", "", "")
     medium = Medium(tmp_path / "a,allow_root.img", os.open("/dev/null", os.O_RDONLY), 512, False)
     shown = Presentation(None, 1, 1, "nofollow")
     async with trio.open_nursery() as nursery:
         machines = FakeMachines(Storage(medium, nursery))
         place = Place.hold(tmp_path)
-        served = ServedVolume(volume, place, machines, shown, SessionBox(medium), medium.name)  # type: ignore[arg-type]
+        writer = made(machines, nursery) if made else None
+        box = SessionBox(medium)
+        served = ServedVolume(volume, place, machines, shown, box, medium.name, writer)  # type: ignore[arg-type]
         seen = Session(served, served._child, mounts, machines)  # type: ignore[arg-type]
 
         async def run() -> None:
@@ -127,6 +138,11 @@ WRONG = {
     "a complaint of no virtual machine": {"misbehaved": {"why": "x"}},
     "a complaint of a name": {"misbehaved": {"number": "1", "why": "x"}},
     "a want that is a list": {"want-disk": []},
+    "a want to write, where nothing may be written": {"want-stream": True},
+    "something to settle, where nothing may be written": {"settle": {}},
+    "something unsaved, where nothing may be written": {"unsaved": {"why": "x", "count": 1}},
+    "a complaint of who writes, where nobody does": {"misbehaved": {"number": 1, "why": "x", "writing": True}},
+    "a want to write that is a number": {"want-stream": 1},
     "an unknown key": {"ready": READY | {"target": "/etc"}},
     "serving before it is mounted": {"serving": {}},
     "no mode": {"ready": READY | {"mode": None}},

@@ -27,6 +27,8 @@ from mountsafe.session.conversation import (
     Refused,
     Resting,
     Serving,
+    Settle,
+    Unsaved,
     WantDisk,
     WantStream,
     turned,
@@ -105,6 +107,8 @@ EXAMPLES = [
     Ready("ext4", 0, 0, True, 0o755),
     Serving(),
     Resting(),
+    Settle(),
+    Unsaved("x", 1),
     Misbehaved(1, "x"),
     Refused("no"),
     Failed("no"),
@@ -115,7 +119,7 @@ FORWARD = {
     (Phase.LEARNING, Failed): Phase.OVER,
     (Phase.MADE, Serving): Phase.SERVING,
 }
-ANYTIME = (WantStream, WantDisk, Resting, Misbehaved)
+ANYTIME = (WantStream, WantDisk, Resting, Settle, Unsaved, Misbehaved)
 
 
 @pytest.mark.parametrize(("phase", "said"), list(product(Phase, EXAMPLES)))
@@ -141,12 +145,13 @@ KINDS = {value: name for name, value in vars(wire.Kind).items() if not name.star
 
 
 def test_every_question_is_asked_before_the_mount_or_after_it() -> None:
-    assert set(KINDS) == wire.BEFORE_MOUNT | wire.AFTER_MOUNT
-    assert not wire.BEFORE_MOUNT & wire.AFTER_MOUNT
+    assert set(KINDS) == wire.BEFORE_MOUNT | wire.AFTER_MOUNT | wire.CHANGING
+    assert len(KINDS) == len(wire.BEFORE_MOUNT) + len(wire.AFTER_MOUNT) + len(wire.CHANGING)
 
 
-@pytest.mark.parametrize(("kind", "mounted"), list(product(KINDS, [False, True])), ids=str)
-def test_the_agent_answers_in_turn(kind: int, mounted: bool) -> None:
+@pytest.mark.parametrize("mounted", ["not", "to be read", "to be changed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_agent_answers_in_turn(kind: int, mounted: str) -> None:
     worker = Worker("x")
     asked: list[int] = []
 
@@ -156,10 +161,18 @@ def test_the_agent_answers_in_turn(kind: int, mounted: bool) -> None:
 
     worker._answers[kind] = answer
     worker._read = lambda request: memoryview(wire.frame(1, kind, answer(b"")))  # type: ignore[method-assign]
-    worker._mounted = object() if mounted else None  # type: ignore[assignment]
+    worker._mounted = None if mounted == "not" else object()  # type: ignore[assignment]
+    worker._changing = object() if mounted == "to be changed" else None  # type: ignore[assignment]
     [told] = wire.Decoder().feed(bytes(worker.answer(wire.Frame(1, kind, b""))))
-    if kind in (wire.AFTER_MOUNT if mounted else wire.BEFORE_MOUNT):
+    before, after = (errno.ENOTCONN, errno.EISCONN)
+    if mounted == "not":
+        refusal = None if kind in wire.BEFORE_MOUNT else before
+    elif kind in wire.BEFORE_MOUNT:
+        refusal = after
+    else:
+        refusal = errno.EROFS if kind in wire.CHANGING and mounted == "to be read" else None
+    if refusal is None:
         assert (told.kind, asked) == (kind, [kind])
     else:
         assert (told.kind, asked) == (wire.Kind.ERROR, [])
-        assert wire.unpack_error(told.body)[0] == (errno.EISCONN if mounted else errno.ENOTCONN)
+        assert wire.unpack_error(told.body)[0] == refusal

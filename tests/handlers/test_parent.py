@@ -49,7 +49,7 @@ async def give_up(parent: Parent, theirs: socket.socket) -> None:
         nursery.start_soon(parent.ask, WantStream())
         await trio.lowlevel.wait_readable(theirs)
         await trio.testing.wait_all_tasks_blocked()
-        assert channel.receive(theirs) == ({"want-stream": {}}, [])
+        assert channel.receive(theirs) == ({"want-stream": False}, [])
         nursery.cancel_scope.cancel()
 
 

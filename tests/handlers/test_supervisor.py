@@ -15,6 +15,7 @@ from mountsafe.limits import CONTROL_MESSAGE, CONTROL_WHOLE, MAX_MOUNTS
 from mountsafe.medium.formats import Format
 from mountsafe.medium.part import WHOLE
 from mountsafe.medium.volumes import Volume
+from mountsafe.session import boxes
 from mountsafe.session import supervisor as module
 from mountsafe.session.answering import answer
 from mountsafe.session.choice import Chosen
@@ -78,7 +79,7 @@ async def nothing(*_: object) -> None:
 class Found:
     """In a `Choice`'s place: everything that a test's supervisor is to find."""
 
-    def __init__(self, options: MountOptions, medium: str, reporter: Reporter, nursery: Any, machined: Any) -> None:
+    def __init__(self, options: Any, medium: str, reporter: Reporter, nursery: Any, machined: Any, ahead: Any) -> None:
         self.chosen: list[Chosen] = []
         self.missing: list[Missing] = []
         self._volumes = machined
@@ -90,7 +91,7 @@ class Found:
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ServedVolume", Served)
-    monkeypatch.setattr(module, "SessionBox", lambda medium, decrypts=False: types.SimpleNamespace(child=None))
+    monkeypatch.setattr(boxes, "SessionBox", lambda medium, decrypts: types.SimpleNamespace(child=None))
     monkeypatch.setattr(module, "Choice", Found)
     monkeypatch.setattr(module, "open_storage", nothing)
 
@@ -120,7 +121,7 @@ async def test_what_is_unmounted_before_all_is_mounted_is_no_bug(tmp_path: Path)
     async with trio.open_nursery() as nursery:
         made._nursery = nursery
         with pytest.raises(UserError) as failure:
-            await made._mount_all(made._machines[0].storage, made.found)
+            await made._mount_all(made._machines[0].storage, made.found, nothing)
     assert "unmounted again" in failure.value.message
 
 
@@ -161,7 +162,7 @@ async def test_a_long_record_is_told_and_asked_for(tmp_path: Path, monkeypatch: 
         async with trio.open_nursery() as nursery:
             made._nursery = nursery
             nursery.start_soon(answer, trio.socket.from_stdlib_socket(server), made._do, 0)
-            await made._mount_all(made._machines[0].storage, made.found)
+            await made._mount_all(made._machines[0].storage, made.found, nothing)
             with trio.fail_after(PATIENCE):
                 record = made._record()
                 assert len(json.dumps(record.saved())) > CONTROL_MESSAGE

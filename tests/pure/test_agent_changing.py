@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ class Asking:
         assert frame.kind == kind
         return frame.body
 
-    def change(self, act: int, path: bytes = b"", **fields: object) -> list[Entry]:
+    def change(self, act: int, path: bytes = b"", **fields: Any) -> list[Entry]:
         change = Change(act, path, uid=os.getuid(), gid=os.getgid())._replace(**fields)
         return changes.unpack_changed(self.ask(Kind.CHANGE, changes.pack_change(change)))
 
@@ -234,7 +235,7 @@ def test_a_listing_in_the_midst_of_changes_begins_anew(host: Asking) -> None:
 
 
 # --- once more -------------------------------------------------------------------------------------------------------
-def again(host: Asking, act: int, path: bytes, **fields: object) -> list[Entry]:
+def again(host: Asking, act: int, path: bytes, **fields: Any) -> list[Entry]:
     return host.change(act, path, **{"flags": Flag.AGAIN, "mode": 0o644, **fields})
 
 
@@ -276,7 +277,7 @@ class Logged:
         self.host = host
         self.log: list[tuple[int, Change | tuple[int, int, bytes]]] = []
 
-    def change(self, act: int, path: bytes, **fields: object) -> None:
+    def change(self, act: int, path: bytes, **fields: Any) -> None:
         ino = 0
         if act in (Act.UNLINK, Act.RMDIR, Act.RENAME):
             folder, _, name = path.rpartition(b"/")

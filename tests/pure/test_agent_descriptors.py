@@ -110,11 +110,11 @@ def list_all(tree: Tree, ahead: bool) -> list[wire.Entry]:
 
 
 def test_a_driver_that_does_not_know_its_flags(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Tree, folder: int) -> bool:
+    def refuse(folder: int, kernel_type: str) -> bool:
         raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
 
     before = descriptors()
-    monkeypatch.setattr(Tree, "_finds_by_index", refuse)
+    monkeypatch.setattr(tree_module, "finds_by_index", refuse)
     for _ in range(3):
         with pytest.raises(OSError, match="Inappropriate"):
             tree.list_page(b"folder", 0)

@@ -127,7 +127,7 @@ def test_mount_is_told_to_mount_read_only_and_without_rights(monkeypatch: pytest
 
     nothing = os.open(os.devnull, os.O_RDONLY)
     monkeypatch.setattr(mounting, "run", run)
-    monkeypatch.setattr(mounting, "_kernel_words", lambda log: ["[EXT4-fs: bad]"])
+    monkeypatch.setattr(mounting, "_kernel_lines", lambda log: ["EXT4-fs: bad"])
     monkeypatch.setattr(os, "open", lambda path, flags: nothing)
     assert mounting._mount("/dev/sdx", "/where", "ext4", "noload") == "wrong fs type [EXT4-fs: bad]"
     options = commands[0][commands[0].index("-o") + 1].split(",")
@@ -139,7 +139,7 @@ def test_the_last_words_of_the_kernel_are_told() -> None:
     with theirs, ours:
         for number in range(5):
             theirs.send(b"6,%d,99,-;loop0: line %d\n SUBSYSTEM=block\n" % (number, number))
-        told = mounting._kernel_words(ours.fileno())
+        told = mounting._last_words(mounting._kernel_lines(ours.fileno()))
     assert told == [f"[loop0: line {number}]" for number in range(5)][-mounting.KERNEL_LINES :]
 
 

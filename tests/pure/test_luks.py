@@ -13,6 +13,7 @@ from mountsafe.encrypted import luks2, volumes
 from mountsafe.encrypted.description import Form, Note
 from mountsafe.encrypted.faults import Fault, KeyFault
 from mountsafe.encrypted.kdf import Budget
+from mountsafe.encrypted.told import believed
 from mountsafe.encrypted.unlocking import Unlocked
 from mountsafe.encrypted.volume import Volume
 from mountsafe.medium.encryption import Cipher, check
@@ -212,6 +213,8 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], Fault]] = {
     "digest-for-ever": (lambda told: told["digests"]["0"].update(iterations=4_000_000_000), Fault.TOO_COSTLY),
     "no-iterations": (slot(kdf__iterations=0), Fault.DAMAGED),
     "negative-iterations": (slot(kdf__iterations=-5), Fault.DAMAGED),
+    "negative-memory": (argon2(memory=-1), Fault.DAMAGED),
+    "negative-key": (slot(key_size=-64), Fault.DAMAGED),
     "threads": (argon2(cpus=1000), Fault.DAMAGED),
     "no-threads": (argon2(cpus=0), Fault.DAMAGED),
     "no-memory": (argon2(memory=0), Fault.DAMAGED),
@@ -277,9 +280,9 @@ def test_a_hostile_header_is_refused_in_words(luks2_bytes: bytes, name: str) -> 
 
 
 def volumes_describe(data: bytes) -> None:
-    """Describe, which may fail by a KeyFault alone."""
+    """Describe, which may fail by a KeyFault alone, and says what the host believes."""
     with suppress(KeyFault):
-        volumes.describe(volume(data), None, None)
+        believed(volumes.describe(volume(data), None, None))
 
 
 TEXTS = {

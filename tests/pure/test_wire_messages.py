@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountsafe import wire
+from mountsafe import changes, wire
 
 U8, U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (8, 16, 32, 64))
 I64 = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -44,6 +44,28 @@ def layout(files: list[tuple[list[wire.Extent], bool]]) -> bytes:
     return wire.pack_layout([wire.pack_file_layout(*each) for each in files])
 
 
+CHANGE = st.builds(
+    changes.Change,
+    act=st.sampled_from(sorted(changes.Act.ALL)),
+    path=PATH,
+    other=PATH,
+    handle=U64,
+    flags=st.integers(0, changes.Flag.ALL),
+    mode=U32,
+    uid=U32,
+    gid=U32,
+    size=U64,
+    atime=I64,
+    mtime=I64,
+    value=st.binary(max_size=300),
+    ino=U64,
+)
+
+
+def changed(*entries: wire.Entry) -> bytes:
+    return changes.pack_changed([wire.pack_entry(each.name, each[1:-1], each.target) for each in entries])
+
+
 # Each message: what it is made of, how it is packed from a tuple of that, how it is unpacked to the same tuple.
 Message = tuple[st.SearchStrategy[Any], Callable[..., bytes], Callable[[bytes], Any]]
 MESSAGES: dict[str, Message] = {
@@ -62,7 +84,9 @@ MESSAGES: dict[str, Message] = {
         lambda b: (wire.unpack_volumes(b),),
     ),
     "mount": (
-        st.tuples(TEXT, TEXT, st.binary(max_size=400), st.lists(TEXT, max_size=wire.MAX_OPTIONS).map(tuple)),
+        st.tuples(
+            TEXT, TEXT, st.binary(max_size=400), st.lists(TEXT, max_size=wire.MAX_OPTIONS).map(tuple), st.booleans()
+        ),
         wire.pack_mount,
         wire.unpack_mount,
     ),
@@ -96,9 +120,18 @@ MESSAGES: dict[str, Message] = {
         wire.pack_statfs,
         lambda b: (wire.unpack_statfs(b),),
     ),
+    "change": (st.tuples(CHANGE), changes.pack_change, lambda b: (changes.unpack_change(b),)),
+    "changed": (st.lists(ENTRY, max_size=changes.MAX_ENTRIES).map(tuple), changed, changes.unpack_changed),
+    "write": (st.tuples(U64, U64, st.binary(max_size=300)), changes.pack_write, changes.unpack_write),
+    "read of a handle": (
+        st.tuples(U64, U64, st.integers(0, wire.MAX_READ)),
+        changes.pack_read,
+        changes.unpack_read,
+    ),
+    "sync": (st.tuples(U64), changes.pack_sync, lambda b: (changes.unpack_sync(b),)),
 }
-# The last field of these has no length of its own: it is the rest of the body.
-OPEN_ENDED = {"hello", "error"}
+# The last field of these has no length of its own: it is the rest of the body, after so many bytes.
+OPEN_ENDED = {"hello": 2, "error": 2, "write": 18}
 
 each_message = pytest.mark.parametrize("name", MESSAGES)
 
@@ -116,7 +149,7 @@ def test_what_is_packed_is_what_is_unpacked(name: str, data: st.DataObject) -> N
 def test_a_body_that_is_cut_anywhere_is_an_error(name: str, data: st.DataObject) -> None:
     values, pack, unpack = MESSAGES[name]
     body = pack(*data.draw(values))
-    fixed = 2 if name in OPEN_ENDED else len(body)
+    fixed = OPEN_ENDED.get(name, len(body))
     cut = data.draw(st.integers(0, fixed - 1))
     with pytest.raises(wire.WireError):
         unpack(body[:cut])
@@ -174,6 +207,14 @@ def too_many_volumes() -> bytes:
         (wire.unpack_error, b"\0\1" + b"w" * (wire.MAX_MESSAGE + 1)),
         (wire.unpack_mount, wire.pack_mount(b"d" * (wire.MAX_TEXT + 1), b"", b"")),
         (wire.unpack_mount, wire.pack_mount(b"sda", b"vfat", b"z" * (wire.MAX_ZONE + 1))),
+        (changes.unpack_change, changes.pack_change(changes.Change(changes.Act.MKDIR, b"p" * (wire.MAX_PATH + 1)))),
+        (changes.unpack_change, changes.pack_change(changes.Change(1, b"", b"o" * (wire.MAX_PATH + 1)))),
+        (changes.unpack_change, changes.pack_change(changes.Change(1, value=bytes(changes.MAX_VALUE + 1)))),
+        (changes.unpack_change, changes.pack_change(changes.Change(max(changes.Act.ALL) + 1))),
+        (changes.unpack_change, changes.pack_change(changes.Change(1, flags=changes.Flag.ALL + 1))),
+        (changes.unpack_changed, changed(*[entry()] * (changes.MAX_ENTRIES + 1))),
+        (changes.unpack_write, changes.pack_write(1, 0, bytes(changes.MAX_WRITE + 1))),
+        (changes.unpack_read, changes.pack_read(1, 0, wire.MAX_READ + 1)),
     ],
 )
 def test_every_bound_holds(unpack: Callable[[bytes], Any], body: bytes) -> None:
@@ -195,6 +236,17 @@ def test_a_full_page_fits_a_frame() -> None:
     body = page(1, [largest] * wire.MAX_PAGE_ENTRIES)
     assert len(body) <= wire.MAX_BODY
     assert wire.unpack_page(body) == (1, [largest] * wire.MAX_PAGE_ENTRIES)
+
+
+def test_the_largest_changes_fit_a_frame() -> None:
+    path = b"p" * wire.MAX_PATH
+    change = changes.Change(changes.Act.SETXATTR, path, path, value=bytes(changes.MAX_VALUE))
+    for body in (changes.pack_change(change), changes.pack_write(1, 0, bytes(changes.MAX_WRITE))):
+        assert wire.frame(1, wire.Kind.CHANGE, body)
+
+
+def test_what_was_sent_before_says_so() -> None:
+    assert [changes.is_again(changes.pack_write(1, 0, b"x", again)) for again in (False, True)] == [False, True]
 
 
 def test_long_words_of_an_error_are_cut() -> None:

@@ -33,9 +33,10 @@ from mountsafe.medium.options import with_options
 from mountsafe.medium.part import WHOLE, Part
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.medium.volumes import Volume
+from mountsafe.session.boxes import SessionBox
 from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
 from mountsafe.session.machines import Machines
-from mountsafe.session.served import Presentation, ServedVolume, SessionBox
+from mountsafe.session.served import Presentation, ServedVolume
 from mountsafe.session.storage import Storage
 from mountsafe.session.targets import held
 from mountsafe.system.zones import UTC

@@ -9,7 +9,8 @@ import pytest
 from mountsafe.appliance import build
 from mountsafe.checkers import CHECKERS
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.jobs.checking import Outcome, Result, Wish, checked
+from mountsafe.jobs.checking import Wish, checked
+from mountsafe.jobs.checks import Outcome, Result
 from mountsafe.medium.source import open_medium
 from mountsafe.session.machines import Listener
 from tests.conftest import missing
