@@ -2,9 +2,11 @@
 
 import errno
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +20,14 @@ from mountsafe.daemon.keys import Keys
 from mountsafe.daemon.person import Person, folder_of
 from mountsafe.daemon.showing import DisplaySettings, IncidentKind, Public
 from mountsafe.daemon.states import OPENABLE, State, checked
+from mountsafe.daemon.writes import SAVE_PATIENCE, Writes, told_of
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, is_to_be_detached
 from mountsafe.limits import SILENCE_DEADLINE
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.rules import Decision, Options, Verdict
-from mountsafe.session.messages import KeyForm, Mount, MountOptions, Record
-from mountsafe.session.mounter import unmount_at
+from mountsafe.policy.rules import Access, Decision, Options, Verdict
+from mountsafe.session.messages import Incident, KeyForm, Mount, MountOptions, Record, Report
 from mountsafe.session.places import Place
 from mountsafe.session.start import Lost, Starting
 from mountsafe.session.targets import held
@@ -39,9 +41,16 @@ BUSY_INTERVAL = 1.0
 UNLOCK_INTERVAL = 1.0
 NOTES = Path("/run/mountsafe/claims")
 DETACH_INTERVAL = 0.5
+SAVE_UNSAID = 1.0  # seconds that it may take to save what was changed before that is said
 # Seconds until what blocks is left behind. The kernel tries a command that a stick does not answer for 30 s, and again.
-FILES_PATIENCE, PERSON_PATIENCE, UNMOUNT_PATIENCE, END_PATIENCE = 20.0, 60.0, 60.0, 60.0
+FILES_PATIENCE, PERSON_PATIENCE, END_PATIENCE = 20.0, 60.0, 60.0
 EJECT_PATIENCE, RELEASE_PATIENCE = 40.0, 40.0
+
+
+def let_go_of(fd: int | None) -> None:
+    """Close a descriptor, if there is one."""
+    if fd is not None:
+        os.close(fd)
 
 
 class Keeper:
@@ -67,6 +76,7 @@ class Keeper:
         self.mounts: tuple[Mount, ...] = ()
         self.person: Person | None = None  # whom it is shown to, or was until it was unmounted
         self.problem = ""  # what went wrong last
+        self._writes = Writes()
         self._public = public
         self._log = MediumLog(log, self.told)
         self._wanted = trio.Event()  # somebody wants it opened
@@ -74,7 +84,7 @@ class Keeper:
         self._claim: Claim | None = None
         self._keys = Keys(self._inside.key_file)
         self._showing = False  # a supervisor has it
-        self._ejecting = False
+        self._ejecting = self._pulled = False
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -180,8 +190,7 @@ class Keeper:
         self._require_locked()
         attempt = self._keys.offer(form, fd, uid)
         try:
-            for mounted in self.mounts:
-                await aside(partial(unmount_at, Path(mounted.target)), UNMOUNT_PATIENCE)
+            await self._unmount()
         except BaseException as error:
             self._keys.withdraw(error if isinstance(error, UserError) else UserError("it was interrupted"))
             raise
@@ -201,16 +210,32 @@ class Keeper:
         if not self._keys.asked or self.state not in (State.OPEN, State.LOCKED):
             hint = "mountsafe eject lets it go."
             raise UserError(f"nothing of {self.device.name} was unlocked: it is {self.state}", hint)
-        for mounted in self.mounts:
-            await aside(partial(unmount_at, Path(mounted.target)), UNMOUNT_PATIENCE)
+        await self._unmount()
 
     async def eject(self) -> None:
-        """Unmount it and let go. Raises UserError (BUSY) if it is in use."""
-        for mounted in self.mounts:
-            await aside(partial(unmount_at, Path(mounted.target)), UNMOUNT_PATIENCE)
+        """Unmount it and let go. Raises UserError: BUSY if it is in use, FAILURE if not all of it could be saved."""
+        await self._unmount()
         self._ejecting = True
         await self.end()
         self._become(State.EJECTED)
+
+    async def _unmount(self) -> None:
+        """Unmount it once the medium has what was changed; if that takes a while, it is said. Raises UserError."""
+        before = self.state
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._say_that_it_is_saved)
+                await aside(self._writes.save, SAVE_PATIENCE)
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            if self.state == State.SAVING:
+                self._become(before)
+            raise
+
+    async def _say_that_it_is_saved(self) -> None:
+        await trio.sleep(SAVE_UNSAID)
+        if self._writes.changing and self.state in (State.OPEN, State.LOCKED):
+            self._become(State.SAVING)
 
     def _become(self, state: State) -> None:
         if state != self.state:
@@ -225,7 +250,14 @@ class Keeper:
     def pulled(self) -> None:
         """Take note that it is not there any more."""
         if self.mounts:
-            self._suffer(IncidentKind.PULLED, "it was pulled out while it was shown")
+            doing = "written to" if self._writes.changing else "shown"
+            self._suffer(IncidentKind.PULLED, f"it was pulled out while it was {doing}")
+        self._pulled = True
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was pulled out, and has not all that was changed: known once it has ended."""
+        return self._pulled and bool(self._writes.lost)
 
     def told(self) -> dict[str, str | list[str]]:
         """What others are told of it."""
@@ -245,6 +277,7 @@ class Keeper:
             "locked_hint": next((each.hint for each in locked), ""),
             "problem": self.problem,
             "note": noted(self.mounts),
+            **told_of(self._writes, self.mounts),
             "mounts": [printable(os.fsencode(mounted.target), 500) for mounted in self.mounts],
             "types": [printable(mounted.fstype) for mounted in self.mounts],
             "labels": [printable(mounted.label) for mounted in self.mounts],
@@ -254,6 +287,8 @@ class Keeper:
         """Unmount it, whoever uses it, and let go; return when that is done."""
         self._scope.cancel()
         await self._ended.wait()
+        if self.lost:
+            self._become(State.LOST)
 
     @property
     def _shown(self) -> str:
@@ -315,13 +350,15 @@ class Keeper:
             by_label=True,
             judged=True,
             unlock=True,
+            if_possible=True,
         )
         self.problem = ""
+        self._writes.begin()
         self._become(State.OPENING)
         starting = await self._display.spare.take()
         self._showing = True
         try:
-            starting.order(self._claim.medium, target, options, (person.uid, person.gid))
+            await self._order(self._claim, starting, target, options, wished.access)
             target.close()
             asked = partial(self._inside.judge, self._keys, None if settled else wished)
             told = self._log.info, self._log.warning
@@ -331,6 +368,7 @@ class Keeper:
             finally:
                 if self._keys.trouble:
                     self._suffer(IncidentKind.KEY, self._keys.trouble)
+            self._writes.shown(record)
             self._tell_of(record)
             await self._hear(starting)
             await ended(starting.pid)
@@ -338,7 +376,26 @@ class Keeper:
         finally:
             self.mounts = ()
             await quietly(starting.end, f"ending what shows {self.device.name}", END_PATIENCE)
+            for report in starting.unheard:
+                self._take(report)
+            if self._writes.over():
+                self._suffer(IncidentKind.UNSAVED, self._writes.lost)
             self._showing = False
+
+    async def _order(
+        self, claim: Claim, starting: Starting, target: Place, options: MountOptions, access: Access | None
+    ) -> None:
+        """Tell the supervisor what to show, and for writing as well if that may be."""
+        assert self.person is not None
+        medium, writable = claim.medium, None
+        if access is Access.ON_DEMAND:
+            writable = await aside(claim.open_for_writing, FILES_PATIENCE, undo=let_go_of)
+        try:
+            if writable is not None:
+                medium, options = replace(medium, writable_fd=writable), replace(options, write=True)
+            starting.order(medium, target, options, (self.person.uid, self.person.gid))
+        finally:
+            let_go_of(writable)
 
     def _tell_of(self, record: Record) -> None:
         """Say what is shown, and what is not."""
@@ -356,14 +413,32 @@ class Keeper:
         self._become(State.OPEN if missing == list(record.missing) else State.LOCKED)
 
     async def _hear(self, starting: Starting) -> None:
-        """Take note of what goes wrong, until the supervisor ends."""
-        await trio.lowlevel.wait_readable(starting.report)
+        """Take note of what is written, and of what goes wrong, until the supervisor ends."""
+        await self._news(starting)
         # In a thread: of a longer message there may be a piece, and its sender be stopped.
-        while (words := await aside(starting.incident)) is not None:
-            if words:  # or it was told of something else, KVM that does not work for example
-                self._suffer(IncidentKind.GUEST, f"its virtual machine was lost: {words}")
-                self._public.changed(self.told())
-            await trio.lowlevel.wait_readable(starting.report)
+        while (told := await aside(starting.heard)) is not None:
+            self._take(told)
+            await self._news(starting)
+
+    async def _news(self, starting: Starting) -> None:
+        """Wait until the supervisor tells something; if it saves what is unmounted already, that is said meanwhile."""
+        told = False
+        while not told:
+            with trio.move_on_after(SAVE_UNSAID if self._writes.changing else math.inf):
+                await trio.lowlevel.wait_readable(starting.report)
+                told = True
+            if not told and self.state in (State.OPEN, State.LOCKED) and await aside(self._writes.left, FILES_PATIENCE):
+                self._become(State.SAVING)
+
+    def _take(self, told: Report) -> None:
+        before = self._writes.changing
+        if self._writes.hear(told):
+            self._suffer(IncidentKind.UNSAVED, self._writes.lost)
+        elif isinstance(told, Incident):
+            self._suffer(IncidentKind.GUEST, f"its virtual machine was lost: {printable(told.words, 500)}")
+        elif before == self._writes.changing:  # it tells of something else, KVM that does not work for example
+            return
+        self._public.changed(self.told())
 
     async def _who(self) -> Person:
         """Wait until somebody is there, and his screen is not locked. Raises UserError if it is not who has a key."""

@@ -32,6 +32,7 @@ class IncidentKind(StrEnum):
     KEY = "key"  # the key file that the policy names for it does not unlock it
     GUEST = "guest"  # its virtual machine died or broke the rules, and was ended
     PULLED = "pulled"  # it was pulled out while it was shown
+    UNSAVED = "unsaved"  # changes that programs were told of are not on it
     BUG = "bug"  # a fault of ours
 
 

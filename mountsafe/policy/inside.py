@@ -54,8 +54,8 @@ def judge(decide: Callable[[Facts], Decision], known: Facts, found: Sequence[See
     """Judge what was found in a medium of which the host knows `known`.
 
     What lies in something encrypted is encrypted, and so is all that it lies in, as far as it goes: of a volume group
-    whose only volume is encrypted nothing else is shown. What is written to changes all that it lies in as well, so each
-    of these must be such that it may be.
+    whose only volume is encrypted nothing else is shown. What is written to changes all that it lies in as well, so
+    each of these must be such that it may be.
     """
     refused: dict[str, Decision] = {}
     asks = None

@@ -239,11 +239,8 @@ def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
         table.get("timezone", ""),
         _mount_options(table, places(number, "mount_options"), verdict),
         _key_file(table, places(number, "key_file"), verdict),
-        next(iter(_access(table, places(number, "access"))), None),
+        _access_of_rule(table, places(number, "access"), verdict),
     )
-    if options.access and verdict in (Verdict.KERNEL, Verdict.REFUSE):
-        at = places(number, "access")
-        raise PolicyError(f"{at}: access is for what a virtual machine opens, not for {verdict}")
     origin = places.rule(number)
     return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
 
@@ -262,6 +259,13 @@ def _mount_options(table: dict[str, Any], origin: str, verdict: Verdict) -> tupl
     except fsoptions.NotTaken as wrong:
         raise PolicyError(f"{origin}: {wrong.message}. {wrong.hint}") from wrong
     return tuple(wanted)
+
+
+def _access_of_rule(table: dict[str, Any], origin: str, verdict: Verdict) -> Access | None:
+    said = _access(table, origin)
+    if said and verdict in (Verdict.KERNEL, Verdict.REFUSE):
+        raise PolicyError(f"{origin}: access is for what a virtual machine opens, not for {verdict}")
+    return next(iter(said), None)
 
 
 def _key_file(table: dict[str, Any], origin: str, verdict: Verdict) -> str:

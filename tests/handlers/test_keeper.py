@@ -201,6 +201,7 @@ def test_it_is_shown_again_where_what_is_inside_belongs_and_no_third_time(
         """A supervisor that finds something in it, and fails when it is to be shown."""
 
         order = Mock()
+        unheard = ()
 
         def follow(self, *told: Callable[[list[Seen]], object], patience: float) -> object:
             told[2]([Seen("1", next(answers), "", "", 1, (), chosen=True)])
@@ -231,6 +232,7 @@ def test_a_supervisor_that_is_killed_before_it_has_shown_anything_is_replaced_on
 
     class StandInStarting:
         order = Mock()
+        unheard = ()
 
         def follow(self, *_: object, patience: float) -> object:
             started.append("killed" if len(started) < killed else "there")

@@ -19,7 +19,7 @@ import trio
 
 from mountsafe import channel, pieces, trios
 from mountsafe.daemon import keeper as keepers
-from mountsafe.daemon import keys
+from mountsafe.daemon import keys, writes
 from mountsafe.daemon.keeper import Keeper
 from mountsafe.daemon.keys import TooManyTries, WrongKey
 from mountsafe.daemon.person import Person
@@ -292,7 +292,7 @@ def test_what_is_beside_it_is_shown_and_shown_again_when_it_is_unlocked(monkeypa
         unmounted.append(target)
         desk.supervisor.end()
 
-    monkeypatch.setattr(keepers, "unmount_at", unmount)
+    monkeypatch.setattr(writes, "unmount_at", unmount)
 
     async def play() -> None:
         assert desk.told("mounts") == [PLAIN.target]
@@ -311,7 +311,7 @@ def test_what_is_beside_it_is_shown_and_shown_again_when_it_is_unlocked(monkeypa
 
 def test_what_is_in_use_beside_it_stays_and_is_not_unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(Supervisor(beside=True))
-    monkeypatch.setattr(keepers, "unmount_at", Mock(side_effect=UserError("in use", "", ExitCode.BUSY)))
+    monkeypatch.setattr(writes, "unmount_at", Mock(side_effect=UserError("in use", "", ExitCode.BUSY)))
 
     async def play() -> None:
         with pytest.raises(UserError, match="in use"):

@@ -98,7 +98,7 @@ BROKEN = {
     "a text for encrypted": '[[rule]]\nverdict = "refuse"\nencrypted = "LUKS"',
     "a list of key files": '[[rule]]\nverdict = "sandbox"\nkey_file = ["/a"]',
     "an access that is none": '[[rule]]\nverdict = "sandbox"\naccess = "read-write"',
-    "a switch for access": 'access = true',
+    "a switch for access": "access = true",
     "a list for access": '[[rule]]\nverdict = "sandbox"\naccess = ["read-only"]',
     "hide that is no switch": '[[rule]]\nverdict = "kernel"\nhide = 1',
 }
