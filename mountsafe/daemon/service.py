@@ -17,14 +17,15 @@ from mountsafe import __version__
 from mountsafe.appliance import build
 from mountsafe.daemon import notify
 from mountsafe.daemon.aside import Remembered, aside, quietly
+from mountsafe.daemon.claiming import NOTES
 from mountsafe.daemon.control import Control, Request
 from mountsafe.daemon.interface import Told
 from mountsafe.daemon.journal import about
-from mountsafe.daemon.keeper import NOTES, PERSON_PATIENCE, Keeper
+from mountsafe.daemon.keeper import Keeper
 from mountsafe.daemon.notify import Pulse
 from mountsafe.daemon.person import Person
 from mountsafe.daemon.plugged import alike, is_idle, plugged_in, same, stands
-from mountsafe.daemon.showing import DisplaySettings
+from mountsafe.daemon.showing import PERSON_PATIENCE, DisplaySettings
 from mountsafe.daemon.states import State
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, cut_power, devices, of_disk

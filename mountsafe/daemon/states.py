@@ -40,7 +40,7 @@ NEXT: Mapping[State, frozenset[State]] = {
         State.UNMOUNTED: {State.OPENING},
         State.FAILED: {State.OPENING},
     }.items()
-} | {State.EJECTED: frozenset({State.LOST}), State.LOST: frozenset()}
+} | {State.EJECTED: frozenset(), State.LOST: frozenset()}
 
 # In these somebody may ask that it be opened; in the others it is open, on its way, or not to be opened. What is locked
 # is looked at anew: somebody may have put its key file in place.

@@ -1,9 +1,12 @@
 """What is written to one medium: which mounts can be, what is on its way, what is lost, and how all of it is saved."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import trio
+
+from mountsafe.daemon.aside import aside
 from mountsafe.limits import SAVE_DEADLINE, SETTLE_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.mountinfo import mounted
 from mountsafe.session.attached import FSTYPE
@@ -14,6 +17,7 @@ from mountsafe.text import printable
 
 # For all of it to be on the medium and unmounted: the supervisor's own deadlines, and some more.
 SAVE_PATIENCE = SAVE_DEADLINE + SETTLE_DEADLINE + 2 * UNMOUNT_DEADLINE
+SAVE_UNSAID = 1.0  # seconds that it may take to save what was changed before that is said
 WORDS = 1500  # characters of what is lost: ten names, and why
 
 
@@ -53,7 +57,7 @@ class Writes:
         unknown = bool(self._changing) and not self.lost
         if unknown:
             self.lost = "what was changed last may be lost: nothing says that it was saved"
-        self._changing = ()
+        self._changing, self._record = (), None
         return unknown
 
     @property
@@ -72,29 +76,34 @@ class Writes:
     def _mounts(self) -> Sequence[Mount]:
         return self._record.mounts if self._record else ()
 
+    def told(self) -> dict[str, str | list[str]]:
+        """Return what others are told of it."""
+        changing = [printable(os.fsencode(each), 500) for each in self.changing]
+        return {"access": self.access, "changing": changing, "lost": self.lost}
+
     def left(self) -> bool:
         """Whether it is mounted nowhere any more, as when a file manager has unmounted it. It may be saving still."""
         ours = {each.target for each in self._mounts}
         return not any(each.fstype == FSTYPE and each.point in ours for each in mounted())
 
-    def save(self) -> None:
-        """Have all of it saved and unmounted; return when the medium has it. Blocks.
+    async def save(self, late: Callable[[], None]) -> None:
+        """Have all of it saved and unmounted; return when the medium has it. `late` is called if that takes a while.
 
         Raises UserError: BUSY if it is in use, FAILURE if it cannot be saved, or was unmounted and something is lost.
         """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._say, late)
+            await aside(self._save, SAVE_PATIENCE)
+            nursery.cancel_scope.cancel()
+
+    async def _say(self, late: Callable[[], None]) -> None:
+        await trio.sleep(SAVE_UNSAID)
+        if self._changing:
+            late()
+
+    def _save(self) -> None:
         if self._record is None or self.access != READ_WRITE:
             for each in self._mounts:
                 unmount_at(Path(each.target))
         else:
             end_of(self._record)
-
-
-def told_of(writes: Writes, mounts: Sequence[Mount]) -> dict[str, str | list[str]]:
-    """Return what others are told of it."""
-    return {
-        "access": writes.access if mounts else "",
-        "accesses": [each.access for each in mounts],
-        "changing": [printable(os.fsencode(each), 500) for each in writes.changing] if mounts else [],
-        "read_only": "; ".join(dict.fromkeys(printable(each.read_only) for each in mounts if each.read_only)),
-        "lost": writes.lost,
-    }

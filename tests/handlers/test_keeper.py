@@ -13,6 +13,7 @@ import trio
 
 from mountsafe import channel, pieces, trios
 from mountsafe.daemon import aside as asides
+from mountsafe.daemon import claiming
 from mountsafe.daemon import keeper as keepers
 from mountsafe.daemon.keeper import Keeper
 from mountsafe.daemon.person import Person
@@ -35,7 +36,10 @@ class StandInClaim:
 
     def __init__(self, *_: object) -> None:
         type(self).held += 1
-        self.medium = None
+        self.medium = SimpleNamespace(writable_fd=None)
+
+    def open_for_writing(self) -> None:
+        """It is write-protected."""
 
     def release(self) -> None:
         type(self).held -= 1
@@ -44,8 +48,8 @@ class StandInClaim:
 @pytest.fixture
 def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
     StandInClaim.held = 0
-    monkeypatch.setattr(keepers, "Claim", StandInClaim)
-    monkeypatch.setattr(keepers, "is_to_be_detached", lambda _: None)
+    monkeypatch.setattr(claiming, "Claim", StandInClaim)
+    monkeypatch.setattr(claiming, "is_to_be_detached", lambda _: None)
     spare = SimpleNamespace(take=None)
     display = DisplaySettings(lambda: Person("u", 1000, 1000), "/run/media", "/x", 60, spare)  # type: ignore[arg-type]
     return Keeper(DEVICE, Decision(Verdict.SANDBOX, "", "", "external", Options()), display, Mock())
@@ -86,13 +90,13 @@ def test_the_claim_stays_when_it_cannot_be_shown(
 
 
 def test_what_could_not_be_claimed_is_tried_again_when_asked(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keepers, "Claim", Mock(side_effect=OSError(5, "Input/output error")))
+    monkeypatch.setattr(claiming, "Claim", Mock(side_effect=OSError(5, "Input/output error")))
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper.run)
             await become(keeper, "failed")
-            monkeypatch.setattr(keepers, "Claim", StandInClaim)
+            monkeypatch.setattr(claiming, "Claim", StandInClaim)
             monkeypatch.setattr(keepers, "folder_of", Mock(side_effect=OSError(28, "No space left on device")))
             keeper.open()
             with trio.fail_after(20):
@@ -120,7 +124,7 @@ def test_a_stick_that_does_not_answer_holds_up_nobody_and_is_let_go_when_it_does
             super().release()
             released.set()
 
-    monkeypatch.setattr(keepers, "Claim", Slow)
+    monkeypatch.setattr(claiming, "Claim", Slow)
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:

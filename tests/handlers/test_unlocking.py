@@ -18,8 +18,8 @@ import pytest
 import trio
 
 from mountsafe import channel, pieces, trios
+from mountsafe.daemon import claiming, keys, writes
 from mountsafe.daemon import keeper as keepers
-from mountsafe.daemon import keys, writes
 from mountsafe.daemon.keeper import Keeper
 from mountsafe.daemon.keys import TooManyTries, WrongKey
 from mountsafe.daemon.person import Person
@@ -27,7 +27,7 @@ from mountsafe.daemon.showing import DisplaySettings
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import MAX_SECRET
 from mountsafe.policy.inside import Seen
-from mountsafe.policy.rules import Decision, Options, Policy, Verdict
+from mountsafe.policy.rules import Access, Decision, Options, Policy, Verdict
 from mountsafe.session.messages import (
     ORDERS,
     REPORTS,
@@ -138,7 +138,7 @@ class Desk:
 
         spare: Any = SimpleNamespace(take=take)
         display = DisplaySettings(lambda: self.person, "/run/media", "/x", 60, spare)
-        decision = Decision(Verdict.SANDBOX, "", "", "external", Options())
+        decision = Decision(Verdict.SANDBOX, "", "", "external", Options(access=Access.ON_DEMAND))
         self.keeper = Keeper(DEVICE, decision, display, self.public, Policy.parse([("p", policy)]).decide)
 
     async def unlock(self, secret: bytes, uid: int = ANN.uid, form: KeyForm = KeyForm.PASSPHRASE) -> None:
@@ -157,8 +157,8 @@ class Desk:
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No device is claimed here, no folder made, no process waited for."""
     StandInClaim.held = 0
-    monkeypatch.setattr(keepers, "Claim", StandInClaim)
-    monkeypatch.setattr(keepers, "is_to_be_detached", lambda _: None)
+    monkeypatch.setattr(claiming, "Claim", StandInClaim)
+    monkeypatch.setattr(claiming, "is_to_be_detached", lambda _: None)
     monkeypatch.setattr(keepers, "folder_of", lambda *_: "/")
     monkeypatch.setattr(keepers, "held", Mock())
     monkeypatch.setattr(keepers, "ended", trio.sleep)
