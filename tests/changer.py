@@ -27,14 +27,15 @@ DIED = 77  # the exit code of a guest that was told to
 
 @dataclass
 class Control:
-    """What a guest is to do: `dies`: after so many further changes (0: it lives), `answers`: having answered the last.
+    """What a guest is to do: `dies`: at its so manieth change or sync from now on, once it is done (0: it lives).
 
     `refuses`: to be mounted for writing. `fails_sync`: the next SYNC, with EIO. `room`: the largest file, in bytes.
-    `keeps`: whether it can die, so that states are kept. `seed`: for what a disk has after a death.
+    `keeps`: whether it can die, so that states are kept. `seed`: for what a disk has after a death. `turn`: how often
+    it was told something; what is to be done once is done once in a turn.
     """
 
+    turn: int = 0
     dies: int = 0
-    answers: bool = False
     refuses: bool = False
     fails_sync: bool = False
     room: int = 1 << 40
@@ -205,6 +206,7 @@ class ChangingWorker(FolderWorker):
         self._log = state / "log"
         self._changer = Changer(folder)
         self._writing = False
+        self._turn = self._left = 0
         self._answers |= {
             Kind.CHANGE: self._change,
             Kind.WRITE: self._write,
@@ -268,13 +270,21 @@ class ChangingWorker(FolderWorker):
             with open(self._log, "ab") as file:
                 file.write(wire.frame(0, kind, body))
 
-    def _dies(self) -> bool:
-        control = self._control
-        if not control.dies:
+    def _once(self, what: str, turn: int) -> bool:
+        """Whether something was not done yet in this turn; it counts as done."""
+        path = self._state / what
+        if path.exists() and int(path.read_text()) >= turn:
             return False
-        control.dies -= 1
-        control.save(self._state / "control")
-        return control.dies == 0
+        path.write_text(str(turn))
+        return True
+
+    def _perhaps_die(self) -> None:
+        control = self._control
+        if self._turn != control.turn:
+            self._turn, self._left = control.turn, control.dies
+        self._left -= 1
+        if self._left == 0 and self._once("died", self._turn):
+            os._exit(DIED)
 
     # --- what the host asks ----------------------------------------------------------------------------------------
     def _change(self, body: bytes) -> bytes:
@@ -282,8 +292,7 @@ class ChangingWorker(FolderWorker):
         answer = self._changer.change(change)
         self._logged(Kind.CHANGE, body)
         self._mounted._files.clear()  # type: ignore[union-attr]  # by path, and paths lead elsewhere
-        if self._dies():
-            os._exit(DIED)
+        self._perhaps_die()
         return answer
 
     def _write(self, body: bytes) -> bytes:
@@ -292,8 +301,7 @@ class ChangingWorker(FolderWorker):
             raise OSError(errno.ENOSPC, "no room")
         answer = self._changer.write(handle, offset, data)
         self._logged(Kind.WRITE, body)
-        if self._dies():
-            os._exit(DIED)
+        self._perhaps_die()
         return answer
 
     def _handle_read(self, body: bytes) -> bytes:
@@ -305,11 +313,8 @@ class ChangingWorker(FolderWorker):
     def _sync(self, body: bytes) -> bytes:
         changes.unpack_sync(body)
         control = self._control
-        if self._dies():
-            os._exit(DIED)
-        if control.fails_sync:
-            control.fails_sync = False
-            control.save(self._state / "control")
+        self._perhaps_die()
+        if control.fails_sync and self._once("failed", control.turn):
             raise OSError(errno.EIO, "a bad sector")
         self._keep()
         self._keep_handles()

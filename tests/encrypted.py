@@ -118,6 +118,14 @@ def clear_protector(master: bytes) -> bytes:
     return protector(1, 0, entry(0, 1, bytes(4) + b"c" * 32) + sealed(b"c" * 32, master))
 
 
+def password_protector(master: bytes) -> bytes:
+    """The protector that PASSWORD opens."""
+    salt = b"0123456789abcdef"
+    text = PASSWORD.decode().encode("utf-16-le")
+    key = stretched(hashlib.sha256(hashlib.sha256(text).digest()).digest(), salt)
+    return protector(6, 0x2000, entry(0, 3, bytes(4) + salt) + sealed(key, master))
+
+
 def startup_protector(master: bytes) -> bytes:
     """The protector that `bek` opens."""
     return protector(STARTUP_ID.int, 0x0200, sealed(b"s" * 32, master))
@@ -190,6 +198,14 @@ def tcrypt_header(plain: bytes, secret: bytes, digest: str, iterations: int) -> 
     """A header of 512 bytes."""
     salt = hashlib.sha512(secret + plain).digest()
     return salt + xts(hashlib.pbkdf2_hmac(digest, secret, salt, iterations, 64), plain)
+
+
+def veracrypt(plain: bytes, secret: bytes, pim: int) -> bytes:
+    """A volume whose plaintext is `plain`, as VeraCrypt makes one with AES and SHA-512."""
+    keys = bytes(range(64))
+    header = tcrypt_header(tcrypt_plain(keys, size=len(plain)), secret, "sha512", 15000 + 1000 * pim)
+    sectors = (xts(keys, plain[at : at + 512], (131072 + at) // 512) for at in range(0, len(plain), 512))
+    return (header + header).ljust(131072, b"\0") + b"".join(sectors) + header.ljust(131072, b"\0")
 
 
 def tcrypt(headers: dict[int, bytes]) -> bytes:

@@ -44,10 +44,21 @@ def volume_key(path: Path, passphrase: bytes = PASSPHRASE) -> tuple[bytes, int]:
     return key, int(at[1]) * 512
 
 
-def encrypted(plain: bytes, key: bytes, sector: int) -> bytes:
-    """Return what aes-xts-plain64 makes of whole sectors, which it counts in 512 bytes."""
+def encrypted(plain: bytes, key: bytes, sector: int, start: int = 0) -> bytes:
+    """Return what aes-xts-plain64 makes of whole sectors, which it counts in 512 bytes; `start`: where they begin."""
     made = bytearray()
     for at in range(0, len(plain), sector):
-        cipher = Cipher(algorithms.AES(key), modes.XTS(struct.pack("<QQ", at // 512, 0))).encryptor()
-        made += cipher.update(plain[at : at + sector])
+        made += _cipher(key, start + at).encryptor().update(plain[at : at + sector])
     return bytes(made)
+
+
+def decrypted(data: bytes, key: bytes, sector: int) -> bytes:
+    """Return what whole sectors were encrypted from."""
+    made = bytearray()
+    for at in range(0, len(data), sector):
+        made += _cipher(key, at).decryptor().update(data[at : at + sector])
+    return bytes(made)
+
+
+def _cipher(key: bytes, at: int) -> "Cipher[modes.XTS]":
+    return Cipher(algorithms.AES(key), modes.XTS(struct.pack("<QQ", at // 512, 0)))

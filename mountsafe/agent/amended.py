@@ -91,6 +91,11 @@ class Amended:
             self._changed.add(path)
             self._exfat.forget(path)
 
+    def removed(self, path: bytes) -> None:
+        """A folder is no more."""
+        if self._exfat is not None:
+            self._exfat.removed(path)
+
     def synchronised(self, opened: Iterable[bytes] = ()) -> None:
         """The device has all, but for what is written now to open files. `opened`: their paths."""
         self._changed = set(opened) if self._exfat is not None else set()

@@ -5,11 +5,14 @@ appliance may have or not; NTFS and HFS+ are for those to mend who made them.
 """
 
 import errno
+import os
 import struct
+import time
 
 from mountsafe.agent import copies
 from mountsafe.agent.copies import Read
-from mountsafe.agent.programs import NO_PROGRAM, NO_TIME, Refused, run
+from mountsafe.agent.fsck import is_there, said_by
+from mountsafe.agent.programs import Refused
 from mountsafe.wire import MountState
 
 PATIENCE = 90.0  # seconds of a check; the host waits for a mount for two minutes
@@ -47,18 +50,16 @@ def put_in_order(fstype: bytes, read: Read, device: str) -> int:
 
 
 def _check(fstype: bytes, device: str) -> None:
-    name = fstype.decode("ascii", "replace")
-    code, words = run(*CHECKERS[fstype], device, patience=PATIENCE)
-    last = " ".join(words.split())[-300:]
-    if code == NO_PROGRAM:
-        program = CHECKERS[fstype][0]
-        raise Refused(errno.EROFS, f"this {name} was not left clean, and the appliance has no {program} to check it")
-    if code == NO_TIME:
-        raise Refused(
-            errno.EROFS, f"this {name} was not left clean, and checking it takes longer than {PATIENCE:.0f} s"
-        )
-    if code not in IN_ORDER:
-        raise Refused(errno.EROFS, f"this {name} was not left clean, and needs to be checked by hand first: {last}")
+    unclean = f"this {os.fsdecode(fstype)} was not left clean"
+    program, *options = CHECKERS[fstype]
+    if not is_there(program):
+        raise Refused(errno.EROFS, f"{unclean}, and the appliance has no {program} to check it")
+    said = said_by([program, *options, device], time.monotonic() + PATIENCE)
+    if said.code is None:
+        raise Refused(errno.EROFS, f"{unclean}, and checking it was not done in {PATIENCE:.0f} s")
+    if said.code not in IN_ORDER:
+        words = " ".join(said.words.split())[-300:]
+        raise Refused(errno.EROFS, f"{unclean}, and needs to be checked by hand first: {words}")
 
 
 def _ext(superblock: bytes) -> tuple[bool, int]:

@@ -55,7 +55,15 @@ class Exfat:
         return self.folder(parent).get(name)
 
     def forget(self, path: bytes) -> None:
-        """What is recorded of a file or folder is not so any more."""
+        """What is recorded of a file or folder is not so any more; where a folder's entries begin still is."""
+        parent, _, name = path.rpartition(b"/")
+        found = self._folders.get(parent, {})
+        record = found.pop(name, None)
+        if record is not None and record.folder:
+            found[name] = record._replace(local_access=False, local_change=False)
+
+    def removed(self, path: bytes) -> None:
+        """A folder is no more."""
         parent, _, name = path.rpartition(b"/")
         self._folders.get(parent, {}).pop(name, None)
         self._folders.pop(path, None)

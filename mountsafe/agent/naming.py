@@ -148,6 +148,7 @@ class Naming:
         self._repeated.require_same(change, name, folder)
         os.rmdir(name, dir_fd=folder)
         self._places.forget()
+        self._places.amended.removed(change.path)
         return self._places.changed_in(change.path)
 
 

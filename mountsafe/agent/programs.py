@@ -4,7 +4,6 @@ import subprocess
 from collections.abc import Sequence
 
 NO_PROGRAM = 127
-NO_TIME = 124
 NO_UDEV = {"DM_DISABLE_UDEV": "1"}  # libdm then makes its device nodes itself
 
 
@@ -17,15 +16,12 @@ class Refused(Exception):
         self.message = message
 
 
-def run(*command: str, patience: float | None = None) -> tuple[int, str]:
-    """Run a program of the appliance and return its exit code and its words.
-
-    `patience`: seconds after which it is ended; the code is NO_TIME then.
-    """
-    return run_all([command], patience)[0]
+def run(*command: str) -> tuple[int, str]:
+    """Run a program of the appliance and return its exit code and its words."""
+    return run_all([command])[0]
 
 
-def run_all(commands: Sequence[Sequence[str]], patience: float | None = None) -> list[tuple[int, str]]:
+def run_all(commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
     """Run programs beside each other; return the exit code and the words of each."""
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
@@ -40,16 +36,11 @@ def run_all(commands: Sequence[Sequence[str]], patience: float | None = None) ->
             started.append(subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=same, env=environment))
         except OSError as error:
             started.append(f"{command[0]}: {error.strerror}")
-    return [(NO_PROGRAM, each) if isinstance(each, str) else _ended(each, patience) for each in started]
+    return [(NO_PROGRAM, each) if isinstance(each, str) else _ended(each) for each in started]
 
 
-def _ended(process: subprocess.Popen[bytes], patience: float | None) -> tuple[int, str]:
-    try:
-        words, _ = process.communicate(timeout=patience)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        words, _ = process.communicate()
-        return NO_TIME, words.decode("utf-8", "replace").strip()
+def _ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    words, _ = process.communicate()
     return process.returncode, words.decode("utf-8", "replace").strip()
 
 

@@ -11,6 +11,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mountsafe.limits import KNOWN_SLOW_DEADLINE, KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE, LAUNCH_DEADLINE
 
@@ -18,6 +19,12 @@ KVM = Path("/dev/kvm")
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 DOUBT = "doubt"  # remembered where a VM did not start, and nobody knows why
 VERDICTS = ("kvm", "tcg", DOUBT)
+
+
+def circumstances() -> list[object]:
+    """Return what a verdict about KVM, and a VM that was saved with it, hold for: kernel, processor, modules, QEMU."""
+    qemu = QEMU.stat() if QEMU.exists() else None
+    return [os.uname().release, *_processor(), *_modules(), *((qemu.st_size, qemu.st_mtime_ns) if qemu else ())]
 
 
 class Acceleration:
@@ -28,8 +35,7 @@ class Acceleration:
         self._device = device
 
     def _circumstances(self) -> list[object]:
-        qemu = QEMU.stat() if QEMU.exists() else None
-        return [os.uname().release, *_processor(), *_modules(), *((qemu.st_size, qemu.st_mtime_ns) if qemu else ())]
+        return circumstances()
 
     def usable(self) -> str:
         """Return "" if the device can be opened by the process that would use it, or why not."""
@@ -57,21 +63,39 @@ class Acceleration:
         return KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE
 
     def _recall(self) -> tuple[str | None, object]:
+        memory = self._read()
+        verdict = memory.get("verdict")
+        return (verdict, memory.get("circumstances")) if verdict in VERDICTS else (None, None)
+
+    def _read(self) -> dict[str, Any]:
         try:
             memory = json.loads(self._memory.read_bytes())
-            if memory["verdict"] in VERDICTS:
-                return str(memory["verdict"]), memory["circumstances"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return None, None
+        except (OSError, ValueError):
+            return {}
+        return memory if isinstance(memory, dict) else {}
 
     def remember(self, verdict: str) -> None:
         """Store what a boot has shown. A folder that cannot be written costs the next start a trial."""
+        self._write(verdict=verdict, circumstances=self._circumstances())
+
+    def _write(self, **changed: object) -> None:
         with suppress(OSError):
             self._memory.parent.mkdir(parents=True, exist_ok=True)
             fresh = self._memory.with_suffix(f".{os.getpid()}")
-            fresh.write_text(json.dumps({"verdict": verdict, "circumstances": self._circumstances()}), encoding="utf-8")
+            fresh.write_text(json.dumps(self._read() | changed), encoding="utf-8")
             fresh.replace(self._memory)
+
+    def distrust(self, saved: Path) -> None:
+        """Store that a VM hung which started from this saved state: the next ones boot, until another is saved."""
+        with suppress(OSError):
+            self._write(hung=_identity(saved))
+
+    def trusts(self, saved: Path) -> bool:
+        """Whether a VM may be started from this saved state."""
+        try:
+            return self._read().get("hung") != _identity(saved)
+        except OSError:
+            return True
 
     def failed(self, hung: bool, complaint: str, excuse: str) -> bool:
         """A VM did not start with KVM, and then one did without; return whether KVM is given up.
@@ -92,6 +116,11 @@ class Acceleration:
         if self.usable():
             return ["tcg"]
         return {"kvm": ["kvm", "tcg"], "tcg": ["tcg"]}.get(self.remembered() or "", ["kvm", "tcg"])
+
+
+def _identity(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_ino, status.st_mtime_ns]
 
 
 def _processor() -> list[str]:

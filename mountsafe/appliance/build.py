@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from mountsafe import distribution
-from mountsafe.appliance import contents, features, freeze, kernel, modules
+from mountsafe.appliance import contents, features, kernel, modules, saving
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.inputs import Inputs, Recipe
-from mountsafe.errors import ExitCode, MountsafeError, UserError
-from mountsafe.limits import GUEST_MEMORY_MIB
+from mountsafe.errors import ExitCode, UserError
 from mountsafe.text import printable
 
 SYSTEM = Path("/var/lib/mountsafe/appliance")
-NEEDED = 700 << 20  # bytes on disk while building; about half of it stays
+NEEDED = 850 << 20  # bytes on disk while building; about half of it stays
 ROOT_SIZE = "1G"  # of the file system; sparse
 SUPERMIN_DEADLINE = 600.0
 
@@ -97,6 +96,26 @@ def ensure(progress: Callable[[str], None]) -> Appliance:
     return appliance if appliance is not None and appliance.current else build(progress)
 
 
+def refresh(progress: Callable[[str], None]) -> Appliance:
+    """As `ensure`, and have a VM saved anew if none fits this host any more: another kernel runs, for example.
+
+    That one cannot be saved is no error.
+    """
+    appliance = ensure(progress)
+    place = appliance.path.parent
+    known = acceleration()
+    if not os.access(place, os.W_OK) or not saving.outdated(appliance.path, known, progress):
+        return appliance
+    try:
+        with _lock(place, progress), tempfile.TemporaryDirectory(prefix=_BUILDING, dir=place) as work:
+            if saving.outdated(appliance.path, known, progress):
+                progress("booting it once, to start from there later")
+                saving.renew(appliance.path, Path(work), known, progress)
+    except OSError as error:
+        progress(f"no virtual machine is saved: {printable(str(error))}")
+    return appliance
+
+
 def build(progress: Callable[[str], None]) -> Appliance:
     """Build the appliance anew and make it the current one. `progress` gets a sentence per step.
 
@@ -144,7 +163,7 @@ def _build_in(place: Path, inputs: Inputs, progress: Callable[[str], None]) -> A
             (output / "kernel").write_bytes(elf)
         (output / "README.fixed").write_text("Built by mountsafe from this host's packages: see info.json.\n")
         progress("booting it once, to start from there later")
-        _prepare_start(output, work, progress)
+        saving.prepare(output, work, acceleration(), progress)
         _describe(output, recipe, pruned)
         _publish(place, output)
     finally:
@@ -156,22 +175,6 @@ def _build_in(place: Path, inputs: Inputs, progress: Callable[[str], None]) -> A
     if found is None:
         raise UserError(f"the appliance in {place} vanished after it was built")
     return found
-
-
-def _prepare_start(output: Path, work: Path, progress: Callable[[str], None]) -> None:
-    """Store what makes a launch faster: without it the appliance works as well. Raises UserError if it does not."""
-    qemu = features.record(output, output / "qemu-cache", work)
-    if qemu is None:
-        progress(f"QEMU does not work on this host: {distribution.install('qemu-system-x86')}")
-        return
-    try:
-        freeze.freeze(output, qemu, GUEST_MEMORY_MIB, work)
-    except freeze.Crashed as crash:
-        what = f"the virtual machine that was built crashes: {printable(str(crash))}"
-        hint = "Its kernel and programs are this host's: mountsafe doctor says which. Please report it with both."
-        raise UserError(what, hint, ExitCode.APPLIANCE) from crash
-    except MountsafeError as error:
-        progress(f"{printable(str(error))}: it will be booted each time")
 
 
 def _run_supermin(supermin: str, work: Path, output: Path, chosen: kernel.Kernel, pruned: Path) -> None:

@@ -33,13 +33,17 @@ PORTS = 29  # for streams: QEMU's device has 31, the console's and the daemon's 
 
 
 class Guest:
-    """One VM. `launch` first; then `attach` a medium and `open_stream` as often as needed."""
+    """One VM. `launch` first; then `attach` a medium and `open_stream` as often as needed.
 
-    def __init__(self, appliance: str, memory_mib: int, accelerator: str, verbose: bool) -> None:
+    `thaws`: it starts from its saved state.
+    """
+
+    def __init__(self, appliance: str, memory_mib: int, accelerator: str, verbose: bool, thaws: bool) -> None:
         self._appliance = Path(appliance)
         self._memory_mib = memory_mib
         self._accelerator = accelerator
         self._verbose = verbose
+        self._thaws = thaws
         self._streams = 0
         self._ports: set[str] = set()  # of streams
         self._opened: set[str] = set()  # ports that have a worker, or had one
@@ -87,28 +91,28 @@ class Guest:
         sys.stderr.flush()
 
     def launch(self) -> None:
-        """Boot the VM; returns when its daemon answers. Raises RuntimeError in libguestfs's words."""
-        if not (thaw.fits(self._appliance, self._memory_mib, self._accelerator) and self._thaw()):
-            self._running = self._handle()
+        """Boot the VM, or start it from its saved state; returns when its daemon answers.
+
+        Raises RuntimeError in libguestfs's words. A VM that never comes to life is waited for without end.
+        """
+        self._running = self._handle()
+        if self._thaws:
+            self._thaw()
+        else:
             self._running.launch()
         self.qmp = Qmp(QMP_SOCKET, ATTACH_DEADLINE)
         self.console = _console_end()
 
-    def _thaw(self) -> bool:
-        """Start from the appliance's saved state; False if QEMU does not take it."""
-        self._running = self._handle()
+    def _thaw(self) -> None:
         self._running.config(*thaw.INCOMING)
-        sender = thaw.begin(self._appliance, QMP_SOCKET)
+        sender = thaw.begin(thaw.state(self._appliance, self._accelerator), QMP_SOCKET)
         try:
             self._running.launch()
-        except RuntimeError as error:
-            sys.stderr.write(f"the saved state was not taken, booting instead: {error}\n")
+        except RuntimeError:
             os.kill(sender, signal.SIGKILL)  # it may still wait for a QEMU that has ended
-            self._running.close()
-            return False
+            raise
         finally:
             os.waitpid(sender, 0)
-        return True
 
     def pass_console_on(self) -> bool:
         """Say what the guest's console said; False if nothing will come any more.

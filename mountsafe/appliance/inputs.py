@@ -24,7 +24,10 @@ _AGENT = (
 )
 CODE = ("__init__.py", "changes.py", "checkers.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
 _OURS = (*CODE, "appliance/init", "appliance/packages")
-_MAKERS = ("build.py", "contents.py", "features.py", "freeze.py", "hardware.py", "inputs.py", "kernel.py", "modules.py")
+_MAKERS = (
+    *("build.py", "contents.py", "features.py", "freeze.py", "hardware.py", "inputs.py", "kernel.py", "modules.py"),
+    *("saving.py", "thaw.py"),
+)
 
 # libguestfs's parts that are used as they are; its init, its host files and its udev rules are not.
 PARTS = ("base.tar.gz", "daemon.tar.gz", "excludefiles", "packages")

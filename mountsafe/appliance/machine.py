@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mountsafe import channel, sandbox, syscalls
+from mountsafe.appliance import thaw
 from mountsafe.appliance.acceleration import KVM
 from mountsafe.appliance.console import Console, Log
 from mountsafe.errors import DeadlinePassed, GuestGone
@@ -26,13 +27,29 @@ from mountsafe.text import printable
 
 @dataclass(frozen=True, slots=True)
 class MachineSettings:
-    """How to start a VM. `accelerator` is "kvm" or "tcg"; memory in MiB."""
+    """How to start a VM. `accelerator` is "kvm" or "tcg"; memory in MiB. `saved`: from its saved state, if one fits."""
 
     appliance: Path
     accelerator: str = "tcg"
     memory_mib: int = GUEST_MEMORY_MIB
     verbose: bool = False
     kvm_device: Path = KVM
+    saved: bool = True
+
+    @property
+    def state(self) -> Path:
+        """Where the saved state is, if there is one."""
+        return thaw.state(self.appliance, self.accelerator)
+
+    @property
+    def thaws(self) -> bool:
+        """Whether the VM starts from a saved state. Else it boots."""
+        return self.saved and thaw.fits(self.appliance, self.memory_mib, self.accelerator)
+
+    @property
+    def patience(self) -> float:
+        """How many seconds it may take to start from its saved state."""
+        return thaw.patience(self.appliance, self.memory_mib, self.accelerator)
 
     def box(self) -> sandbox.Box:
         """The box that the appliance process lives in."""
@@ -52,6 +69,7 @@ class MachineSettings:
             "memory_mib": self.memory_mib,
             "accelerator": self.accelerator,
             "verbose": self.verbose,
+            "thaws": self.thaws,
         }
         return sandbox.python("mountsafe.appliance.serve", json.dumps(settings))
 

@@ -28,16 +28,18 @@ class Qmp:
 
     def __init__(self, monitor: str | socket.socket, seconds: float) -> None:
         self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
-        if isinstance(monitor, str):
-            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._sock.settimeout(seconds)
-            self._sock.connect(monitor)
-        else:
-            self._sock = monitor
-            self._sock.settimeout(seconds)
+        path = monitor if isinstance(monitor, str) else ""
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) if isinstance(monitor, str) else monitor
+        self._sock.settimeout(seconds)
         self._unread = b""
-        self._next()  # the greeting
-        self.execute("qmp_capabilities")
+        try:
+            if path:
+                self._sock.connect(path)
+            self._next()  # the greeting
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self._sock.close()
+            raise
 
     def fileno(self) -> int:
         """The socket, for select: readable on an event, and when QEMU is gone."""

@@ -69,12 +69,13 @@ def _answer(guest: Guest, control: socket.socket) -> bool:
 
 
 def main() -> None:
-    """Run with one argument: the settings as JSON, {control, appliance, memory_mib, accelerator, verbose}."""
+    """Run with one argument: the settings as JSON, {control, appliance, memory_mib, accelerator, verbose, thaws}."""
     settings = json.loads(sys.argv[1])
     control = socket.socket(fileno=settings["control"])
     control.set_inheritable(False)
     landlock.write_only_in(WRITABLE, [DEVICES])
-    guest = Guest(settings["appliance"], settings["memory_mib"], settings["accelerator"], settings["verbose"])
+    told = (settings[name] for name in ("appliance", "memory_mib", "accelerator", "verbose", "thaws"))
+    guest = Guest(*told)
     try:
         guest.launch()
     except (RuntimeError, MountsafeError, OSError) as error:  # libguestfs's words, or QEMU ended when it had launched

@@ -18,9 +18,12 @@ def build(
     force: Annotated[bool, option("--force", "-f", help="Build it even if it is current.")] = False,
     json: Json = False,
 ) -> None:
-    """Build the appliance, if what it is made of has changed. `mount` does this by itself when it must."""
+    """Build the appliance, if what it is made of has changed. `mount` does this by itself when it must.
+
+    Where no virtual machine is saved that fits the kernel and the processor of today, one is booted and saved anew.
+    """
     with screen.progress(json) as progress:
-        built = builder.build(progress) if force else builder.ensure(progress)
+        built = builder.build(progress) if force else builder.refresh(progress)
     _show(built, json)
 
 

@@ -1,5 +1,9 @@
 """`check`: whether the file systems of a medium have errors, by their own checkers inside the virtual machine."""
 
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -26,11 +30,13 @@ from mountsafe.cli.opening import require_formats
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, option
 from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
-from mountsafe.errors import UserError
-from mountsafe.jobs.checking import Wish, checked
+from mountsafe.errors import ExitCode, NoRight, UserError
+from mountsafe.jobs.checking import Approve, Wish, checked
 from mountsafe.jobs.checks import Checks, Outcome, Result
 from mountsafe.limits import CHECK_SECONDS
+from mountsafe.medium.exclusive import HINT, open_for_writing
 from mountsafe.medium.source import Medium, explained, open_medium
+from mountsafe.medium.volumes import Volume
 from mountsafe.medium.wrappers import NOTHING_FOUND
 from mountsafe.session.start import Unlock
 
@@ -45,8 +51,8 @@ WORDS = {
 def register(app: App) -> None:
     """Add the verb."""
     app.command(
-        epilog="Examples: [bold]mountsafe check disk.img[/bold], [bold]sudo mountsafe check /dev/sdb -p 1[/bold], "
-        "[bold]mountsafe check disk.img --json[/bold]"
+        epilog="Examples: [bold]mountsafe check disk.img[/bold], "
+        "[bold]sudo mountsafe check /dev/sdb -p 1 --repair[/bold], [bold]mountsafe check disk.img --json[/bold]"
     )(check)
 
 
@@ -75,13 +81,19 @@ def check(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         int,
         option("--time-limit", min=1, max=1_000_000, metavar="SECONDS", help="For each file system."),
     ] = CHECK_SECONDS,
+    repair: Annotated[
+        bool, option("--repair", help="Then repair what has errors, on the medium; asks before it writes.")
+    ] = False,
+    yes: Annotated[bool, option("--yes", "-y", help="Repair without asking.")] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Look for errors in the file systems of an image or a device; nothing is written to it.
+    """Look for errors in the file systems of an image or a device. Nothing is written to it without --repair.
 
     Each type's own checker (e2fsck, fsck.fat, xfs_repair and so on) looks, inside the virtual machine.
     """
+    if repair and not yes and (json or not sys.stdin.isatty()):
+        raise UserError("nobody can be asked whether to repair", "--yes repairs without asking.", ExitCode.USAGE)
     fstype = ENCRYPTIONS.get(fstype or "", fstype)
     check_words(fstype, partition)
     keys = Keys(tuple(key_file or ()), key_fd, recovery_key, header, pim, hidden, big_memory)
@@ -89,9 +101,11 @@ def check(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     part = checked_part(offset, sizelimit)
     medium = open_medium(source, named(format_), checked_sectors(sector_size), part)
     nothing = explained(medium, UserError(f"{NOTHING_FOUND} on {medium.name}"))  # it is closed when it was looked at
-    wish = Wish(partition, fstype, time_limit, verbose)
+    if repair:
+        medium = _for_writing(medium)
+    wish = Wish(partition, fstype, time_limit, verbose, repair)
     try:
-        found = _find(medium, wish, json or verbose, unlocker(keys))
+        found = _find(medium, wish, json or verbose, unlocker(keys), partial(_approved, medium, yes))
     except UserError as error:
         raise (nothing if nothing.hint and error.message.startswith(NOTHING_FOUND) else error) from error
     if json:
@@ -103,13 +117,33 @@ def check(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         raise typer.Exit(int(code))
 
 
-def _find(medium: Medium, wish: Wish, quiet: bool, unlock: Unlock) -> Checks:
+def _for_writing(medium: Medium) -> Medium:
+    """Return the medium, open for writing as well. Raises UserError if it is write-protected, or in use."""
+    try:
+        return replace(medium, writable_fd=open_for_writing(medium))
+    except UserError as error:
+        hint = error.hint.replace(HINT, "Without --repair it is only looked at.")
+        raise type(error)(error.message, hint, *([] if isinstance(error, NoRight) else [error.code])) from error
+
+
+def _approved(medium: Medium, yes: bool, volumes: Sequence[Volume]) -> bool:
+    """Ask whether file systems with errors are to be repaired."""
+    if yes:
+        return True
+    with screen.paused():
+        for volume in volumes:
+            screen.note(f"{volume.describe()}: has errors")
+        screen.note("A repair changes it, and can lose files that are damaged. No copy is made before.")
+        return typer.confirm(f"Write to {medium.name}?", err=True)
+
+
+def _find(medium: Medium, wish: Wish, quiet: bool, unlock: Unlock, approve: Approve) -> Checks:
     sandbox.require()
     require_formats(medium)
     with screen.progress(quiet) as progress:
         build.ensure(progress)
         progress("starting the virtual machine")
-        return checked(medium, wish, Shown(progress), unlock)
+        return checked(medium, wish, Shown(progress), unlock, approve)
 
 
 def _tell(medium: Medium, found: Checks, verbose: bool) -> None:

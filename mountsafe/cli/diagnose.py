@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from mountsafe import distribution, landlock, sandbox
-from mountsafe.appliance import build, hardware, kernel
+from mountsafe.appliance import build, hardware, kernel, saving
 from mountsafe.appliance.acceleration import KVM
 from mountsafe.cli import depth, screen
 from mountsafe.cli.mounting import Json
@@ -20,6 +20,7 @@ from mountsafe.medium.sealed import can_seal
 from mountsafe.process import Guard, surroundings
 from mountsafe.session import runtime
 from mountsafe.session.mounter import require_fuse
+from mountsafe.text import printable
 
 OK, DEGRADED, BROKEN = "ok", "degraded", "missing"
 
@@ -140,6 +141,11 @@ def _appliance() -> Finding:
         return Finding("appliance", DEGRADED, "not built: the first mount does it", "mountsafe appliance build")
     if not found.current:
         return Finding("appliance", DEGRADED, "outdated: the next mount builds it", "mountsafe appliance build")
+    why, mendable = saving.missing(found.path, build.acceleration())
+    if why:
+        sudo = "" if os.access(found.path.parent, os.W_OK) else "sudo "
+        mend = f"{sudo}mountsafe appliance build" if mendable else ""
+        return Finding("appliance", DEGRADED, f"virtual machines boot each time: {printable(why)}", mend)
     return Finding("appliance", OK, f"{found.path}, kernel {found.kernel_version}")
 
 

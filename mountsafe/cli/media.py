@@ -7,16 +7,27 @@ from typing import Annotated, Any
 
 from mountsafe.cli import completion, screen
 from mountsafe.cli.mounting import Json
-from mountsafe.cli.typers import App, argument
-from mountsafe.cli.unlocking import KeyFd, KeyFile, Keys, RecoveryKey, secret_of
+from mountsafe.cli.typers import App, argument, option
+from mountsafe.cli.unlocking import Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, secret_of
 from mountsafe.desktop.notices import state_of
 from mountsafe.encrypted import secrecy
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.medium.volumes import NO_SIGNATURE
 from mountsafe.session.messages import Locked
 
 INTERVAL = 0.2  # seconds between two looks at a medium that is being opened
 _ON_THE_WAY = ("new", "busy", "opening", "waiting for a user")
 
+NoSignature = Annotated[
+    str | None,
+    option(
+        "--type",
+        "-t",
+        metavar="veracrypt|truecrypt",
+        help="Take it for this type, of which there is no sign on it.",
+        show_default=False,
+    ),
+]
 Medium = Annotated[
     str,
     argument(
@@ -37,8 +48,8 @@ def register(app: App) -> None:
     )
     app.command(
         epilog="Examples: [bold]mountsafe unlock sdb[/bold], [bold]mountsafe unlock sdb --key-file secret[/bold], "
-        "[bold]mountsafe unlock sdb --recovery-key[/bold], [bold]mountsafe unlock sdb --key-fd 3 3<secret[/bold] "
-        "(exit code 11: it is locked still)"
+        "[bold]mountsafe unlock sdb --recovery-key[/bold], [bold]mountsafe unlock sdb --key-fd 3 3<secret[/bold], "
+        "[bold]mountsafe unlock sdb --type veracrypt[/bold] (exit code 11: it is locked still)"
     )(unlock)
     app.command(epilog="Example: [bold]mountsafe lock sdb[/bold]")(lock)
     app.command(epilog="Example: [bold]mountsafe watch --json[/bold] (an object a line)")(watch)
@@ -118,11 +129,14 @@ def _tell_where(told: dict[str, Any], medium: str, done: str, json: bool) -> Non
         screen.warn(problem)
 
 
-def unlock(
+def unlock(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     medium: Medium,
     key_file: KeyFile = None,
     key_fd: KeyFd = None,
     recovery_key: RecoveryKey = False,
+    fstype: NoSignature = None,
+    pim: Pim = 0,
+    hidden: Hidden = False,
     json: Json = False,
 ) -> None:
     """Unlock an encrypted medium, and show it to who is at the seat.
@@ -132,11 +146,27 @@ def unlock(
     secrecy.undumpable()
     keys = Keys(tuple(key_file or ()), key_fd, recovery_key)
     keys.check()
-    told = _settled(medium, json)
+    told = _said(_settled(medium, json), fstype, pim, hidden, json)
+    if key_file and told["locked"] in NO_SIGNATURE:
+        hint = "Eject it, and plug it in while the daemon is stopped: mountsafe mount takes them."
+        raise UserError(f"key files of {told['locked']} cannot be handed to the daemon", hint, ExitCode.USAGE)
     if not _is_locked(told):
         raise UserError(f"{told['device']} is not locked: it is {told['state']}", "mountsafe devices shows it.")
     _try(keys, told, json)
     _tell_where(_settled(medium, json), medium, "unlock", json)
+
+
+def _said(told: dict[str, Any], named: str | None, pim: int, hidden: bool, quiet: bool) -> dict[str, Any]:
+    """Have a medium that looks like noise taken for what somebody says that it is; return what is then told of it."""
+    from mountsafe.daemon import client
+
+    if named is None:
+        if pim or hidden:
+            raise UserError("--pim and --hidden go with --type", "For example: --type veracrypt", ExitCode.USAGE)
+        return told
+    fstype = next((each for each in NO_SIGNATURE if each.lower() == named.lower()), named)
+    client.open_as(told["device"], fstype, pim, hidden)
+    return _settled(told["device"], quiet)
 
 
 def _try(keys: Keys, told: dict[str, Any], quiet: bool) -> None:

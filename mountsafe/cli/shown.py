@@ -73,9 +73,8 @@ def shown(source: Path) -> ShownMedium | None:
     if medium.folders and _mine(medium.user):
         return medium
     why = f"it is shown to {medium.user}" if medium.folders else state_of(told)
-    raise UserError(
-        f"the daemon keeps {medium.source}: {why}", "mountsafe devices shows all that it keeps.", ExitCode.BUSY
-    )
+    hint = "mountsafe devices shows all that it keeps; mountsafe unlock --type veracrypt opens what looks like noise."
+    raise UserError(f"the daemon keeps {medium.source}: {why}", hint, ExitCode.BUSY)
 
 
 def _kept() -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from mountsafe.cli.typers import option
 from mountsafe.encrypted import secrecy
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import KEYFILE_BYTES, MAX_SECRET
+from mountsafe.medium.volumes import NO_SIGNATURE
 from mountsafe.session.messages import Key, KeyForm, Locked
 from mountsafe.session.start import Unlock
 from mountsafe.text import printable, size
@@ -23,7 +24,6 @@ TRIES = 3
 MAX_KEY_FILES = 4
 TERMINAL = "/dev/tty"
 MAX_DETACHED = 64 << 20  # bytes of a header that is elsewhere: LUKS2's are of 16 MiB if nothing else was asked for
-VERACRYPT = ("VeraCrypt", "TrueCrypt")
 
 KeyFile = Annotated[
     list[Path] | None,
@@ -98,7 +98,7 @@ def unlocker(keys: Keys, ask: Callable[[Locked], bytes | None] | None = None) ->
         fds = [fd]
         try:
             fds += [_sealed(_content(keys.header, MAX_DETACHED))] if keys.header else []
-            extra = keys.files if locked.kind in VERACRYPT else ()
+            extra = keys.files if locked.kind in NO_SIGNATURE else ()
             fds += [_sealed(_content(path, KEYFILE_BYTES, cut=True)) for path in extra]
         except BaseException:
             channel.close(fds)
@@ -117,7 +117,7 @@ def secret_of(keys: Keys, locked: Locked, count: int) -> tuple[KeyForm, int] | N
     form = KeyForm.RECOVERY_KEY if keys.recovery else KeyForm.PASSPHRASE
     if keys.fd is not None:
         return (form, _sealed(_read(keys.fd, f"descriptor {keys.fd}"))) if count == 1 else None
-    if keys.files and locked.kind not in VERACRYPT:
+    if keys.files and locked.kind not in NO_SIGNATURE:
         form = KeyForm.BEK_FILE if locked.kind == "BitLocker" else KeyForm.KEY_FILE
         return (form, _sealed(_content(keys.files[0]))) if count == 1 else None
     if count > TRIES:

@@ -56,6 +56,11 @@ def act(method: str, *arguments: str) -> None:
     _ask(method, *arguments, timeout=ACT_TIMEOUT)
 
 
+def open_as(device: str, fstype: str, pim: int, hidden: bool) -> None:
+    """Have a medium opened as what it does not tell of itself that it is. Raises UserError."""
+    _ask("OpenAs", device, fstype, pim, hidden, timeout=ACT_TIMEOUT, takes="ssub")
+
+
 def unlock(device: str, form: KeyForm, fd: int) -> None:
     """Have a medium unlocked with a key, which comes out of a pipe or a memfd. Raises WrongKey, UserError."""
     _ask("Unlock", device, str(form), fd, timeout=ACT_TIMEOUT)
@@ -101,9 +106,11 @@ def told_by(signal: Heard) -> tuple[str, Any]:
 _ERRORS: dict[str, type[UserError]] = {each.__name__: each for each in (WrongKey, TooManyTries)}
 
 
-def _ask(method: str, *arguments: str | int, timeout: float = TIMEOUT, signature: str = "") -> Any:
+def _ask(
+    method: str, *arguments: str | int, timeout: float = TIMEOUT, signature: str = "", takes: str | None = None
+) -> Any:
     try:
-        takes = "".join("s" if isinstance(each, str) else "h" for each in arguments) or None
+        takes = takes or "".join("s" if isinstance(each, str) else "h" for each in arguments) or None
         with connected(descriptors="h" in (takes or "")) as connection:
             call = new_method_call(DBusAddress(PATH, NAME, NAME), method, takes, arguments)
             return connection.ask(call, timeout, signature)

@@ -93,6 +93,7 @@ class Act:
 
 ACTS = {
     "Open": Act("s", "org.mountsafe.open-own"),
+    "OpenAs": Act("ssub", "org.mountsafe.open-own", detail="fstype"),
     "Eject": Act("s", "org.mountsafe.eject", own="org.mountsafe.eject-own"),
     "Unlock": Act("ssh", "org.mountsafe.unlock", own="org.mountsafe.unlock-own", detail="form"),
     "Lock": Act("s", "org.mountsafe.eject", own="org.mountsafe.eject-own"),

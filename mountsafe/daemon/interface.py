@@ -12,6 +12,12 @@ INTROSPECTION = f"""\
   <interface name="{NAME}">
     <method name="ListMedia"><arg type="aa{{sv}}" name="media" direction="out"/></method>
     <method name="Open"><arg type="s" name="device" direction="in"/></method>
+    <method name="OpenAs">
+      <arg type="s" name="device" direction="in"/>
+      <arg type="s" name="fstype" direction="in"/>
+      <arg type="u" name="pim" direction="in"/>
+      <arg type="b" name="hidden" direction="in"/>
+    </method>
     <method name="Eject"><arg type="s" name="device" direction="in"/></method>
     <method name="Unlock">
       <arg type="s" name="device" direction="in"/>

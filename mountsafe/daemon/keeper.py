@@ -16,7 +16,7 @@ from mountsafe.daemon.claiming import claimed, let_go, medium_for, until_detache
 from mountsafe.daemon.contents import noted, told_of_locked, told_of_mounts
 from mountsafe.daemon.inside import HeldBack, Inside, Otherwise
 from mountsafe.daemon.journal import MediumLog
-from mountsafe.daemon.keys import Keys
+from mountsafe.daemon.keys import NOTHING, Keys, Said
 from mountsafe.daemon.person import Person, folder_of
 from mountsafe.daemon.showing import DisplaySettings, IncidentKind, Public, until_there
 from mountsafe.daemon.states import OPENABLE, State, checked
@@ -134,6 +134,7 @@ class Keeper:
         if not self._keys.asked:
             return State.UNMOUNTED
         self._inside.lock()
+        self._keys.lock()
         return State.LOCKED
 
     @contextmanager
@@ -153,8 +154,8 @@ class Keeper:
         self._become(state)
         await self._wanted.wait()
 
-    def open(self) -> None:
-        """Show it, if it is held back or unmounted. Raises UserError."""
+    def open(self, said: Said = NOTHING) -> None:
+        """Show it, if it is held back or unmounted, as what somebody says that it is. Raises UserError."""
         if self.decision.verdict == Verdict.REFUSE:
             raise UserError(f"{self.device.name} is refused: {self.decision.reason}", "An administrator can trust it.")
         if self.state == State.EJECTED:
@@ -162,6 +163,7 @@ class Keeper:
         if self.state not in OPENABLE or self._showing:
             raise UserError(f"{self.device.name} is {self.state} already", "mountsafe devices shows it.")
         self._inside.approved |= self.state == State.ASK
+        self._keys.said = said
         self._become(State.OPENING)
         self._wanted.set()
 
@@ -299,6 +301,7 @@ class Keeper:
         base = self._display.hidden if wished.hide else self._display.base
         target = await aside(lambda: held(Path(folder_of(person, base))), FILES_PATIENCE, undo=Place.close)
         options = MountOptions(
+            fstype=self._keys.said.fstype or None,
             owner=wished.owner,
             timezone=wished.timezone,
             idle=self._display.idle,

@@ -16,6 +16,7 @@ import trio
 from mountsafe.environment import is_roots_alone
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import MAX_SECRET
+from mountsafe.medium.volumes import NO_SIGNATURE
 from mountsafe.session.messages import Key, KeyForm, Locked
 from mountsafe.system import handed
 from mountsafe.text import printable, size
@@ -44,6 +45,26 @@ class TooManyTries(UserError):
 
 class NoKeyFile(UserError):
     """The key file of a rule cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What somebody says that a medium is which looks like noise: `fstype` is "" if nobody did."""
+
+    fstype: str = ""
+    pim: int = 0
+    hidden: bool = False
+
+
+NOTHING = Said()
+
+
+def said_of(untrusted_fstype: str, untrusted_pim: int, hidden: bool) -> Said:
+    """Return what somebody says, if it can be. Raises UserError."""
+    if untrusted_fstype not in NO_SIGNATURE:
+        hint = f"One of: {', '.join(NO_SIGNATURE)}."
+        raise UserError(f"nobody has to say that it is {printable(untrusted_fstype, TEXT)}", hint, ExitCode.USAGE)
+    return Said(untrusted_fstype, untrusted_pim, hidden)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,12 +100,14 @@ class Attempt:
 class Keys:
     """Answers what a supervisor asks for. `key_file`: which one the policy names for what is locked, or "".
 
-    `asked`: what was locked when it was last looked at, in its order. `pending`: an attempt that is still to be made;
-    `attempt`: the one that is being made. `answer` runs in another thread, while the task of the medium waits for that.
+    `said`: of a medium without a signature. `asked`: what was locked when it was last looked at, in its order.
+    `pending`: an attempt that is still to be made; `attempt`: the one that is being made. `answer` runs in another
+    thread, while the task of the medium waits for that.
     """
 
     def __init__(self, key_file: Callable[[Locked], str]) -> None:
         self.asked: dict[Which, Locked] = {}
+        self.said = NOTHING
         self.pending: Attempt | None = None
         self.attempt: Attempt | None = None
         self.trouble = ""  # what is wrong with the key file of a rule
@@ -178,12 +201,16 @@ class Keys:
             self._why = str(error)
             return None
         self._given[which] = attempt.form
-        return Key(attempt.form), [fd]
+        return Key(attempt.form, pim=self.said.pim, hidden=self.said.hidden), [fd]
 
     @property
     def locked(self) -> list[Locked]:
         """What is locked: before anything is shown, or beside it."""
         return [locked for which, locked in self.asked.items() if which in self._left]
+
+    def lock(self) -> None:
+        """Take note that nothing is shown any more: all that asked for a key is locked again."""
+        self._left = set(self.asked)
 
     @property
     def unlocks(self) -> bool:

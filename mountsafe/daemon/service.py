@@ -22,6 +22,7 @@ from mountsafe.daemon.control import Control, Request
 from mountsafe.daemon.interface import Told
 from mountsafe.daemon.journal import about
 from mountsafe.daemon.keeper import Keeper
+from mountsafe.daemon.keys import NOTHING, Said, said_of
 from mountsafe.daemon.notify import Pulse
 from mountsafe.daemon.person import Person
 from mountsafe.daemon.plugged import alike, is_idle, plugged_in, same, stands
@@ -247,6 +248,11 @@ class Service:
                 owner = keeper.person.uid if keeper.person else None
                 do = {"Open": self._open, "Eject": self._eject, "Lock": self._lock}[method]
                 return Request(keeper.device.name, owner, partial(do, keeper, owner))
+            case "OpenAs", (str(device), str(fstype), int(pim), bool(hidden)):
+                keeper = self._named(device)
+                owner = keeper.person.uid if keeper.person else None
+                do = partial(self._open, keeper, owner, said_of(fstype, pim, hidden))
+                return Request(keeper.device.name, owner, do)
             case "Unlock", (str(device), str(form), int(fd)):
                 return await self._asked_to_unlock(self._named(device), form, fd)
             case "Trust", (str(device), str(verdict)):
@@ -261,9 +267,9 @@ class Service:
             case _:
                 raise UserError(f"there is no {method}")
 
-    async def _open(self, keeper: Keeper, owner: int | None) -> None:
+    async def _open(self, keeper: Keeper, owner: int | None, said: Said = NOTHING) -> None:
         self._require_same(keeper, owner)
-        keeper.open()
+        keeper.open(said)
 
     async def _eject(self, keeper: Keeper, owner: int | None) -> None:
         """Unmount a medium, let go of it, and cut its drive's power if nothing else of the drive is in use."""

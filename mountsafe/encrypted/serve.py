@@ -1,6 +1,6 @@
 """The plaintext server: nbdkit runs this as its script, in a box, and serves the disk that a stack makes, read-only.
 
-With a `Settings.tally` it is the writing server: the disk is written to as well, and nothing of it is encrypted.
+With a `Settings.tally` it is the writing server: the disk is written to as well.
 
 nbdkit speaks NBD, here is what it reads. Its parameter is settings=, with `Settings` as JSON. Of the stack and the keys
 come descriptors, so neither is seen by who lists processes. It says {"event": "opened", "size": bytes of the disk}, or
@@ -76,7 +76,7 @@ def _open(stack: Stack) -> None:
     if _settings.tally is None:
         _disk = open_blocking(stack, [_settings.disk, *_settings.keys])
     else:
-        _writable = open_writable(stack, _settings.disk), Tally(_settings.tally)
+        _writable = open_writable(stack, [_settings.disk, *_settings.keys]), Tally(_settings.tally)
         _disk = _writable[0]
 
 

@@ -201,10 +201,14 @@ class Agents:
             self._client = None
 
     # --- questions -------------------------------------------------------------------------------------------------
-    async def ask_once(self, kind: int, body: bytes, deadline: float) -> bytes:
-        """Ask whichever VM there is, and let the caller see to it if that is gone: as `request` otherwise."""
+    async def ask_once(self, question: Callable[[], Awaitable[tuple[int, bytes]]], deadline: float) -> bytes:
+        """Ask whichever VM there is, and let the caller see to it if that is gone: as `request` otherwise.
+
+        `question` is called when there is one that has been brought to where the last one was.
+        """
         self._last_used = trio.current_time()
-        return await self._answered_by(await self._usable(), kind, body, deadline)
+        client = await self._usable()
+        return await self._answered_by(client, *await question(), deadline)
 
     async def request(
         self, kind: int, body: Question = b"", deadline: float = REQUEST_DEADLINE, needed: bool = True

@@ -13,7 +13,6 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeVar
 
 import trio
@@ -25,7 +24,7 @@ from mountsafe.errors import MountsafeError
 from mountsafe.filesystem.agents import Agents, Ask
 from mountsafe.filesystem.changelog import ChangeLog, Logged, Subjects
 from mountsafe.filesystem.nodes import Node
-from mountsafe.filesystem.replay import Replay, number_at
+from mountsafe.filesystem.replay import Replay, number_told
 from mountsafe.limits import ANSWER_DEADLINE, SYNC_DEADLINE
 
 log = logging.getLogger(__name__)
@@ -143,7 +142,11 @@ class Journal:
             return await self._answered(question, applied)
 
     async def _number_at(self, path: bytes) -> int:
-        return await number_at(partial(self._agents.ask_once, deadline=ANSWER_DEADLINE), path)
+        async def question(again: bool) -> tuple[int, bytes]:
+            await trio.lowlevel.checkpoint()
+            return wire.Kind.CHANGE, pack_change(Change(Act.SETATTR, path, flags=Flag.AGAIN))
+
+        return await self._answered(question, number_told)
 
     async def write(self, node: Node, offset: int, data: bytes, apply: Callable[[list[wire.Entry]], T]) -> T:
         """Write to a file; as `do` otherwise."""
@@ -225,14 +228,18 @@ class Journal:
     ) -> T:
         """Ask until a guest answers, of which the last may have done already what it is asked for."""
         for attempt in range(1, ATTEMPTS + 1):
+
+            async def asked(again: bool = attempt > 1) -> tuple[int, bytes]:
+                self._require_whole()  # in the VM that there is by now
+                return await question(again)
+
             try:
-                body = await self._agents.ask_once(*await question(attempt > 1), deadline)
+                body = await self._agents.ask_once(asked, deadline)
                 return self._agents.unpack(decode, body)
             except MountsafeError as error:
                 log.info("a change is not answered: %s", error)
                 if attempt == ATTEMPTS:
                     raise
-            self._require_whole()
             await trio.sleep((attempt - 1) * BETWEEN)
         raise AssertionError
 

@@ -64,7 +64,7 @@ class Replay:
             elif change.act != Act.CLOSE and not self._may_be_absent(position, change.handle):
                 raise OSError("a file that was written to is not there")
         elif change.flags & Flag.EXCHANGE:
-            if await number_at(ask, change.path) == logged.offset:
+            if await self._number_at(ask, change.path) == logged.offset:
                 await ask(wire.Kind.CHANGE, pack_change(change))
         else:
             await self._afresh(ask, change)
@@ -72,6 +72,14 @@ class Replay:
 
     def _may_be_absent(self, position: int, handle: int) -> bool:
         return self._left_out(handle) or self._log.excused(position, self._paths.get(handle, b""))
+
+    @staticmethod
+    async def _number_at(ask: Ask, path: bytes) -> int:
+        body = await ask(wire.Kind.CHANGE, _again(Change(Act.SETATTR, path)))
+        try:
+            return number_told(body)
+        except wire.WireError as error:
+            raise OSError(f"it is not told what is where: {error}") from error
 
     async def _open_again(self, ask: Ask, change: Change) -> None:
         await self._afresh(ask, change)
@@ -98,11 +106,9 @@ def _again(change: Change) -> bytes:
     return pack_change(change._replace(flags=change.flags | Flag.AGAIN))
 
 
-async def number_at(ask: Ask, path: bytes) -> int:
-    """Return the inode number of what is at a path. Raises OSError; GuestFault is left to what is asked next."""
-    body = await ask(wire.Kind.CHANGE, _again(Change(Act.SETATTR, path)))
-    try:
-        entries = unpack_changed(body)
-    except wire.WireError:
-        entries = []
-    return entries[0].ino if entries else 0
+def number_told(untrusted_body: bytes) -> int:
+    """Return the inode number that the answer to a change of nothing tells. Raises WireError."""
+    entries = unpack_changed(untrusted_body)
+    if not entries:
+        raise wire.WireError("an answer without an entry")
+    return entries[0].ino

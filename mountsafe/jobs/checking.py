@@ -1,6 +1,8 @@
 """Check the file systems of a medium: each by its type's own checker, inside a virtual machine that cannot write."""
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
@@ -15,6 +17,7 @@ from mountsafe.jobs.checks import Checks, Outcome, Result, late, told_of
 from mountsafe.limits import CHECK_SECONDS, REQUEST_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
+from mountsafe.medium.windows import ReadOnly, check_medium, window
 from mountsafe.session.ahead import Ahead
 from mountsafe.session.choice import Choice, Chosen
 from mountsafe.session.finding import machine_settings, open_storage
@@ -22,26 +25,34 @@ from mountsafe.session.machines import Listener, Machines, started
 from mountsafe.session.messages import Found, Judged, Key, KeyForm, Locked, MountOptions, Report
 from mountsafe.session.start import Unlock
 from mountsafe.session.storage import Lender, Storage
+from mountsafe.session.writable import Writable
 from mountsafe.text import printable
 from mountsafe.trios import run
+
+Approve = Callable[[Sequence[Volume]], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be checked, as in MountOptions, and how many seconds each may take."""
+    """What is to be checked, as in MountOptions, and how many seconds each may take.
+
+    `repair`: what has errors is to be repaired, on a medium that is open for writing.
+    """
 
     partition: str | None = None
     fstype: str | None = None
     seconds: int = CHECK_SECONDS
     verbose: bool = False
+    repair: bool = False
 
 
 class _Person(Listener):
     """Who asked for the check: hears what a listener hears, and has keys, if anybody has."""
 
-    def __init__(self, listener: Listener, unlock: Unlock | None) -> None:
+    def __init__(self, listener: Listener, unlock: Unlock | None, approve: Approve | None) -> None:
         self._listener = listener
         self._unlock = unlock
+        self._approve = approve
 
     def tell(self, message: Report) -> None:
         """What was found is told of in the report."""
@@ -62,13 +73,24 @@ class _Person(Listener):
         answer = self._unlock(locked) if self._unlock else None
         return answer or (Key(KeyForm.PASSPHRASE, given=False), [])
 
+    def approves(self, volumes: Sequence[Volume]) -> bool:
+        """Ask whether file systems are to be written to, here and now."""
+        return bool(volumes) and self._approve is not None and self._approve(volumes)
 
-def checked(medium: Medium, wish: Wish, listener: Listener, unlock: Unlock | None = None) -> Checks:
+
+def checked(
+    medium: Medium,
+    wish: Wish,
+    listener: Listener,
+    unlock: Unlock | None = None,
+    approve: Approve | None = None,
+) -> Checks:
     """Return what came of checking what is on a medium, which is closed then. Blocks. Raises UserError.
 
-    `listener` hears what is being done; `unlock` has keys for what is encrypted.
+    `listener` hears what is being done; `unlock` has keys for what is encrypted; `approve` is asked before what has
+    errors is repaired, which is nobody's wish without it.
     """
-    return run(_check, medium, wish, _Person(listener, unlock))
+    return run(_check, medium, wish, _Person(listener, unlock, approve))
 
 
 async def _check(medium: Medium, wish: Wish, person: _Person) -> Checks:
@@ -122,6 +144,8 @@ class _Job:
             if all(later.machines is not chosen.machines for later in choice.chosen[position + 1 :]):
                 await chosen.machines.release(chosen.machines.storage)
                 await chosen.machines.release(self)
+        if wish.repair:
+            await self._repair(choice.chosen, report, medium, first.storage.base)
         return report
 
     async def _checked(self, chosen: Chosen) -> Result:
@@ -130,6 +154,54 @@ class _Job:
             return Result.without_checker(volume)
         self._person.progress(f"checking {volume.describe()}, with {checker.program}")
         return await asked(chosen.machines, volume, self._wish.seconds, self._nursery, self)
+
+    async def _repair(self, chosen: Sequence[Chosen], report: Checks, medium: Medium, storage: Storage) -> None:
+        """Repair what has errors, and can be, if the person approves."""
+        places: dict[int, tuple[int, int]] = {}
+        for position, each in enumerate(chosen):
+            if report.results[position].outcome is Outcome.ERRORS:
+                try:
+                    places[position] = _window(each, medium, storage)
+                except ReadOnly as error:
+                    why = f"it was not repaired: {error}"
+                    report.results[position] = replace(report.results[position], why=why)
+        if self._person.approves([chosen[position].volume for position in places]):
+            for position, place in places.items():
+                disk = Writable(storage, _writable(medium), *place, self._nursery)
+                report.results[position] = await self._repaired(chosen[position].volume, disk)
+
+    async def _repaired(self, volume: Volume, disk: Writable) -> Result:
+        """Repair a file system: a virtual machine has its bytes as the only disk, and may write to them."""
+        self._person.progress(f"repairing {volume.describe()}, with {CHECKERS[volume.fstype].program}")
+        machines = self.machined(disk, None)
+        result = await asked(machines, volume, self._wish.seconds, self._nursery, self, repair=True)
+        await machines.release(self)
+        try:
+            await disk.settle()
+        except MountsafeError as error:
+            return replace(result, outcome=Outcome.FAILED, why=str(error))
+        if disk.counts.failures:
+            why = f"{disk.counts.failures} writes to the medium failed: {os.strerror(disk.counts.error)}"
+            return replace(result, outcome=Outcome.FAILED, why=why)
+        return result
+
+
+def _writable(medium: Medium) -> int:
+    if medium.writable_fd is None:
+        raise ReadOnly("the medium is not open for writing")
+    return medium.writable_fd
+
+
+def _window(chosen: Chosen, medium: Medium, storage: Storage) -> tuple[int, int]:
+    """Return where a file system may be written to, and how much. Raises ReadOnly."""
+    checker = CHECKERS[chosen.volume.fstype]
+    if not checker.repair:
+        raise ReadOnly(checker.no_repair)
+    _writable(medium)
+    check_medium(medium)
+    if chosen.hosts:
+        raise ReadOnly("what is encrypted is only checked")
+    return window(chosen.volume, chosen.told, storage.size, medium)
 
 
 async def asked(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from mountsafe import wire
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.unopened import UNOPENED
-from mountsafe.medium.volumes import ENCRYPTED, FORCED, PREFIXES, WHOLE_DISK, Volume
+from mountsafe.medium.volumes import ENCRYPTED, FORCED, NO_SIGNATURE, PREFIXES, WHOLE_DISK, Volume
 from mountsafe.medium.wrappers import NOTHING_FOUND
 from mountsafe.text import printable
 
@@ -51,7 +51,7 @@ def choose(
         return [_as(v, fstype) for v in chosen]
     disk = [v for v in volumes if v.kind == "disk"]
     if fstype:
-        matching = [v for v in volumes if v.fstype == fstype and not v.absent]
+        matching = [v for v in volumes if v.fstype == fstype and not v.absent] or _noise(volumes, disk, fstype)
         return [_as(v, fstype) for v in (matching or disk)[:1]]
     if disk and disk[0].mountable and disk[0].fstype in _HYBRID:
         return [*disk[:1], *(v for v in volumes if v.mountable and v.kind != "disk" and not v.inside)]
@@ -61,6 +61,14 @@ def choose(
     if not chosen:
         raise _nothing_of(volumes, medium)
     return chosen
+
+
+def _noise(volumes: Sequence[Volume], disk: Sequence[Volume], fstype: str) -> list[Volume]:
+    """Return the partition that can be of a type without a signature, if there is one such on a disk with a table."""
+    if fstype not in NO_SIGNATURE or not (disk and disk[0].table):
+        return []
+    noise = [v for v in volumes if v.kind == "partition" and not v.fstype and not v.absent]
+    return noise if len(noise) == 1 else []
 
 
 def _opens(volume: Volume) -> bool:

@@ -8,6 +8,7 @@ Elephant diffuser", 2006).
 import hashlib
 from array import array
 from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 from mountsafe.medium.aes import BLOCK, Aes, BlockCipher, Sectors
 from mountsafe.medium.encryption import Cipher, Layout, cascade
@@ -21,7 +22,7 @@ FEW = 8  # sectors: so many are done by a call for each before what all of them 
 def decryptor(layout: Layout, key: bytearray) -> Decryptor:
     """Return what decrypts the sectors of a layout that was checked. `key` may be wiped: libgcrypt has a copy."""
     if names := cascade(layout.cipher):
-        return Xts(layout, key) if len(names) == 1 else Cascade(layout, key)
+        return Xts(layout, key) if len(names) == 1 else XtsCascade(layout, key)
     if layout.cipher is Cipher.AES_ECB:
         return Ecb(layout, key)
     if layout.cipher is Cipher.AES_ELEPHANT:
@@ -56,8 +57,14 @@ class Xts:
 
     def decrypt(self, data: memoryview, iv: int) -> None:
         """Decrypt whole sectors, in place. `iv`: the number of the first."""
+        self._sectors.run(data, self._vectors(data, iv))
+
+    def _vectors(self, data: memoryview, iv: int) -> bytearray:
         count = 1 if self._numbers.step == 1 else len(data) // self._sector  # libgcrypt counts by one
-        self._sectors.run(data, self._numbers.blocks(iv, count))
+        return self._numbers.blocks(iv, count)
+
+
+X = TypeVar("X", bound=Xts)
 
 
 class Ecb:
@@ -74,14 +81,16 @@ class Ecb:
         self._aes.run(data)
 
 
-class Cascade:
+class Cascade(Generic[X]):
     """XTS by one cipher after the other, as VeraCrypt has it. The key has the keys of each, in the order of names."""
+
+    one: type[X]
 
     def __init__(self, layout: Layout, key: bytearray) -> None:
         names = cascade(layout.cipher)
         part = len(key) // len(names)
         parts = [key[part * number : part * (number + 1)] for number in range(len(names))]
-        self._each = [Xts(layout, part, name) for name, part in zip(names, parts, strict=True)][::-1]
+        self._each = [self.one(layout, part, name) for name, part in zip(names, parts, strict=True)][::-1]
         for each in parts:
             each[:] = bytes(part)
 
@@ -89,6 +98,12 @@ class Cascade:
         """Decrypt whole sectors, in place. `iv`: the number of the first."""
         for each in self._each:
             each.decrypt(data, iv)
+
+
+class XtsCascade(Cascade[Xts]):
+    """A cascade to read."""
+
+    one = Xts
 
 
 class Cbc:
@@ -109,13 +124,17 @@ class Cbc:
     def decrypt(self, data: memoryview, iv: int) -> None:
         """Decrypt whole sectors, in place. `iv`: the number of the first."""
         count = len(data) // self._sector
-        vectors = self._numbers.blocks(iv, count)
-        if self._encrypted is not None:
-            self._encrypted.run(vectors)
+        vectors = self._vectors(iv, count)
         if count <= FEW:
             self._sectors.run(data, vectors)
         else:
             self._at_once(data, vectors)
+
+    def _vectors(self, iv: int, count: int) -> bytearray:
+        vectors = self._numbers.blocks(iv, count)
+        if self._encrypted is not None:
+            self._encrypted.run(vectors)
+        return vectors
 
     def _at_once(self, data: memoryview, vectors: bytearray) -> None:
         """Decrypt as if it were one sector: each first block then has the last one before it in place of its vector."""
@@ -151,7 +170,7 @@ class Elephant(Cbc):
         count, row = len(data) // self._sector, self._sector // 4
         words = data.cast("B").cast("I")
         low = int.from_bytes(b"\xff\xff\xff\xff\0\0\0\0" * count, "little")
-        columns = [_spread(words[place::row]) for place in range(row)]
+        columns = [spread(words[place::row]) for place in range(row)]
         _undo_b(columns, low)
         _undo_a(columns, low)
         keys = self._keys(iv, count)
@@ -168,10 +187,10 @@ class Elephant(Cbc):
             half = bytearray(numbers)
             self._sector_key.run(half)
             halves.append(memoryview(half).cast("I"))
-        return [_spread(half[place::4]) for half in halves for place in range(4)]
+        return [spread(half[place::4]) for half in halves for place in range(4)]
 
 
-def _spread(words: memoryview) -> int:
+def spread(words: memoryview) -> int:
     """Return an integer with a word in each 64 bits."""
     made = bytearray(8 * len(words))
     memoryview(made).cast("I")[::2] = words

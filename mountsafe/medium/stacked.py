@@ -6,10 +6,10 @@ what claims otherwise, and `Plan` yields nothing else.
 
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from threading import Lock
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from mountsafe import wire
 from mountsafe.errors import ProtocolFault
@@ -17,6 +17,8 @@ from mountsafe.limits import MAX_STACKED_LAYERS
 from mountsafe.medium.blocking import BlockingDisk, BlockingPart, RawDisk
 from mountsafe.medium.encryption import UNIT, Layer, Layout, Segment, SegmentKind, Stack, check
 from mountsafe.medium.extents import Window
+
+C = TypeVar("C")
 
 
 class Decryptor(Protocol):
@@ -123,26 +125,35 @@ def decryptors(stack: Stack, keys: Sequence[int]) -> list[Decryptor | None]:
 
     `keys`: a descriptor for each layer that has a layout; all of them are closed. Raises ProtocolFault.
     """
+    return ciphers_of(stack, keys, _decryptor)
+
+
+def ciphers_of(stack: Stack, keys: Sequence[int], made: Callable[[Layout, bytearray], C]) -> list[C | None]:
+    """Verify a stack; return what is `made` of the layout and the key of each of its layers: see `decryptors`."""
     try:
         verify(stack)
         layouts = [layer.layout for layer in stack.layers]
         if len(keys) != sum(layout is not None for layout in layouts):
             raise ProtocolFault(f"{len(keys)} keys for another number of encrypted layers")
         left = iter(keys)
-        return [_decryptor(layout, next(left)) if layout else None for layout in layouts]
+        return [_keyed(layout, next(left), made) if layout else None for layout in layouts]
     finally:
         for fd in keys:
             os.close(fd)
 
 
-def _decryptor(layout: Layout, fd: int) -> Decryptor:
+def _decryptor(layout: Layout, key: bytearray) -> Decryptor:
     from mountsafe.medium.ciphers import decryptor  # which needs a library, and not everybody decrypts
 
+    return decryptor(layout, key)
+
+
+def _keyed(layout: Layout, fd: int, made: Callable[[Layout, bytearray], C]) -> C:
     key = bytearray(layout.key_size)
     try:
         if os.preadv(fd, [key], 0) != layout.key_size:
             raise ProtocolFault("a key that is too short")
-        return decryptor(layout, key)
+        return made(layout, key)
     finally:
         key[:] = bytes(len(key))
 

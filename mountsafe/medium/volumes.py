@@ -27,13 +27,14 @@ KINDS = {
 WHOLE_DISK = "whole disk"
 PREFIXES = {"disk": "disk", "partition": "p", "volume": "lv", "array": "md"}
 _NAME = re.compile(rb"[A-Za-z0-9_.+-]{1,64}")
-# What is recognised or named as an encrypted disk, and what a person calls it. The last two have no signature.
+# What is recognised or named as an encrypted disk, and what a person calls it.
 ENCRYPTED = {
     "crypto_LUKS": "LUKS",
     "BitLocker": "BitLocker",
     "VeraCrypt": "VeraCrypt",
     "TrueCrypt": "TrueCrypt",
 }
+NO_SIGNATURE = ("VeraCrypt", "TrueCrypt")
 FORCED = "encrypted"  # the usage of what somebody says is encrypted; blkid's word is "crypto"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mountsafe.errors import MountsafeError
-from mountsafe.medium.encryption import UNIT
+from mountsafe.medium.encryption import UNIT, SegmentKind, Stack
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import ENCRYPTED, Volume
@@ -18,6 +18,9 @@ from mountsafe.medium.volumes import ENCRYPTED, Volume
 TYPES = frozenset(
     ["ext2", "ext3", "ext4", "vfat", "msdos", "exfat", "ntfs", "xfs", "btrfs", "f2fs", "hfsplus", "hfsx", "udf"]
 )
+
+# In their free space a hidden volume may lie, and nothing tells that it does.
+HIDING = frozenset(["VeraCrypt", "TrueCrypt"])
 
 
 class ReadOnly(MountsafeError):
@@ -30,32 +33,49 @@ def check_medium(medium: Medium) -> None:
         raise ReadOnly(f"a {medium.format} image is only read")
 
 
-def window(volume: Volume, told: Sequence[Volume], medium: Medium, size: int) -> tuple[int, int]:
-    """Return the first byte and the size of what a file system has of its medium's disk, which has `size` bytes.
+def window(volume: Volume, told: Sequence[Volume], size: int, medium: Medium | None) -> tuple[int, int]:
+    """Return the first byte and the size of what a file system has of its disk, which has `size` bytes.
 
-    `told`: all that was told of the disk along with it. Raises ReadOnly.
+    `told`: all that was told of the disk along with it. `medium`: whose disk it is; None for what was unlocked. Raises
+    ReadOnly.
     """
-    _check_kind(volume)
+    if volume.fstype not in TYPES:
+        raise ReadOnly(f"{volume.fstype} is only read")
+    _check(volume, told, medium)
     start, length = volume.start, min(volume.size, size - volume.start) // UNIT * UNIT
     if start < 0 or length <= 0 or (volume.kind != "disk" and length < volume.size):
         raise ReadOnly("it does not lie on the medium as a whole")
-    for other in told:
-        if _takes(other) and not _is(volume, other) and _overlap((start, length), (other.start, other.size)):
-            raise ReadOnly(f"{other.title} has bytes of it")
-    if medium.block_device:
-        _check_kernel(volume, medium)
     return start, length
 
 
-def _check_kind(volume: Volume) -> None:
-    if volume.host is not None:
-        raise ReadOnly(f"what is in {ENCRYPTED[volume.host.fstype]} is only read")
+def check_host(host: Volume, told: Sequence[Volume], medium: Medium | None) -> None:
+    """Raise ReadOnly for what is in an encrypted volume that is only read: as `window` says."""
+    if host.fstype in HIDING:
+        raise ReadOnly(f"{ENCRYPTED[host.fstype]} may have a hidden volume in it, which would be written over")
+    _check(host, told, medium)
+
+
+def check_stack(stack: Stack) -> None:
+    """Raise ReadOnly for an encrypted disk of which not all is encrypted: it is being changed by another system."""
+    layouts = [layer.layout for layer in stack.layers if layer.layout is not None]
+    if any(segment.kind is SegmentKind.PLAIN for layout in layouts for segment in layout.segments):
+        raise ReadOnly("its encryption is not complete")
+
+
+def _check(volume: Volume, told: Sequence[Volume], medium: Medium | None) -> None:
     if volume.nested or volume.kind not in ("disk", "partition"):
         raise ReadOnly("what is on LVM, an array or in another volume is only read")
-    if volume.fstype not in TYPES:
-        raise ReadOnly(f"{volume.fstype} is only read")
     if volume.resorts or volume.condition:
         raise ReadOnly("what is damaged, or was found in an unusual way, is only read")
+    for other in told:
+        if _takes(other) and not _is(volume, other) and _overlap(_range(volume), _range(other)):
+            raise ReadOnly(f"{other.title} has bytes of it")
+    if medium is not None and medium.block_device:
+        _check_kernel(volume, medium)
+
+
+def _range(volume: Volume) -> tuple[int, int]:
+    return volume.start, volume.size
 
 
 def _is(volume: Volume, other: Volume) -> bool:

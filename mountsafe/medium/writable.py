@@ -4,13 +4,18 @@ What only reads knows nothing of this: a disk of `mountsafe.medium.stacked` has 
 """
 
 import os
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Protocol
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol
 
 from mountsafe.errors import MediumError, ProtocolFault
 from mountsafe.medium.blocking import BlockingDisk, BlockingPart, RawDisk
-from mountsafe.medium.encryption import Layer, Stack
-from mountsafe.medium.stacked import BlockingLayer, Plan, verify
+from mountsafe.medium.encryption import Layout, SegmentKind, Stack
+from mountsafe.medium.stacked import BlockingLayer, Plan, Run, ciphers_of, verify
+
+if TYPE_CHECKING:
+    from mountsafe.medium.encrypting import BothWays
 
 
 class WritableDisk(BlockingDisk, Protocol):
@@ -67,21 +72,45 @@ class WritablePart(BlockingPart):
 
 
 class WritableLayer(BlockingLayer):
-    """The disk that a layer, of which nothing is encrypted, makes of the one below."""
+    """The disk that a layer makes of the one below. `cipher`: of one that is encrypted."""
 
-    def __init__(self, below: WritableDisk, plan: Plan) -> None:
-        super().__init__(below, plan, None)
+    def __init__(self, below: WritableDisk, plan: Plan, cipher: "BothWays | None" = None) -> None:
+        super().__init__(below, plan, cipher)
         self._writable = below
+        self._cipher = cipher
+        self._rewriting = Lock()  # of a sector that is written in parts, none may be lost
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write all of `data` at `offset`, or nothing where one of its bytes has no place. Raises MediumError."""
+        """Write all of `data` at `offset`. Raises MediumError; nothing is done where this layer has no place for it."""
         _inside(offset, len(data), self.size)
         runs = self._plan.runs(offset, len(data)) if len(data) else []
         if any(sum(many for _, _, many in run.pieces) != run.whole for run in runs):
             raise MediumError(f"a write of {len(data)} bytes at {offset}, where there is nothing to write to")
         for run in runs:
+            part = data[run.at : run.at + run.length]
+            if run.iv is None or self._cipher is None:
+                self._put(run, part)
+            else:
+                with self._rewriting:
+                    self._put(run, self._encrypted(run, part, run.iv, self._cipher))
+
+    def _put(self, run: Run, data: memoryview) -> None:
+        for shift, where, many in run.pieces:
+            self._writable.write(where, data[shift : shift + many])
+
+    def _encrypted(self, run: Run, part: memoryview, iv: int, cipher: "BothWays") -> memoryview:
+        """Return the whole sectors of a run, with `part` in them."""
+        whole = bytearray(run.whole)
+        if run.length != run.whole:
             for shift, where, many in run.pieces:
-                self._writable.write(where, data[run.at + shift : run.at + shift + many])
+                whole[shift : shift + many] = self._writable.read(where, many)
+        view = memoryview(whole)
+        with self._deciphering:
+            if run.length != run.whole:
+                cipher.decrypt(view, iv)
+            view[run.skip : run.skip + run.length] = part
+            cipher.encrypt(view, iv)
+        return view
 
     def flush(self) -> None:
         """Return when what was written is on the medium. Raises MediumError."""
@@ -91,27 +120,31 @@ class WritableLayer(BlockingLayer):
 def verify_writable(stack: Stack) -> None:
     """Raise ProtocolFault for a stack that cannot be written to: not all of it says where one byte, and no other, is.
 
-    What a container holds, or is encrypted, is not.
+    What a container holds is not.
     """
     verify(stack)
-    if not stack.raw or any(layer.layout is not None for layer in stack.layers):
-        raise ProtocolFault("what lies in a container, or is encrypted, cannot be written to")
+    if not stack.raw:
+        raise ProtocolFault("what lies in a container cannot be written to")
     for layer in stack.layers:
-        _check_distinct(layer)
+        _check_distinct((physical, length) for _, physical, length in layer.places)
+        if layer.layout is not None:
+            _check_distinct((s.physical, s.length) for s in layer.layout.segments if s.kind is not SegmentKind.ZERO)
 
 
-def _check_distinct(layer: Layer) -> None:
-    runs = sorted((physical, length) for _, physical, length in layer.places)
-    if any(one[0] + one[1] > other[0] for one, other in pairwise(runs)):
+def _check_distinct(places: Iterable[tuple[int, int]]) -> None:
+    if any(one[0] + one[1] > other[0] for one, other in pairwise(sorted(places))):
         raise ProtocolFault("a volume of which bytes are in two places of it")
 
 
-def open_writable(stack: Stack, medium: int) -> WritableDisk:
+def open_writable(stack: Stack, fds: Sequence[int]) -> WritableDisk:
     """Return the disk that a stack makes of a medium that is open for writing. Raises ProtocolFault.
 
-    The descriptor belongs to the disk, and is closed only if this fails.
+    `fds`: the medium, then a key for each layer that has a layout. The keys are closed; the first belongs to the disk,
+    and is closed only if this fails.
     """
+    medium, *keys = fds
     try:
+        ciphers = ciphers_of(stack, keys, _both_ways)
         verify_writable(stack)
     except BaseException:
         os.close(medium)
@@ -119,6 +152,12 @@ def open_writable(stack: Stack, medium: int) -> WritableDisk:
     disk: WritableDisk = WritableRaw(medium, stack.reach)
     if stack.offset or stack.size != stack.reach:
         disk = WritablePart(disk, stack.offset, stack.size)
-    for layer in stack.layers:
-        disk = WritableLayer(disk, Plan(layer))
+    for layer, cipher in zip(stack.layers, ciphers, strict=True):
+        disk = WritableLayer(disk, Plan(layer), cipher)
     return disk
+
+
+def _both_ways(layout: Layout, key: bytearray) -> "BothWays":
+    from mountsafe.medium.encrypting import both_ways  # which needs a library, and not everybody encrypts
+
+    return both_ways(layout, key)

@@ -24,21 +24,29 @@ Machined = Callable[[Lender, Ahead | None], Machines]
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A file system that is to be shown, the machines that have its disk, and what was told of that along with it."""
+    """A file system that is to be shown, the machines that have its disk, and what was told of that along with it.
+
+    `hosts`: the encrypted volumes that it is in, from the medium's disk inwards, each with what was told of its disk.
+    """
 
     volume: Volume
     machines: Machines
     told: tuple[Volume, ...] = ()
+    hosts: tuple[tuple[Volume, tuple[Volume, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for on one disk. `host`: the encrypted volume that it is the plaintext of, in so many others."""
+    """What is asked for on one disk. `hosts`: the encrypted volumes that it is in, as of `Chosen`."""
 
     partition: int | str | None
     fstype: str | None
-    host: Volume | None = None
-    depth: int = 0
+    hosts: tuple[tuple[Volume, tuple[Volume, ...]], ...] = ()
+
+    @property
+    def host(self) -> Volume | None:
+        """The one that it is the plaintext of."""
+        return self.hosts[-1][0] if self.hosts else None
 
 
 class Choice:
@@ -84,14 +92,17 @@ class Choice:
         chosen = self._choose(volumes, wanted)
         named = {within(wanted.host, volume).name: volume for volume in chosen}
         permitted = await self._permitted([within(wanted.host, volume) for volume in chosen])
-        self.chosen += [Chosen(each, machines, tuple(volumes)) for each in permitted if not each.encrypted]
+        self.chosen += [
+            Chosen(each, machines, tuple(volumes), wanted.hosts) for each in permitted if not each.encrypted
+        ]
         encrypted = [volume for volume in permitted if volume.encrypted]
         if len(encrypted) == len(permitted):
             await machines.release(machines.storage)  # nobody needs it while a passphrase is typed
         for volume in encrypted:
             partition = deeper(volumes, wanted.partition, named[volume.name])
             fstype = wanted.fstype if partition is not None and wanted.fstype not in ENCRYPTED else None
-            await self._enter(machines.storage, Wanted(partition, fstype, volume, wanted.depth + 1))
+            hosts = (*wanted.hosts, (volume, tuple(volumes)))
+            await self._enter(machines.storage, Wanted(partition, fstype, hosts))
 
     def _choose(self, volumes: list[Volume], wanted: Wanted) -> list[Volume]:
         """Return what is to be shown of one disk, or to be unlocked, as far as nobody objects. Raises UserError."""
@@ -132,7 +143,7 @@ class Choice:
         assert host is not None
         try:
             machines = None
-            if self._options.unlock and wanted.depth <= MAX_ENCLOSED:
+            if self._options.unlock and len(wanted.hosts) <= MAX_ENCLOSED:
                 machines = await self._unlocked(disk, host)
             if machines is None:
                 raise locked(host, self._medium)

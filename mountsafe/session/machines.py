@@ -59,17 +59,23 @@ async def started(
             trials = []
     failures: list[tuple[MountsafeError, Console]] = []
     for accelerator in trials:
-        machine = _begun(replace(settings, accelerator=accelerator), nursery)
-        try:
-            await _launched(machine, *acceleration.patience())
-        except (GuestGone, DeadlinePassed) as error:
-            log.warning("a virtual machine with %s did not start: %s", accelerator, error)
-            failures.append((error, machine.console))
-        else:
-            acceleration.remember(accelerator)
-            return machine
-    machine = _begun(replace(settings, accelerator=last), nursery)
-    await _launched(machine, LAUNCH_DEADLINE)
+        wanted = replace(settings, accelerator=accelerator)
+        machine = await _thawed(wanted, acceleration, nursery)
+        if machine is None:
+            machine = _begun(replace(wanted, saved=False), nursery)
+            try:
+                await _launched(machine, *acceleration.patience())
+            except (GuestGone, DeadlinePassed) as error:
+                log.warning("a virtual machine with %s did not start: %s", accelerator, error)
+                failures.append((error, machine.console))
+                continue
+        acceleration.remember(accelerator)
+        return machine
+    wanted = replace(settings, accelerator=last)
+    machine = await _thawed(wanted, acceleration, nursery)
+    if machine is None:
+        machine = _begun(replace(wanted, saved=False), nursery)
+        await _launched(machine, LAUNCH_DEADLINE)
     for why, console in failures:
         words = console.kvm or console.crash or console.host or why
         if acceleration.failed(isinstance(why, DeadlinePassed), console.kvm, console.crash or console.host):
@@ -79,20 +85,38 @@ async def started(
     return machine
 
 
+async def _thawed(settings: MachineSettings, acceleration: Acceleration, nursery: trio.Nursery) -> Machine | None:
+    """Start a VM from its saved state; None if there is none, or if it did not come to life: then it must boot.
+
+    Whatever is wrong with a state, it says nothing of the accelerator.
+    """
+    if not settings.thaws or not acceleration.trusts(settings.state):
+        return None
+    machine = _begun(settings, nursery)
+    try:
+        await _launched(machine, settings.patience, how="from its saved state")
+    except (GuestGone, DeadlinePassed) as error:
+        log.warning("the saved state was not taken, booting instead: %s", error)
+        if isinstance(error, DeadlinePassed):
+            acceleration.distrust(settings.state)
+        return None
+    return machine
+
+
 def _begun(settings: MachineSettings, nursery: trio.Nursery) -> Machine:
     machine = Machine.start(settings, said_by("guest"))
     nursery.start_soon(machine.log_words)
     return machine
 
 
-async def _launched(machine: Machine, deadline: float, lively: float = 0.0) -> None:
+async def _launched(machine: Machine, deadline: float, lively: float = 0.0, how: str = "booted") -> None:
     since = time.monotonic()
     try:
         await machine.launched(deadline, lively)
     except BaseException:
         await machine.stop()
         raise
-    log.info("virtual machine started with %s in %.1f s", machine.accelerator, time.monotonic() - since)
+    log.info("virtual machine started with %s, %s, in %.1f s", machine.accelerator, how, time.monotonic() - since)
 
 
 class _Life:

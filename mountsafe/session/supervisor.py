@@ -166,7 +166,7 @@ class Supervisor:
         await choice.make(self._machines[0])
         volumes, beyond = within_limit([each.volume for each in choice.chosen])
         self._missing = choice.missing + beyond
-        access = Writers(self._medium, storage, machined, self._nursery, self._reporter)
+        access = Writers(self._medium, machined, self._nursery, self._reporter)
         if self._options.write:
             access.make(choice.chosen, choice.read_only, not self._options.if_possible)
         places = self._places(volumes)

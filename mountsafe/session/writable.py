@@ -1,6 +1,7 @@
 """The window of a medium that one file system may write to, as a disk: a boxed process alone can write there."""
 
 import os
+from dataclasses import replace
 
 import trio
 
@@ -12,28 +13,27 @@ from mountsafe.medium.flag import ReadOnlyFlag
 from mountsafe.medium.part import WHOLE
 from mountsafe.medium.swapped import Exchanged, is_same
 from mountsafe.session.maker import Maker
-from mountsafe.session.storage import Storage
+from mountsafe.session.storage import Lender, Storage
 from mountsafe.trios import in_thread
 
 
 class Writable(Maker):
-    """A window of `size` bytes from `start` on of the disk in a medium: see `mountsafe.session.storage.Lender`.
+    """A window of `size` bytes from `start` on of a disk: see `mountsafe.session.storage.Lender`.
 
-    `medium`: a descriptor of the medium that is open for reading and writing, which stays the caller's; `flag`: the
-    read-only flag of all that is written to through it.
+    `below`: the disk in the medium, or one that was unlocked. `medium`: a descriptor of the medium that is open for
+    reading and writing, which stays the caller's; `flag`: the read-only flag of all that is written to through it.
     """
 
     writable = True
     model = ""  # in it is no partition table whose sectors would have to be known
-    keys: tuple[int, ...] = ()
 
     def __init__(
-        self, base: Storage, medium: int, start: int, size: int, nursery: trio.Nursery, flag: ReadOnlyFlag | None = None
+        self, below: Lender, medium: int, start: int, size: int, nursery: trio.Nursery, flag: ReadOnlyFlag | None = None
     ) -> None:
         super().__init__("the writing process", self._serving, nursery, size)
         self.part = WHOLE
         self.size = size
-        self.base = base
+        self.below = below
         self._medium = medium
         self._flag = flag or ReadOnlyFlag(medium)
         self._layer = Layer(((0, start, size),), size, None)
@@ -43,13 +43,22 @@ class Writable(Maker):
         if not is_same(self._medium, self.base.medium.sequence):
             raise Exchanged("another medium is in its place")
         self._flag.lift(self)
-        return Plaintext.start(self.stack, self._medium, (), self._tally)
+        return Plaintext.start(self.stack, self._medium, self.keys, self._tally)
+
+    @property
+    def base(self) -> Storage:
+        """The disk in the medium."""
+        return self.below.base
 
     @property
     def stack(self) -> Stack:
-        """How the window is made of the medium."""
-        below = self.base.stack
-        return Stack(below.raw, below.reach, below.offset, below.size, (self._layer,))
+        """How the window is made of that."""
+        return replace(self.below.stack, layers=(*self.below.stack.layers, self._layer))
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """The keys of what lies below."""
+        return self.below.keys
 
     @property
     def counts(self) -> Counts:

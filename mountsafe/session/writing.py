@@ -13,14 +13,13 @@ from mountsafe.limits import MAX_INCIDENTS_LOGGED, SAVE_DEADLINE, WRITE_IDLE
 from mountsafe.medium.flag import ReadOnlyFlag
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
-from mountsafe.medium.windows import ReadOnly, check_medium, window
+from mountsafe.medium.windows import ReadOnly, check_host, check_medium, check_stack, window
 from mountsafe.session.attached import MountId, find, top_at
 from mountsafe.session.choice import Chosen, Machined
 from mountsafe.session.conversation import Settled, Writing
 from mountsafe.session.losses import WHY, Losses
 from mountsafe.session.machines import Listener, Machines
 from mountsafe.session.places import number_of, walk
-from mountsafe.session.storage import Storage
 from mountsafe.session.writable import Writable
 from mountsafe.text import printable
 from mountsafe.trios import in_thread
@@ -188,11 +187,8 @@ async def save(which: MountId, target: Path, deadline: float = SAVE_DEADLINE) ->
 class Writers:
     """Which of a medium's file systems may be written to, and by whom: `make` first, if any is to be."""
 
-    def __init__(
-        self, medium: Medium, storage: Storage, machined: Machined, nursery: trio.Nursery, listener: Listener
-    ) -> None:
+    def __init__(self, medium: Medium, machined: Machined, nursery: trio.Nursery, listener: Listener) -> None:
         self._medium = medium
-        self._storage = storage
         self._machined = machined
         self._nursery = nursery
         self._listener = listener
@@ -227,12 +223,16 @@ class Writers:
     def _writer(self, chosen: Chosen) -> Writer:
         """Return the writer of a file system. Raises ReadOnly."""
         check_medium(self._medium)
-        start, size = window(chosen.volume, chosen.told, self._medium, self._storage.size)
+        medium, below = self._medium, chosen.machines.storage
+        check_stack(below.stack)
+        for position, (host, told) in enumerate(chosen.hosts):
+            check_host(host, told, None if position else medium)
+        start, size = window(chosen.volume, chosen.told, below.size, None if chosen.hosts else medium)
         device = next((each.device for each in chosen.told if each.kind == "disk"), "")
-        if self._medium.writable_fd is None or not device:
+        if medium.writable_fd is None or not device:
             raise ReadOnly("it is not open for that")
-        self._flag = self._flag or ReadOnlyFlag(self._medium.writable_fd)
-        disk = Writable(self._storage, self._medium.writable_fd, start, size, self._nursery, self._flag)
+        self._flag = self._flag or ReadOnlyFlag(medium.writable_fd)
+        disk = Writable(below, medium.writable_fd, start, size, self._nursery, self._flag)
         return Writer(disk, self._machined(disk, None), chosen.machines, device, self._listener, self._turned)
 
     def _turned(self) -> None:

@@ -79,6 +79,7 @@ class Changed:
         now = Control.load(path) if path.exists() else Control()
         for name, value in told.items():
             setattr(now, name, value)
+        now.turn += 1
         now.save(path)
 
     def _keep(self) -> None:

@@ -381,10 +381,8 @@ def container(data: bytes) -> None:
             assert why is None or why in Fault
 
 
-_OURS = (
-    *(decoder, messages, changed, entries, extents, checks, volumes, properties, policy, exemptions, control),
-    container,
-)
+_WIRE = (decoder, messages, changed, entries, extents, checks, volumes)
+_OURS = (*_WIRE, properties, policy, exemptions, control, container)
 TARGETS: dict[str, Target] = {**{each.__name__: each for each in _OURS}, **locked.TARGETS}
 
 # --- where a fuzzer begins -------------------------------------------------------------------------------------------

@@ -16,8 +16,10 @@ import trio
 from mountsafe import wire
 from mountsafe.appliance.client import AgentClient
 from mountsafe.errors import MountsafeError
-from mountsafe.filesystem.agents import Agents
+from mountsafe.filesystem.agents import Agents, Writable
+from mountsafe.filesystem.changing import ChangingOperations
 from mountsafe.filesystem.index import ROOT, Index
+from mountsafe.filesystem.journal import Journal
 from mountsafe.filesystem.opened import FileSystem
 from mountsafe.filesystem.operations import Operations, View
 from mountsafe.filesystem.reader import Reader
@@ -27,6 +29,7 @@ from mountsafe.medium.block import BlockReader
 from mountsafe.medium.extents import Window
 from tests.guest import HangUp
 
+IDLE = 5.0  # seconds without a change until it settles
 AS_ON_MEDIUM = View(uid=None, gid=None, guard_links=True)
 
 
@@ -61,6 +64,8 @@ class Host:
         self.guests: list[Guest] = []
         self.misbehaved: list[MountsafeError] = []
         self.blamed: list[int] = []  # by number, from 1 on
+        self.lost: list[tuple[str, int]] = []  # what could not be saved
+        self.settled = 0
 
     async def client(self) -> AgentClient:
         """A stream to a new guest."""
@@ -73,6 +78,21 @@ class Host:
         client = AgentClient(ours, len(self.guests))
         self._nursery.start_soon(client.run)
         return client
+
+    async def writer(self) -> AgentClient:
+        """A stream to a new guest that may change the medium."""
+        client = await self.client()
+        client.writing = True
+        return client
+
+    async def settle(self) -> str:
+        """It has changed it."""
+        self.settled += 1
+        return ""
+
+    async def unsaved(self, why: str, count: int) -> None:
+        """Changes are lost."""
+        self.lost.append((why, count))
 
     async def _run(self, scope: trio.CancelScope, guest: Guest, sock: socket.socket) -> None:
         try:
@@ -108,6 +128,7 @@ class Opened:
     operations: Operations
     incidents: Incidents
     inside: FileSystem
+    journal: Journal | None = None
     replies: list[tuple[bytes, int]] = field(default_factory=list)
 
     async def walk(self, path: bytes) -> int:
@@ -139,19 +160,24 @@ async def opened(
     window: Window | None = None,
     view: View = AS_ON_MEDIUM,
     limit: int = INDEX_ENTRIES,
+    writable: bool = False,
 ) -> AsyncIterator[Opened]:
-    """Open a medium whose virtual machines are the guests that `make` makes."""
+    """Open a medium whose virtual machines are the guests that `make` makes. `writable`: it can be changed."""
     fd = os.open(medium or "/dev/null", os.O_RDONLY)
     size = os.fstat(fd).st_size
     try:
         async with trio.open_nursery() as nursery:
             host = Host(nursery, make)
-            agents = Agents(
-                host.client, host.end_misbehaving, wire.pack_mount(b"sdx", b"ext4", b"UTC0"), window or Window(0, size)
-            )
+            what = (b"sdx", b"ext4", b"UTC0")
+            writing = wire.pack_mount(*what, writable=True)
+            way = Writable(host.writer, host.end_misbehaving, writing, host.settle) if writable else None
+            agents = Agents(host.client, host.end_misbehaving, wire.pack_mount(*what), window or Window(0, size), way)
             inside = await FileSystem.open(agents, lambda: BlockReader(fd, size), nursery, limit)
-            operations = Operations(inside, view)
-            yield Opened(host, agents, inside.index, inside.reader, operations, inside.incidents, inside)
+            operations, journal = Operations(inside, view), None
+            if writable:
+                journal = Journal(agents, nursery, IDLE, host.unsaved, inside.doubt_all, inside.index.settled)
+                operations = ChangingOperations(inside, view, journal)
+            yield Opened(host, agents, inside.index, inside.reader, operations, inside.incidents, inside, journal)
             nursery.cancel_scope.cancel()
     finally:
         os.close(fd)

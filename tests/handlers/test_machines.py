@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from mountsafe.appliance import thaw
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.console import Console
 from mountsafe.appliance.machine import MachineSettings
@@ -24,6 +25,7 @@ class FakeMachine:
     """A VM without QEMU. `dead` ends it; `refuses` says at which step it fails."""
 
     accelerator = "tcg"
+    way = ""
     crash = ""
     pid = 1
 
@@ -247,7 +249,10 @@ async def test_deaths_over_days_are_told_of_so_many_times(monkeypatch: pytest.Mo
 
 # --- KVM -------------------------------------------------------------------------------------------------------------
 class Starting:
-    """Starts of VMs that go as a test says: for each accelerator what the process says, and the error or None."""
+    """Starts of VMs that go as a test says: for each accelerator what the process says, and the error or None.
+
+    "kvm, saved" and "tcg, saved" are those from a saved state, which there is where a test says how that goes.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, memory: Path) -> None:
         device = memory.parent / "kvm"
@@ -262,6 +267,10 @@ class Starting:
         self.against = ""  # what the tiny guest finds
         self.trials = 0
         monkeypatch.setattr(machines_module.trial, "against_kvm", self._tried)
+        self.appliance = memory.parent
+        for accelerator in ("kvm", "tcg"):
+            thaw.state(self.appliance, accelerator).touch()
+        monkeypatch.setattr(thaw, "fits", lambda appliance, memory, accelerator: f"{accelerator}, saved" in self.goes)
 
     async def _tried(self, settings: MachineSettings) -> str:
         self.trials += 1
@@ -271,13 +280,14 @@ class Starting:
     def _begun(self, settings: MachineSettings, nursery: trio.Nursery) -> FakeMachine:
         machine = FakeMachine()
         machine.accelerator = settings.accelerator
+        machine.way = f"{settings.accelerator}, saved" if settings.thaws else settings.accelerator
         machine.console = Console(lambda line: None)  # type: ignore[attr-defined]
         return machine
 
-    async def _launched(self, machine: FakeMachine, deadline: float, lively: float = 0.0) -> None:
-        self.tried.append(machine.accelerator)
+    async def _launched(self, machine: FakeMachine, deadline: float, lively: float = 0.0, how: str = "") -> None:
+        self.tried.append(machine.way)
         await trio.lowlevel.checkpoint()
-        words, error = self.goes[machine.accelerator]
+        words, error = self.goes[machine.way]
         for line in words:
             machine.console.hear(line)  # type: ignore[attr-defined]
         if error is not None:
@@ -287,7 +297,7 @@ class Starting:
         self.tried.clear()
         listener = Listener()
         listener.warn = self.warned.append  # type: ignore[method-assign]
-        settings, nursery = MachineSettings(Path("/")), None  # nothing is started in it
+        settings, nursery = MachineSettings(self.appliance), None  # nothing is started in it
         machine = await machines_module.started(settings, self.acceleration, nursery, listener)  # type: ignore[arg-type]
         return machine.accelerator
 
@@ -390,3 +400,62 @@ async def test_what_starts_in_no_way_says_nothing_of_kvm(starting: Starting, wor
     assert starting.acceleration.remembered() is None
     assert starting.acceleration.candidates() == ["kvm", "tcg"]
     assert not starting.warned
+
+
+# --- saved states ----------------------------------------------------------------------------------------------------
+async def test_a_machine_starts_from_its_saved_state(starting: Starting) -> None:
+    starting.goes["kvm, saved"] = [], None
+    assert await starting.start() == "kvm"
+    assert starting.tried == ["kvm, saved"]
+    assert starting.acceleration.remembered() == "kvm"
+    starting.acceleration.remember("tcg")
+    starting.goes["tcg, saved"] = [], None
+    assert await starting.start() == "tcg"
+    assert starting.tried == ["tcg, saved"]
+
+
+@pytest.mark.parametrize("before", [None, "kvm"])
+@pytest.mark.parametrize("error", [ENDED, HUNG], ids=["ended", "hung"])
+@pytest.mark.parametrize("words", ["", *AGAINST_KVM, *NOT_KVM])
+async def test_a_bad_state_says_nothing_of_kvm(
+    starting: Starting, words: str, error: MountsafeError, before: str | None
+) -> None:
+    if before:
+        starting.acceleration.remember(before)
+    starting.goes |= {"kvm, saved": ([words], error), "kvm": ([], None), "tcg, saved": ([], None)}
+    for turn in range(3):
+        assert await starting.start() == "kvm"
+        assert starting.tried == (["kvm"] if turn and error is HUNG else ["kvm, saved", "kvm"])
+        assert starting.acceleration.remembered() == "kvm"
+    assert starting.warned == []
+
+
+async def test_a_state_that_hung_is_not_taken_again_and_its_successor_is(starting: Starting) -> None:
+    starting.goes |= {"kvm, saved": ([], HUNG), "kvm": ([], None)}
+    await starting.start()
+    thaw.state(starting.appliance, "kvm").unlink()
+    thaw.state(starting.appliance, "kvm").touch()
+    starting.goes["kvm, saved"] = [], None
+    assert await starting.start() == "kvm"
+    assert starting.tried == ["kvm, saved"]
+
+
+@pytest.mark.parametrize("words", AGAINST_KVM[:1])
+async def test_where_booting_fails_as_well_kvm_is_judged_by_that(starting: Starting, words: str) -> None:
+    """What was said against it when the state was taken is not said of the boot."""
+    starting.acceleration.remember("kvm")
+    starting.goes |= {"kvm, saved": ([words], ENDED), "kvm": ([NOT_KVM[1]], ENDED)}
+    for _ in range(3):
+        assert await starting.start() == "tcg"
+        assert starting.tried == ["kvm, saved", "kvm", "tcg"]
+    assert starting.acceleration.remembered() == "kvm"
+    starting.goes["kvm"] = [words], ENDED
+    assert await starting.start() == "tcg"
+    assert starting.acceleration.remembered() == "tcg"
+
+
+async def test_software_emulation_boots_where_its_state_is_not_taken(starting: Starting) -> None:
+    starting.acceleration.remember("tcg")
+    starting.goes["tcg, saved"] = [], ENDED
+    assert await starting.start() == "tcg"
+    assert starting.tried == ["tcg, saved", "tcg"]

@@ -39,6 +39,7 @@ from mountsafe.session.messages import (
     Missing,
     Mount,
     Mounted,
+    MountOptions,
     Record,
 )
 from mountsafe.session.start import Starting
@@ -58,6 +59,8 @@ class Supervisor:
         self.beside = beside
         self.names = names
         self.heard: list[tuple[KeyForm, bytes]] = []
+        self.keys: list[Key] = []
+        self.options: list[MountOptions] = []
         self.inside = "ext4"
         self._end = threading.Event()
 
@@ -67,7 +70,7 @@ class Supervisor:
         starting = Starting.__new__(Starting)
         starting._report = ours
         starting._process = SimpleNamespace(wait=lambda *_, **__: None, pid=0)  # type: ignore[assignment]
-        starting.order = lambda *_: None  # type: ignore[method-assign]
+        starting.order = lambda *words: self.options.append(words[2])  # type: ignore[method-assign]
 
         def finish() -> None:
             end.set()
@@ -118,6 +121,7 @@ class Supervisor:
                 assert fds == []
                 return False
             (fd,) = fds
+            self.keys.append(key)
             with os.fdopen(fd, "rb") as file:
                 self.heard.append((key.form, file.read()))
             if self.heard[-1][1] == RIGHT:
@@ -208,6 +212,7 @@ def test_the_right_key_opens_it_and_unmounting_locks_it_again() -> None:
             desk.supervisor.end()
             await become(desk.keeper, "locked")
             assert (desk.told("mounts"), desk.told("fstype"), desk.told("label")) == ([], "crypto_LUKS", "")
+            assert (desk.told("locked"), desk.told("locked_uuid")) == ("LUKS2", "uuid of whole disk")
         assert desk.supervisor.heard == [(KeyForm.PASSPHRASE, RIGHT)] * 2
 
     played(desk, play)
@@ -320,6 +325,30 @@ def test_what_is_in_use_beside_it_stays_and_is_not_unlocked(monkeypatch: pytest.
         assert desk.supervisor.heard == []
 
     played(desk, play)
+
+
+def test_it_is_opened_as_what_somebody_says_until_it_is_opened_as_it_is() -> None:
+    desk = Desk(Supervisor())
+
+    async def play() -> None:
+        for said in (keys.said_of("VeraCrypt", 485, True), keys.NOTHING):
+            desk.keeper.open(said)
+            await become(desk.keeper, "locked")
+            await desk.unlock(RIGHT)
+            options = desk.supervisor.options[-1]
+            assert options.fstype == (said.fstype or None)
+            assert (desk.supervisor.keys[-1].pim, desk.supervisor.keys[-1].hidden) == (said.pim, said.hidden)
+            desk.supervisor.end()
+            await become(desk.keeper, "locked")
+
+    played(desk, play)
+
+
+@pytest.mark.parametrize("fstype", ["crypto_LUKS", "ext4", "", "veracrypt\n"])
+def test_nobody_has_to_say_what_has_a_signature(fstype: str) -> None:
+    with pytest.raises(UserError, match="nobody has to say") as refused:
+        keys.said_of(fstype, 0, False)
+    assert "\n" not in refused.value.message
 
 
 def test_one_key_is_tried_with_each_volume() -> None:

@@ -6,6 +6,7 @@ The server is a real one, in its box; in the virtual machine's place is the test
 import json
 import os
 import socket
+import types
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from mountsafe.errors import GuestGone, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.session.choice import Chosen
-from mountsafe.session.machines import Listener, Machines
+from mountsafe.session.machines import Listener
 from mountsafe.session.mounter import MountRequest
 from mountsafe.session.storage import Lender, Storage
 from mountsafe.session.writable import Writable
@@ -254,8 +255,8 @@ async def made(tmp_path: Path, *volumes: Volume) -> tuple[Writers, Heard]:
                 assert disk.writable
                 return FakeWriting(disk)  # type: ignore[arg-type]
 
-            writers = Writers(medium, Storage(medium, nursery), machined, nursery, heard)
-            machines: Machines = None  # type: ignore[assignment]
+            writers = Writers(medium, machined, nursery, heard)
+            machines: Any = types.SimpleNamespace(storage=Storage(medium, nursery))
             writers.make([Chosen(each, machines, (DISK, ONE, TWO)) for each in volumes])
     return writers, heard
 

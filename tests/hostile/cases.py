@@ -1,4 +1,4 @@
-"""What is run: every image of the corpus or of a folder as it is, and mutations of valid images and containers."""
+"""What is run: every image of the corpus or of a folder as it is; mutations of valid images, containers and headers."""
 
 import json
 import mmap
@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from images import images
-from tests.hostile import mutations
+from tests.hostile import headers, mutations
 from tests.hostile.mutations import Edit
 from tests.vm import corpus, qemu_img, types
 
@@ -21,13 +21,14 @@ INDEX = "bases.json"
 CONTAINED = ("hostile-names", "dirty-ext4")  # small ones: it is their containers that are damaged
 OF_A_TYPE = 2  # images of the corpus that mutations of a type are made of, besides ours
 OFTENER = 3
+COMMANDS = 40  # headers, of which a turn goes through the command line
 LARGEST_BASE = 1 << 20  # as it is stored: a mutation copies it
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """One image to open. `way`: who runs the command ("root", "user"), or without a command line "session", in a
-    virtual machine of its own, or "shared", in one that is there for many images.
+    virtual machine of its own, or "shared", in one that is there for many images. "keys": it is unlocked, in none.
 
     `source`: an image of the corpus, a file, or the base of a mutation, whose `seed` or `edits` say what is changed.
     """
@@ -74,6 +75,15 @@ def of_mutations(count: int, seed: int, names: list[str], kind: str = "mutation"
         yield Case(f"{kind}/{seed}/{number}", "shared", name, f"{seed} {number} {name}")
 
 
+def of_headers(count: int, seed: int) -> Iterator[Case]:
+    """`count` damaged headers of encrypted volumes, each with a key; some of them through the command line."""
+    for number in range(count):
+        name = list(headers.LOCKS)[number % len(headers.LOCKS)]
+        command = headers.LOCKS[name].file and number % COMMANDS < len(headers.LOCKS)
+        way = ("user", "root")[number % 2] if command else "keys"
+        yield Case(f"header/{seed}/{number}", way, f"{headers.PREFIX}{name}", f"{seed} {number} {name}")
+
+
 # --- bases ---------------------------------------------------------------------------------------------------------
 def make_bases(folder: Path, of_the_corpus: bool = True) -> dict[str, Base]:
     """Unpack what mutations are made of into `folder`, if that was not done yet."""
@@ -83,6 +93,17 @@ def make_bases(folder: Path, of_the_corpus: bool = True) -> dict[str, Base]:
 def make_containers(folder: Path) -> dict[str, Base]:
     """Make the containers that mutations are made of in `folder`, if that was not done yet."""
     return load_bases(folder) or _made(folder, _containers(folder))
+
+
+def make_headers(folder: Path) -> dict[str, Base]:
+    """Make the encrypted volumes that mutations are made of in `folder`, if that was not done yet."""
+    return load_bases(folder) or _made(folder, _encrypted(folder))
+
+
+def _encrypted(folder: Path) -> Iterator[tuple[str, Base]]:
+    for name, lock in headers.LOCKS.items():
+        headers.make(name, folder / name)
+        yield f"{headers.PREFIX}{name}", Base(str(folder / name), "", lock.fstype)
 
 
 def _made(folder: Path, bases: Iterator[tuple[str, Base]]) -> dict[str, Base]:
@@ -129,9 +150,14 @@ def containers_in(folder: Path) -> Path:
     return folder / "containers"
 
 
+def headers_in(folder: Path) -> Path:
+    """Where the encrypted volumes of a folder of bases are."""
+    return folder / "headers"
+
+
 def all_bases(folder: Path) -> dict[str, Base]:
     """Return everything that was made in a folder."""
-    return load_bases(folder) | load_bases(containers_in(folder))
+    return load_bases(folder) | load_bases(containers_in(folder)) | load_bases(headers_in(folder))
 
 
 def _populated() -> Iterator[corpus.Image]:
@@ -159,7 +185,7 @@ class Workshop:
         if case.seed is not None or case.edits is not None:
             base = self._bases[case.source]
             subprocess.run(["cp", "--sparse=always", "--reflink=auto", base.path, target], check=True)
-            self._change(base, target, self.edits(case))
+            self._change(base, target, self.edits(case), case.source.startswith(headers.PREFIX))
             return base.option
         if case.name.startswith("file/"):
             shutil.copyfile(case.source, target)
@@ -174,6 +200,8 @@ class Workshop:
             return tuple(Edit(offset, bytes.fromhex(data)) for offset, data in case.edits)
         base = self._bases[case.source]
         with _mapped(base.path) as data:
+            if case.source.startswith(headers.PREFIX):
+                return headers.mutate(case.source.removeprefix(headers.PREFIX), data, Random(case.seed))
             return mutations.mutate(data, self._map(base, data), Random(case.seed))
 
     def _map(self, base: Base, data: mmap.mmap) -> mutations.Map:
@@ -181,9 +209,9 @@ class Workshop:
             self._maps[base.path] = mutations.find(data, list(parts(Path(base.path))), base.fstype)
         return self._maps[base.path]
 
-    def _change(self, base: Base, target: Path, edits: tuple[Edit, ...]) -> None:
+    def _change(self, base: Base, target: Path, edits: tuple[Edit, ...], sealed: bool) -> None:
         with _mapped(base.path) as data, target.open("r+b") as file:
-            for edit in mutations.sealed(data, self._map(base, data), edits):
+            for edit in edits if sealed else mutations.sealed(data, self._map(base, data), edits):
                 file.seek(edit.offset)
                 file.write(edit.data)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 OUTCOMES = ("opened", "refused", "died", "deadline", "hung")
 SURE = ("crash:", "agent:", "written:", "shown:", "error:", "memory:")  # other kinds a busy machine can cause
-WAYS = {"session": "one machine each", "shared": "machines shared"}
+WAYS = {"session": "one machine each", "shared": "machines shared", "keys": "keys, no machine"}
 REASONS = 25  # of refusals that are listed
 OOPSES = "guest kernels with a bug"  # BUG, Oops, WARNING, panic on their consoles
 MIB = 1 << 20

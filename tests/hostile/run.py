@@ -4,7 +4,8 @@
 
 Every image of the corpus through the command line, in turns as root and as an ordinary user, each in a virtual machine
 of its own; mutations of valid images, and of valid containers, through the session itself, plugged into a virtual
-machine that is renewed after 50 of them and after whatever went wrong. Two images at a time. What was run is in the
+machine that is renewed after 50 of them and after whatever went wrong; damaged headers of encrypted volumes, each with
+a key, in the boxes that they are for, and some through the command line. Two images at a time. What was run is in the
 state's folder: a run that was stopped goes on where it was. What broke is run again, alone and in a virtual machine of
 its own, and made smaller; exit code 1.
 """
@@ -39,7 +40,8 @@ from tests.vm.sight import AT_A_TIME, Looking
 STATE = Path("/var/tmp/mountsafe-hostile")
 MUTATIONS = 5000
 CONTAINERS = 1000
-SETS = ("corpus", "mutations", "containers")
+HEADERS = 500
+SETS = ("corpus", "mutations", "containers", "headers")
 PATIENCE = 900.0  # seconds for one image: longer than every deadline that one can use up; then its process is killed
 STARTING = 900.0  # for a stage to be built, the appliance included
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -265,6 +267,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--containers", type=int, default=CONTAINERS, metavar="N", help=f"and of containers ({CONTAINERS})"
     )
+    parser.add_argument("--headers", type=int, default=HEADERS, metavar="N", help=f"and of encrypted ones ({HEADERS})")
     parser.add_argument("--minutes", type=float, default=0, metavar="N", help="stop after so long")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the mutations (1)")
     parser.add_argument("--state", type=Path, default=STATE, metavar="DIR", help=f"what was run ({STATE})")
@@ -284,6 +287,9 @@ def chosen(options: argparse.Namespace, bases: Path) -> Iterator[Case]:
     if options.set in ("all", "containers"):
         made = list(cases.make_containers(cases.containers_in(bases)))
         yield from cases.of_mutations(options.containers, options.seed, made, "container")
+    if options.set in ("all", "headers"):
+        cases.make_headers(cases.headers_in(bases))
+        yield from cases.of_headers(options.headers, options.seed)
 
 
 def main(given: list[str] | None = None) -> int:

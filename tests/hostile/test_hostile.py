@@ -6,6 +6,7 @@ The whole of it is `./dev hostile`, which takes hours.
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from images import images
 from mountsafe.errors import UserError
 from tests.conftest import missing
-from tests.hostile import cases, results, run
+from tests.hostile import cases, headers, results, run
 from tests.hostile.cases import Case
 from tests.hostile.trial import Record, judge
 from tests.vm import corpus, qemu_img
@@ -75,6 +76,7 @@ def bases(ready: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases")
     cases.make_bases(folder, of_the_corpus=False)
     cases.make_containers(cases.containers_in(folder))
+    cases.make_headers(cases.headers_in(folder))
     return folder
 
 
@@ -103,6 +105,19 @@ def test_a_damaged_image_breaks_nothing(worker: run.Worker, bases: Path, number:
 def test_a_damaged_container_breaks_nothing(worker: run.Worker, way: str) -> None:
     (case,) = cases.of_mutations(1, SEED, [f"{cases.CONTAINED[0]}.{way}"], "container")
     clean(worker.run(case))
+
+
+@pytest.mark.parametrize("name", headers.LOCKS)
+def test_a_header_that_is_not_damaged_is_unlocked(worker: run.Worker, name: str) -> None:
+    record = worker.run(Case(f"header/{name}", "keys", f"{headers.PREFIX}{name}", edits=()))
+    clean(record)
+    assert record["outcome"] == "opened", record["error"]
+
+
+@pytest.mark.parametrize("number", range(len(headers.LOCKS)))
+def test_a_damaged_header_breaks_nothing(worker: run.Worker, number: int) -> None:
+    case = list(cases.of_headers(len(headers.LOCKS), SEED))[number]
+    clean(worker.run(replace(case, way="keys") if number else case))
 
 
 @pytest.mark.parametrize("name", FOUND)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ import trio
 from mountsafe import trios, wire
 from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
-from mountsafe.errors import ExitCode, MountsafeError, UserError
+from mountsafe.errors import DeadlinePassed, ExitCode, MountsafeError, UserError
 from mountsafe.limits import (
     CALL_DEADLINE,
     CONTAINER_ADDRESS_SPACE,
@@ -44,10 +44,12 @@ from mountsafe.medium.choosing import choose, locked
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.process import Guard
+from mountsafe.session.boxes import SessionBox
 from mountsafe.session.finding import machine_settings
 from mountsafe.session.machines import Listener, started
-from mountsafe.session.served import Presentation, ServedVolume, SessionBox
+from mountsafe.session.served import Presentation, ServedVolume
 from mountsafe.session.targets import held
+from tests.hostile import headers
 from tests.hostile.cases import Case, Workshop, all_bases
 from tests.hostile.walk import walk
 from tests.vm.command.stage import Person, Stage, build_stage
@@ -298,12 +300,15 @@ class Trials:
         self._kernel.news()
         self._lines.kept, self._lines.bytes = [], 0
         began = time.monotonic()
-        if case.way == "session":
+        if case.way == "keys":
+            await self._unlock(image, headers.LOCKS[case.source.removeprefix(headers.PREFIX)], record)
+        elif case.way == "session":
             await self._through_session(Listening, image, option, record)
         elif case.way == "shared":
             await self._through_session(partial(Sharing, self._warm), image, option, record)
         else:
-            await trio.to_thread.run_sync(self._through_command, persons[case.way], image, option, record)
+            words = headers.words(case.source, self._stage.root / "key")
+            await trio.to_thread.run_sync(self._through_command, persons[case.way], image, option, words, record)
         record.seconds = round(time.monotonic() - began, 2)
         await self._look_back(record, before)
         if signature(image) != made:
@@ -359,6 +364,21 @@ class Trials:
             record.broke.append(f"crash: {error!r}")
             logging.getLogger("mountsafe").exception("a bug in the supervisor's part")
 
+    async def _unlock(self, image: Path, lock: headers.Lock, record: Record) -> None:
+        """See what the host makes of a header, and of a key for it."""
+        try:
+            await headers.attempt(image, lock)
+            record.outcome = "opened"
+        except UserError as error:
+            record.failed(error.message, ExitCode.SOURCE if error.code in headers.STATED else error.code)
+        except DeadlinePassed as error:
+            record.failed(str(error), ExitCode.DEADLINE)
+            record.broke.append(f"deadline: {error}")
+        except Exception as error:  # a process that ended, or what it told is no layout
+            record.outcome = "died"
+            record.broke.append(f"crash: {error!r}")
+            logging.getLogger("mountsafe").exception("a header broke something")
+
     async def _session(self, tapped: Callable[..., Listening], image: Path, option: str | None, record: Record) -> None:
         began = time.monotonic()
         warm = self._warm
@@ -399,10 +419,12 @@ class Trials:
             place.close()
 
     # --- through the command line ----------------------------------------------------------------------------------
-    def _through_command(self, person: Person, image: Path, option: str | None, record: Record) -> None:
+    def _through_command(
+        self, person: Person, image: Path, option: str | None, words: Sequence[str], record: Record
+    ) -> None:
         folder = person.folder()
         target = folder / "mnt"
-        done = person.run("mount", image, target, "--json", *(("--type", option) if option else ()))
+        done = person.run("mount", image, target, "--json", *(("--type", option) if option else ()), *words)
         try:
             told = json.loads(done.out or done.err)
         except ValueError:
@@ -422,7 +444,8 @@ class Trials:
                     record.broke.append(f"memory: a log of {log.stat().st_size} bytes")
             person.run("unmount", target).ok()
         else:
-            record.failed(told.get("error", {}).get("message", done.err[-1000:]), done.code)
+            code = ExitCode.SOURCE if words and done.code in headers.STATED else done.code
+            record.failed(told.get("error", {}).get("message", done.err[-1000:]), code)
         with suppress(OSError):
             folder.rmdir()
 

@@ -47,7 +47,7 @@ def become(machine: Machine, device: str, state: str) -> dict[str, Any]:
 
 def unlock(machine: Machine, device: str, secret: str, *words: str, user: bool = False) -> Done:
     """Unlock it as a person would, with a secret that comes by a descriptor."""
-    command = 'printf %s "$1" | "$0" -m mountsafe unlock "$2" --key-fd 0 --json'
+    command = 'secret=$1; shift; printf %s "$secret" | "$0" -m mountsafe unlock "$@" --key-fd 0 --json'
     return machine.run("sh", "-c", command, sys.executable, secret, device, *words, user=user)
 
 
@@ -60,7 +60,7 @@ def test_it_is_locked_until_somebody_unlocks_it_and_after_that_once_more(
         with machine.loop(locked(image("vfat"))) as device:
             told = become(machine, device, "locked")
             assert (told["fstype"], told["locked"], told["mounts"], told["problem"]) == ("crypto_LUKS", "LUKS2", [], "")
-            assert told["locked_uuid"] != ""
+            assert (uuid := told["locked_uuid"]) != ""
             assert "mountsafe unlock" in machine.mountsafe("devices").ok().out
             assert machine.run("mount", device, "/mnt").code != 0, "it is claimed"
             done = unlock(machine, device, RIGHT).ok().json()
@@ -70,6 +70,7 @@ def test_it_is_locked_until_somebody_unlocks_it_and_after_that_once_more(
             machine.mountsafe("lock", device).ok()
             told = become(machine, device, "locked")
             assert (told["fstype"], told["label"], told["mounts"]) == ("crypto_LUKS", "", [])
+            assert (told["locked"], told["locked_uuid"]) == ("LUKS2", uuid)
             unlock(machine, device, RIGHT).ok()
         daemon.wait_for_mounts()
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import gzip
-import json
 import lzma
 import os
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mountsafe.appliance import build, contents, freeze, kernel, modules, thaw
+from mountsafe.appliance import build, contents, freeze, kernel, modules, saving
 from mountsafe.appliance.dpkg import Database
 from mountsafe.appliance.inputs import CODE, PACKAGE, PARTS, Inputs
 from mountsafe.errors import ExitCode, MountsafeError, UserError
@@ -74,7 +73,7 @@ def place(tmp_path: Path, host: Inputs, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setattr(modules, "filesystems", lambda folder: ("ext4",))
     monkeypatch.setattr(contents, "prepare", lambda inputs, folder, packages: folder.mkdir())
     monkeypatch.setattr(build, "_run_supermin", pretend_supermin)
-    monkeypatch.setattr(build, "_prepare_start", lambda output, work, progress: None)
+    monkeypatch.setattr(saving, "prepare", lambda output, work, acceleration, progress: None)
     return place
 
 
@@ -476,22 +475,6 @@ def test_our_archive_is_roots_and_the_same_each_time(tmp_path: Path) -> None:
     assert {"proc", "sys", "dev", "tmp"} <= set(modes)
 
 
-def test_a_saved_vm_fits_only_what_it_was_saved_with(tmp_path: Path) -> None:
-    qemu = tmp_path / "qemu"
-    qemu.touch()
-    assert not thaw.fits(tmp_path, 512, "tcg")
-    (tmp_path / thaw.CONDITIONS).write_text(json.dumps(thaw.conditions(512, "tcg", str(qemu))))
-    assert not thaw.fits(tmp_path, 512, "tcg")
-    (tmp_path / thaw.STATE).touch()
-    assert thaw.fits(tmp_path, 512, "tcg")
-    assert not thaw.fits(tmp_path, 256, "tcg")
-    assert not thaw.fits(tmp_path, 512, "kvm")
-    touch_later(qemu)
-    assert not thaw.fits(tmp_path, 512, "tcg")
-    (tmp_path / thaw.CONDITIONS).write_text("{")
-    assert not thaw.fits(tmp_path, 512, "tcg")
-
-
 @pytest.mark.parametrize(
     ("says", "fault"),
     [
@@ -504,16 +487,12 @@ def test_a_saved_vm_fits_only_what_it_was_saved_with(tmp_path: Path) -> None:
     ],
     ids=["slow", "silent", "too slow", "ended", "panics", "crashes and ends"],
 )
-def test_a_vm_to_be_saved_is_given_time_if_it_says_something(
-    says: str, fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(freeze, "SILENCE_DEADLINE", 0.5)
-    monkeypatch.setattr(freeze, "BOOT_DEADLINE", 3.0)
+def test_a_vm_to_be_saved_is_given_time_if_it_says_something(says: str, fault: str, tmp_path: Path) -> None:
     with (
         pytest.raises(MountsafeError, match=fault) if fault else nullcontext(),
         freeze._running(["sh", "-c", says], tmp_path) as process,
     ):
-        freeze._wait_until_settled(process)
+        freeze._wait_until_settled(process, freeze.Patience(0.5, 3.0))
 
 
 @pytest.fixture
@@ -523,13 +502,13 @@ def crashing(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pa
     panic = "[    0.7] Kernel panic - not syncing: No working init found.  Try passing init= option\x1b[2J"
     qemu.write_text(f"#!/bin/sh\necho booting; echo '{panic}'\n")
     qemu.chmod(0o755)
-    monkeypatch.setattr(build, "_prepare_start", PREPARE_START)
-    monkeypatch.setattr(build.features, "record", lambda *_: str(qemu))
+    monkeypatch.setattr(saving, "prepare", PREPARE)
+    monkeypatch.setattr(saving.features, "record", lambda *_: str(qemu))
     monkeypatch.setattr(freeze, "_arguments", lambda *_: [])
     return place
 
 
-PREPARE_START = build._prepare_start
+PREPARE = saving.prepare
 
 
 def test_a_build_whose_machine_crashes_fails_with_its_words(crashing: Path) -> None:

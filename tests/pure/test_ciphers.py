@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.ciphers import algorithms, modes
 from mountsafe.medium import ciphers
 from mountsafe.medium.aes import Aes, BlockCipher, CryptoError
 from mountsafe.medium.ciphers import decryptor
+from mountsafe.medium.encrypting import both_ways
 from mountsafe.medium.encryption import KEY_SIZES, SECTORS, UNIT, Cipher, Layout, cascade
 from mountsafe.medium.libgcrypt import Mode
 
@@ -209,3 +210,38 @@ def test_twofish_is_its_authors() -> None:
     block = bytearray(16)
     BlockCipher("twofish", Mode.ECB, bytes(16), encrypt=True).run(block)
     assert block.hex() == "9f589f5cf6122c32b6bfec2f2ae8c35a"
+
+
+# --- the other way ---------------------------------------------------------------------------------------------------
+EVERY = [(cipher, size, sector) for cipher in Cipher for size in KEY_SIZES[cipher] for sector in SECTORS]
+
+
+@pytest.mark.parametrize(("cipher", "size", "sector"), EVERY)
+def test_what_is_encrypted_is_decrypted_to_the_same(cipher: Cipher, size: int, sector: int) -> None:
+    """By ourselves, and where there is another library also by that."""
+    chance = random.Random(f"{cipher} {size} {sector}")
+    for iv_unit in sorted({UNIT, sector}):
+        key = chance.randbytes(size)
+        made = layout(cipher, key, sector, iv_unit)
+        using = both_ways(made, bytearray(key))
+        for count in (1, ciphers.FEW + 1):
+            plain, iv = chance.randbytes(count * sector), chance.choice([0, chance.randrange(1 << 40), (1 << 63) - 1])
+            data = bytearray(b"begin" + plain + b"end")
+            using.encrypt(memoryview(data)[5:-3], iv)
+            assert (data[:5], data[-3:]) == (b"begin", b"end")
+            encrypted = bytes(data[5:-3])
+            assert encrypted != plain
+            assert decrypted(made, key, encrypted, iv) == plain
+            if cipher in AES and (cipher is not Cipher.AES_ELEPHANT or count * sector <= 10_000):
+                assert by_sector(made, key, encrypted, iv) == plain
+            again = bytearray(encrypted)
+            using.decrypt(memoryview(again), iv)
+            using.encrypt(memoryview(again), iv)
+            assert again == encrypted
+
+
+@pytest.mark.parametrize("cipher", Cipher)
+def test_no_half_of_a_sector_is_encrypted(cipher: Cipher) -> None:
+    key = os.urandom(max(KEY_SIZES[cipher]))
+    with pytest.raises((ValueError, CryptoError)):
+        both_ways(layout(cipher, key), bytearray(key)).encrypt(memoryview(bytearray(513)), 0)

@@ -2,13 +2,11 @@
 
 import gzip
 import hashlib
-import lzma
 import os
-import tarfile
 from collections.abc import Callable, Iterator
 from configparser import RawConfigParser
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,9 +15,13 @@ from mountsafe.encrypted.description import Form, Kind
 from mountsafe.encrypted.faults import Fault, KeyFault
 from mountsafe.encrypted.kdf import Budget
 from mountsafe.encrypted.volume import Volume
-from mountsafe.medium.encryption import Layer, Stack, check
-from mountsafe.medium.stacked import open_blocking
+from mountsafe.medium.blocking import RawDisk
+from mountsafe.medium.encrypting import both_ways
+from mountsafe.medium.encryption import Layer, Layout, SegmentKind, Stack, check
+from mountsafe.medium.stacked import Plan, open_blocking
+from mountsafe.medium.writable import WritableLayer
 from tests.conftest import missing
+from tests.cryptsetups import unpacked
 from tests.vm import corpus
 
 BITLOCKER_SECRETS = (
@@ -83,24 +85,7 @@ TCRYPT: dict[str, tuple[Kind, bytes, dict[str, int | bool], str | Fault]] = {
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """A function that returns an image of an archive of the corpus, or of a file of its own."""
-    folder = corpus.folder() / "cryptsetup"
-    if not folder.is_dir():
-        missing(f"the corpus (expected at {corpus.folder()}, or where MOUNTSAFE_CORPUS says)")
-    unpacked = tmp_path_factory.mktemp("corpus")
-
-    def find(archive: str, name: str) -> Path:
-        path = unpacked / name
-        if path.exists():
-            return path
-        if archive:
-            with tarfile.open(folder / archive) as tar:
-                safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
-                tar.extractall(unpacked, **safely)
-        else:
-            path.write_bytes(lzma.decompress((folder / f"{name}.xz").read_bytes()))
-        return path
-
-    return find
+    return partial(unpacked, tmp_path_factory.mktemp("corpus"))
 
 
 def unlock(path: Path, kind: Kind | None, secret: volumes.Secret) -> Iterator[bytes]:
@@ -111,6 +96,7 @@ def unlock(path: Path, kind: Kind | None, secret: volumes.Secret) -> Iterator[by
         volume = Volume(lambda offset, length: os.pread(fd, length, offset), size)
         opened = volumes.unlock(volume, None, kind, secret, Budget(1 << 20))
         check(opened.layout, size)
+        rewrite(fd, size, opened.layout, opened.key)
         key = os.memfd_create("key", os.MFD_CLOEXEC)
         os.write(key, opened.key)
         disk = open_blocking(Stack(True, size, 0, size, (Layer(((0, 0, size),), size, opened.layout),)), [fd, key])
@@ -118,6 +104,32 @@ def unlock(path: Path, kind: Kind | None, secret: volumes.Secret) -> Iterator[by
             yield disk.read(at, min(1 << 20, disk.size - at))
     finally:
         os.close(fd)
+
+
+class Unchanged(RawDisk):
+    """A medium to which is written what is there already."""
+
+    written = 0
+
+    def write(self, offset: int, data: memoryview) -> None:
+        assert self.read(offset, len(data)) == data
+        self.written += len(data)
+
+    def flush(self) -> None:
+        raise AssertionError
+
+
+def rewrite(fd: int, size: int, layout: Layout, key: bytes) -> None:
+    """Write the plaintext where it was read, in whole sectors and in parts of some: not a byte may become another."""
+    below = Unchanged(fd, size)
+    disk = WritableLayer(below, Plan(Layer(((0, 0, size),), size, layout)), both_ways(layout, bytearray(key)))
+    for segment in layout.segments:
+        if segment.kind is SegmentKind.ZERO:
+            continue
+        for skip, length in ((0, min(segment.length, 64 << 10)), (100, min(segment.length - 200, 5000))):
+            plain = disk.read(segment.logical + skip, length)
+            disk.write(segment.logical + skip, memoryview(plain))
+    assert below.written
 
 
 def fault_of(path: Path, kind: Kind | None, secret: volumes.Secret) -> Fault:

@@ -174,6 +174,18 @@ def test_an_encryption_without_a_signature_is_named() -> None:
     assert (forced.device, forced.encrypted, forced.mountable) == ("sda", True, False)
 
 
+def test_noise_is_the_only_partition_in_which_nothing_was_found_or_the_disk() -> None:
+    noise = partition(2, b"")
+    for found, fstype, device in (
+        ([TABLE, partition(1), noise], "VeraCrypt", "sda2"),
+        ([TABLE, partition(1), noise], "crypto_LUKS", "sda"),
+        ([TABLE, noise, partition(3, b"")], "VeraCrypt", "sda"),
+        ([told(fstype=b"", usage=b"")], "TrueCrypt", "sda"),
+    ):
+        (volume,) = choose(volumes(*found), None, fstype)
+        assert (volume.device, volume.fstype, volume.encrypted) == (device, fstype, True)
+
+
 def test_no_number_is_looked_for_in_what_is_encrypted() -> None:
     with pytest.raises(UserError, match="no partition 7"):
         choose(volumes(TABLE, partition(2, **LUKS)), 7, None)

@@ -7,11 +7,12 @@ import pytest
 
 from mountsafe import wire
 from mountsafe.medium import windows
+from mountsafe.medium.encryption import Cipher, Layer, Layout, Segment, SegmentKind, Stack
 from mountsafe.medium.formats import Format
 from mountsafe.medium.part import Part
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
-from mountsafe.medium.windows import TYPES, ReadOnly, check_medium, kernel_partitions, window
+from mountsafe.medium.windows import TYPES, ReadOnly, check_host, check_medium, check_stack, kernel_partitions, window
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -28,18 +29,18 @@ WHOLE = replace(DISK, fstype="ext4", usage="filesystem", table="")
 
 
 def test_a_partition_is_its_window() -> None:
-    assert window(ONE, [DISK, ONE, TWO], MEDIUM, SIZE) == (MIB, 8 * MIB)
-    assert window(TWO, [DISK, ONE, TWO], MEDIUM, SIZE) == (9 * MIB, 8 * MIB)
+    assert window(ONE, [DISK, ONE, TWO], SIZE, MEDIUM) == (MIB, 8 * MIB)
+    assert window(TWO, [DISK, ONE, TWO], SIZE, MEDIUM) == (9 * MIB, 8 * MIB)
 
 
 def test_a_whole_disk_is_its_window_but_for_half_a_sector() -> None:
-    assert window(WHOLE, [WHOLE], MEDIUM, SIZE) == (0, SIZE)
+    assert window(WHOLE, [WHOLE], SIZE, MEDIUM) == (0, SIZE)
     odd = replace(WHOLE, size=SIZE + 512)  # as QEMU rounds it up
-    assert window(odd, [odd], MEDIUM, SIZE + 100) == (0, SIZE)
+    assert window(odd, [odd], SIZE + 100, MEDIUM) == (0, SIZE)
 
 
 def test_what_got_options_or_another_type_meanwhile_is_itself_still() -> None:
-    assert window(replace(ONE, options=("sb=1",), fstype="ext2"), [DISK, ONE, TWO], MEDIUM, SIZE) == (MIB, 8 * MIB)
+    assert window(replace(ONE, options=("sb=1",), fstype="ext2"), [DISK, ONE, TWO], SIZE, MEDIUM) == (MIB, 8 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +55,14 @@ def test_what_got_options_or_another_type_meanwhile_is_itself_still() -> None:
 )
 def test_a_window_over_another_partition_is_none(lie: Volume) -> None:
     with pytest.raises(ReadOnly, match="partition 3 has bytes of it"):
-        window(ONE, [DISK, ONE, TWO, lie], MEDIUM, SIZE)
+        window(ONE, [DISK, ONE, TWO, lie], SIZE, MEDIUM)
     with pytest.raises(ReadOnly, match="partition 1"):
-        window(WHOLE, [WHOLE, ONE], MEDIUM, SIZE)
+        window(WHOLE, [WHOLE, ONE], SIZE, MEDIUM)
 
 
 def test_what_is_told_and_not_there_is_in_nobodys_way() -> None:
     absent = replace(partition(3, 0, 0), absent=True)
-    assert window(ONE, [DISK, ONE, absent], MEDIUM, SIZE) == (MIB, 8 * MIB)
+    assert window(ONE, [DISK, ONE, absent], SIZE, MEDIUM) == (MIB, 8 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,6 @@ def test_what_is_told_and_not_there_is_in_nobodys_way() -> None:
         (replace(ONE, nested=True), "LVM"),
         (replace(ONE, kind="volume"), "LVM"),
         (replace(ONE, kind="array", nested=True, places=(wire.Place(0, 0, MIB),)), "LVM"),
-        (replace(ONE, host=DISK, fstype="ext4"), "LUKS"),
         (replace(ONE, fstype="iso9660"), "iso9660 is only read"),
         (replace(ONE, fstype="squashfs"), "squashfs is only read"),
         (replace(ONE, resorts=wire.Resort.BACKUP_SUPERBLOCK), "unusual way"),
@@ -81,10 +81,35 @@ def test_what_is_told_and_not_there_is_in_nobodys_way() -> None:
     ],
 )
 def test_what_is_only_read(volume: Volume, why: str) -> None:
-    if volume.host is not None:
-        volume = replace(volume, host=replace(DISK, fstype="crypto_LUKS"))
     with pytest.raises(ReadOnly, match=why):
-        window(volume, [DISK, volume, TWO], MEDIUM, SIZE)
+        window(volume, [DISK, volume, TWO], SIZE, MEDIUM)
+
+
+def test_what_is_in_an_encrypted_volume() -> None:
+    """Where that volume may be written to, and no hidden one can be in it."""
+    host = partition(2, 9 * MIB, 8 * MIB, "crypto_LUKS")
+    check_host(host, [DISK, ONE, host], MEDIUM)
+    inside = replace(WHOLE, size=6 * MIB, host=host)
+    assert window(inside, [inside], 6 * MIB, None) == (0, 6 * MIB)
+    for lie, why in [
+        (replace(host, fstype="VeraCrypt"), "hidden volume"),
+        (replace(host, nested=True), "LVM"),
+        (replace(host, start=8 * MIB), "partition 1 has bytes"),
+        (replace(host, resorts=wire.Resort.AMBIGUOUS), "unusual"),
+    ]:
+        with pytest.raises(ReadOnly, match=why):
+            check_host(lie, [DISK, ONE, lie], MEDIUM)
+
+
+def test_what_another_system_is_encrypting_is_only_read() -> None:
+    segments = (Segment(0, 512, SegmentKind.CRYPT, 0, 0), Segment(512, 512, SegmentKind.ZERO, 0, 0))
+    layer = Layer(((0, 0, 1024),), 1024, Layout(Cipher.AES_XTS, 64, 512, 512, 1024, segments))
+    check_stack(Stack(True, SIZE, 0, SIZE, (layer,)))
+    plain = replace(segments[1], kind=SegmentKind.PLAIN)
+    assert layer.layout is not None
+    other = replace(layer, layout=replace(layer.layout, segments=(segments[0], plain)))
+    with pytest.raises(ReadOnly, match="not complete"):
+        check_stack(Stack(True, SIZE, 0, SIZE, (layer, other)))
 
 
 @pytest.mark.parametrize("format_", [each for each in Format if each is not Format.RAW])
@@ -118,13 +143,13 @@ def test_of_a_device_the_kernel_has_the_last_word(
     with open("/dev/null") as device:
         medium = replace(MEDIUM, fd=device.fileno(), block_device=True)
         if possible:
-            assert window(ONE, [DISK, ONE, TWO], medium, SIZE) == (MIB, 8 * MIB)
+            assert window(ONE, [DISK, ONE, TWO], SIZE, medium) == (MIB, 8 * MIB)
         else:
             with pytest.raises(ReadOnly, match="kernel has other partitions"):
-                window(ONE, [DISK, ONE, TWO], medium, SIZE)
+                window(ONE, [DISK, ONE, TWO], SIZE, medium)
         if known:
             with pytest.raises(ReadOnly, match="kernel has other partitions"):
-                window(WHOLE, [WHOLE], medium, SIZE)
+                window(WHOLE, [WHOLE], SIZE, medium)
 
 
 def test_the_kernels_places_count_from_the_disks_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +157,7 @@ def test_the_kernels_places_count_from_the_disks_beginning(monkeypatch: pytest.M
     monkeypatch.setattr(windows, "kernel_partitions", lambda device: {1: (3 * MIB, 8 * MIB)})
     with open("/dev/null") as device:
         medium = replace(MEDIUM, fd=device.fileno(), block_device=True, part=Part(2 * MIB, None))
-        assert window(ONE, [DISK, ONE, TWO], medium, SIZE) == (MIB, 8 * MIB)
+        assert window(ONE, [DISK, ONE, TWO], SIZE, medium) == (MIB, 8 * MIB)
 
 
 def test_of_what_is_no_disk_the_kernel_has_no_partitions() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mountsafe.checkers import CHECKERS
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.jobs.checking import Wish, checked
 from mountsafe.jobs.checks import Outcome, Result
+from mountsafe.medium.exclusive import open_for_writing
 from mountsafe.medium.source import open_medium
 from mountsafe.session.machines import Listener
 from tests.conftest import missing
@@ -97,3 +99,26 @@ def test_each_file_system_of_a_disk(image: Image) -> None:
     with pytest.raises(UserError, match="there is no partition 77") as failure:
         checked(open_medium(image("disk-gpt")), Wish(partition="77"), Listener())
     assert failure.value.code == ExitCode.SOURCE
+
+
+@pytest.mark.parametrize("name", ["ext2", "ext4", "vfat", "exfat", "xfs", "f2fs", "ntfs"])
+def test_what_has_errors_is_repaired(name: str, image: Image, tmp_path: Path) -> None:
+    path = damaged(image(name), tmp_path / "damaged.img", DAMAGES[name])
+    medium = open_medium(path)
+    medium = replace(medium, writable_fd=open_for_writing(medium))
+    (result,) = checked(medium, Wish(seconds=120, repair=True), Listener(), approve=lambda _: True).results
+    assert (result.outcome, result.why) == (Outcome.REPAIRED, ""), result.words
+    (result,) = results(path)
+    # Windows is to look at what ntfsfix has touched.
+    assert result.outcome is (Outcome.ERRORS if name == "ntfs" else Outcome.CLEAN), result.words
+
+
+def test_what_is_clean_is_not_written_to(image: Image, tmp_path: Path) -> None:
+    """What has no error is not written to, though its journal has changes."""
+    path = tmp_path / "dirty.img"
+    path.write_bytes(image("dirty-xfs").read_bytes())
+    before = path.read_bytes()
+    medium = open_medium(path)
+    medium = replace(medium, writable_fd=open_for_writing(medium))
+    (result,) = checked(medium, Wish(seconds=120, repair=True), Listener(), approve=lambda _: True).results
+    assert (result.outcome, path.read_bytes() == before) == (Outcome.CLEAN, True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,26 @@ from tests.vm.command.traces import Traces
 from tests.vm.test_sectors import gpt
 
 Image = Callable[[str], Path]
+# Answers one question on a terminal.
+ON_A_TERMINAL = """
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.execv(sys.argv[2], sys.argv[2:])
+said = b""
+while True:
+    try:
+        data = os.read(terminal, 4096)
+    except OSError:
+        break
+    if not data:
+        break
+    if b"[y/N]" in data:
+        os.write(terminal, sys.argv[1].encode() + b"\\n")
+    said += data
+print(said.decode(errors="replace"))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 ESCAPE = b"\x1b[2Jgone\x07"
 
 
@@ -125,15 +146,21 @@ def test_what_is_encrypted(user: Person, image: Image, folder: Path) -> None:
         assert done.code == ExitCode.DAMAGED, done.err
         (volume,) = done.json()["checked"]
         assert (volume["name"], volume["fstype"], volume["outcome"]) == ("0/0", "ext4", "errors")
-        refused(user, ExitCode.LOCKED, "is encrypted", "check", source)
+        failed(user, ExitCode.LOCKED, "is encrypted", source)
         key.write_bytes(b"wrong")
-        refused(user, ExitCode.LOCKED, "was not unlocked", "check", source, "--key-file", key)
+        failed(user, ExitCode.LOCKED, "was not unlocked", source, "--key-file", key)
+
+
+def failed(person: Person, code: ExitCode, words: str, *arguments: str | Path) -> None:
+    """Have a check fail, after a virtual machine was started for it."""
+    done = person.run("check", *arguments, "--json")
+    assert (done.code, words in done.json()["error"]["message"]) == (code, True), done.err
 
 
 def test_what_cannot_be_checked(user: Person, image: Image, folder: Path) -> None:
-    refused(user, ExitCode.SOURCE, "no file system was found", "check", image("garbage"))
+    failed(user, ExitCode.SOURCE, "no file system was found", image("garbage"))
     refused(user, ExitCode.SOURCE, "does not exist", "check", folder / "absent")
-    refused(user, ExitCode.SOURCE, "partition 77", "check", image("disk-gpt"), "-p", "77")
+    failed(user, ExitCode.SOURCE, "partition 77", image("disk-gpt"), "-p", "77")
     refused(user, ExitCode.USAGE, "is not a file system type", "check", image("ext4"), "--type", "EXT4")
 
 
@@ -157,7 +184,53 @@ def test_interrupted(person: Person, image: Image) -> None:
             assert line
         assert "Traceback" not in interrupted(process)
     assert process.returncode == ExitCode.INTERRUPTED
-    before.assert_same(person)
+    before.assert_same(person, 10.0)
+
+
+# --- repairing --------------------------------------------------------------------------------------------------------
+def test_one_is_repaired_and_its_neighbours_are_as_they_were(user: Person, image: Image, folder: Path) -> None:
+    source = folder / "disk.img"
+    before, after = image("vfat").read_bytes(), image("ext2").read_bytes()
+    disk = gpt(512, before, ext4_with_errors(image, folder).read_bytes(), after)
+    source.write_bytes(disk)
+    user.give(source)
+    done = user.run("check", source, "--repair", "--yes", "--json").ok()
+    assert [each["outcome"] for each in done.json()["checked"]] == ["clean", "repaired", "clean"]
+    start, end = (1 << 20) + len(before), (1 << 20) + len(before) + image("ext4").stat().st_size
+    now = source.read_bytes()
+    assert (now[:start], now[end:]) == (disk[:start], disk[end:])
+    assert now[start:end] != disk[start:end]
+    with unchanged(source):
+        assert user.run("check", source).ok()
+        assert user.run("check", source, "--repair", "--yes").ok()
+
+
+def test_who_says_no_has_nothing_written(user: Person, image: Image, folder: Path) -> None:
+    source = user.give(ext4_with_errors(image, folder))
+    with unchanged(source):
+        refused(user, ExitCode.USAGE, "nobody can be asked", "check", source, "--repair")
+        said = user.run("n", user.program, "check", source, "--repair", program=[sys.executable, "-c", ON_A_TERMINAL])
+        assert said.code == ExitCode.DAMAGED, said.out
+        assert "Write to damaged.img?" in said.out
+    said = user.run("y", user.program, "check", source, "--repair", program=[sys.executable, "-c", ON_A_TERMINAL])
+    assert (said.code, "had errors, which were repaired" in said.out) == (0, True), said.out
+
+
+def test_what_cannot_be_repaired(user: Person, image: Image, folder: Path) -> None:
+    source = user.give(damaged(image("btrfs"), folder / "btrfs.img", DAMAGES["btrfs"]))
+    with unchanged(source):
+        done = user.run("check", source, "--repair", "--yes", "--json")
+        assert done.code == ExitCode.DAMAGED
+        assert done.json()["checked"][0]["why"].startswith(
+            "it was not repaired: btrfs check --repair can make it worse"
+        )
+    protected = ext4_with_errors(image, folder)
+    protected.chmod(0o444)
+    refused(user, ExitCode.DEPENDENCY, "and not write to it", "check", protected, "--repair", "--yes")
+    contained = folder / "disk.qcow2"
+    qemu_img.convert(protected, "qcow2", contained)
+    user.give(contained)
+    refused(user, ExitCode.SOURCE, "cannot be written to", "check", contained, "--repair", "--yes")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +253,7 @@ def test_a_checker_that_hangs(user: Person, image: Image, other: tuple[list[str]
     done = user.run("check", image("ext4"), "--time-limit", "2", program=program, env=env)
     assert done.code == ExitCode.DEADLINE
     assert done.out.splitlines()[1:] == ["  its checker was not done in 2 s", "  e2fsck says:", "    begun"]
-    before.assert_same(user)
+    before.assert_same(user, 10.0)
 
 
 def test_a_checker_that_is_missing(user: Person, image: Image, other: tuple[list[str], dict[str, str]]) -> None:
