@@ -105,7 +105,7 @@ def _row(facts: Facts, decision: Decision) -> list[str]:
 def _access(decision: Decision) -> str:
     """Whether it may be written to, as far as its type goes; of what no virtual machine opens nothing is said."""
     opened = decision.verdict in (Verdict.SANDBOX, Verdict.ASK)
-    return decision.options.access or "" if opened else ""
+    return decision.access if opened else ""
 
 
 @app.command(epilog="Example: [bold]mountsafe policy example | sudo tee /etc/mountsafe/policy.toml[/bold]")

@@ -63,6 +63,7 @@ class Keeper:
         self.person: Person | None = None  # whom it is shown to, or was until it was unmounted
         self.problem = ""  # what went wrong last
         self._writes = Writes()
+        self._overheard: list[Report | None] = []  # what a supervisor told when nobody waited for it any more
         self._public = public
         self._log = MediumLog(log, self.told)
         self._wanted = trio.Event()  # somebody wants it opened
@@ -120,7 +121,7 @@ class Keeper:
         try:
             with self._keys.tried():
                 try:
-                    await self._show(self.decision.options, settled=False)
+                    await self._show(self.decision.wished, settled=False)
                 except Otherwise as found:
                     await self._show(found.options, settled=True)  # whatever the guest finds now
         except HeldBack as held:
@@ -337,8 +338,10 @@ class Keeper:
         finally:
             self.mounts = ()
             await quietly(starting.end, f"ending what shows {self.device.name}", END_PATIENCE)
-            for report in starting.unheard:
-                self._take(report)
+            for report in (*self._overheard, *starting.unheard):
+                if report is not None:
+                    self._take(report)
+            self._overheard.clear()
             if self._writes.over():
                 self._suffer(IncidentKind.UNSAVED, self._writes.lost)
             self._showing = False
@@ -362,7 +365,7 @@ class Keeper:
         """Take note of what is written, and of what goes wrong, until the supervisor ends."""
         await self._news(starting)
         # In a thread: of a longer message there may be a piece, and its sender be stopped.
-        while (told := await aside(starting.heard)) is not None:
+        while (told := await aside(starting.heard, undo=self._overheard.append)) is not None:
             self._take(told)
             await self._news(starting)
 

@@ -45,8 +45,8 @@ class Options:
     """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it.
 
     `timezone`: that of the clock whose local times it keeps; "" is the machine's. `mount_options` as those of
-    `mountsafe mount`. `key_file`: what unlocks it; "" is nothing. `access`: None in a rule that does not say; what a
-    `Policy` decides always says.
+    `mountsafe mount`. `key_file`: what unlocks it; "" is nothing. `access`: None if no rule says it, see
+    `Decision.access`.
     """
 
     owner: str = "user"
@@ -80,13 +80,19 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is done, which rule said so ("" if none did), and why."""
+    """What is done, which rule said so ("" if none did), and why. `access`: what holds for it if it lies in nothing."""
 
     verdict: Verdict
     rule: str
     origin: str
     reason: str
     options: Options
+    access: Access = Access.READ_ONLY
+
+    @property
+    def wished(self) -> Options:
+        """How it is opened, with what is to be done of writing."""
+        return replace(self.options, access=self.access)
 
 
 class PolicyError(ValueError):
@@ -94,9 +100,12 @@ class PolicyError(ValueError):
 
 
 class Policy:
-    """Ordered rules. `broken`: why nothing external may be opened. `access`: where no rule says it."""
+    """Ordered rules. `broken`: why nothing external may be opened.
 
-    def __init__(self, rules: Iterable[Rule], broken: str = "", access: Access = Access.ON_DEMAND) -> None:
+    `access`: whether it may be written to where no rule says so; None is as shipped.
+    """
+
+    def __init__(self, rules: Iterable[Rule], broken: str = "", access: Access | None = None) -> None:
         self.rules = tuple(rules)
         self.broken = broken
         self.access = access
@@ -113,22 +122,29 @@ class Policy:
                 said += _access(document, places(None, "access"))
         except PolicyError as error:
             return cls([], str(error), Access.READ_ONLY)
-        return cls(rules, access=next(iter(said), Access.ON_DEMAND))
+        return cls(rules, access=next(iter(said), None))
 
     def decide(self, facts: Facts) -> Decision:
         """Return what is to be done with a medium."""
-        options = Options(access=self.access)
+        decision = self._decided(facts)
+        return replace(decision, access=decision.options.access or self.access or _shipped(facts))
+
+    def _decided(self, facts: Facts) -> Decision:
         if self.broken:
             if facts.external:
-                return Decision(Verdict.REFUSE, "", "", f"the policy cannot be read: {self.broken}", options)
-            return Decision(Verdict.KERNEL, "", "", "it is inside the machine", options)
+                return Decision(Verdict.REFUSE, "", "", f"the policy cannot be read: {self.broken}", Options())
+            return Decision(Verdict.KERNEL, "", "", "it is inside the machine", Options())
         for rule in self.rules:
             if rule.holds(facts):
-                options = replace(rule.options, access=rule.options.access or self.access)
-                return Decision(rule.verdict, rule.name, rule.origin, rule.reason or facts.risk.reason, options)
+                return Decision(rule.verdict, rule.name, rule.origin, rule.reason or facts.risk.reason, rule.options)
         if facts.external:
-            return Decision(Verdict.SANDBOX, "", "", f"it is external; {facts.risk.reason}", options)
-        return Decision(Verdict.KERNEL, "", "", "it is inside the machine", options)
+            return Decision(Verdict.SANDBOX, "", "", f"it is external; {facts.risk.reason}", Options())
+        return Decision(Verdict.KERNEL, "", "", "it is inside the machine", Options())
+
+
+def _shipped(facts: Facts) -> Access:
+    """Return what holds where nobody says anything: README.md has the reasons."""
+    return Access.READ_ONLY if facts.encrypted else Access.ON_DEMAND
 
 
 def parse_rules(origin: str, text: str) -> list[Rule]:

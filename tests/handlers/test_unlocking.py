@@ -27,7 +27,7 @@ from mountsafe.daemon.showing import DisplaySettings
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import MAX_SECRET
 from mountsafe.policy.inside import Seen
-from mountsafe.policy.rules import Access, Decision, Options, Policy, Verdict
+from mountsafe.policy.rules import Decision, Options, Policy, Verdict
 from mountsafe.session.messages import (
     ORDERS,
     REPORTS,
@@ -142,7 +142,7 @@ class Desk:
 
         spare: Any = SimpleNamespace(take=take)
         display = DisplaySettings(lambda: self.person, "/run/media", "/x", 60, spare)
-        decision = Decision(Verdict.SANDBOX, "", "", "external", Options(access=Access.ON_DEMAND))
+        decision = Decision(Verdict.SANDBOX, "", "", "external", Options())
         self.keeper = Keeper(DEVICE, decision, display, self.public, Policy.parse([("p", policy)]).decide)
 
     async def unlock(self, secret: bytes, uid: int = ANN.uid, form: KeyForm = KeyForm.PASSPHRASE) -> None:

@@ -295,7 +295,7 @@ def test_key_files_that_cannot_be(rest: str, words: str) -> None:
 def access(*texts: str, facts: Facts = STICK) -> Access | None:
     policy = Policy.parse([(f"{number}.toml", text) for number, text in enumerate(texts)])
     assert not policy.broken
-    return policy.decide(facts).options.access
+    return policy.decide(facts).access
 
 
 def test_without_a_word_of_it_what_can_be_written_to_may_be() -> None:
@@ -313,6 +313,16 @@ def test_a_rule_says_it_for_its_media_and_a_file_for_all_others() -> None:
     assert access(default + '[[rule]]\nverdict = "ask"\naccess = "on-demand"') is Access.ON_DEMAND
 
 
+def test_what_is_encrypted_is_only_read_where_nobody_says_that_it_is_not() -> None:
+    """Who made it could have the passphrase written on it, and take it away again."""
+    locked = replace(STICK, fstype="crypto_LUKS")
+    for facts in (locked, replace(STICK, unlocked=True)):
+        assert access("", facts=facts) is Access.READ_ONLY
+        assert access('[[rule]]\nverdict = "sandbox"', facts=facts) is Access.READ_ONLY
+        for text in ('access = "on-demand"', '[[rule]]\nverdict = "sandbox"\naccess = "on-demand"'):
+            assert access(text, facts=facts) is Access.ON_DEMAND
+
+
 def test_of_several_files_the_most_important_one_says_it() -> None:
     assert access('access = "on-demand"', 'access = "read-only"') is Access.ON_DEMAND
     assert access('access = "read-only"', 'access = "on-demand"') is Access.READ_ONLY
@@ -320,7 +330,7 @@ def test_of_several_files_the_most_important_one_says_it() -> None:
 
 
 def test_a_policy_that_cannot_be_read_lets_nothing_be_written() -> None:
-    assert Policy.parse([("a", "access = 1")]).decide(STICK).options.access is Access.READ_ONLY
+    assert Policy.parse([("a", "access = 1")]).decide(STICK).access is Access.READ_ONLY
 
 
 @pytest.mark.parametrize(
