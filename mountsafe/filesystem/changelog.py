@@ -25,6 +25,7 @@ from mountsafe.limits import JOURNAL_BYTES, JOURNAL_CHANGES, MAX_LOST_NAMES
 
 OVERHEAD = 128  # bytes that a change takes beside its own
 MAKING = frozenset({Act.CREATE, Act.MKDIR, Act.MKNOD, Act.SYMLINK})
+LEAVING = frozenset({Act.UNLINK, Act.RMDIR, Act.RENAME})  # after them there is nothing where something was
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
@@ -184,13 +185,14 @@ class ChangeLog:
             return there is Name.FIXED
         return before is not None or there is not None or _are_open(about)
 
-    def excused(self, position: int, path: bytes) -> bool:
-        """Whether there may be nothing at a path where a change is repeated: a later one removed it or its folder."""
-        for later in self.changes[position + 1 :]:
-            gone = later.change.path
-            if later.change.act in (Act.UNLINK, Act.RMDIR, Act.RENAME) and (
-                path == gone or path.startswith(gone + b"/")
-            ):
+    def excused(self, position: int, path: bytes, pending: Change | None = None) -> bool:
+        """Whether there may be nothing at a path where a change is repeated: a later one removed it or its folder.
+
+        `pending`: the one that is being done, and may have been.
+        """
+        later = [logged.change for logged in self.changes[position + 1 :]]
+        for change in [*later, pending] if pending is not None else later:
+            if change.act in LEAVING and (path == change.path or path.startswith(change.path + b"/")):
                 return True
         return False
 

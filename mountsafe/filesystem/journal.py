@@ -64,7 +64,7 @@ class Journal:
         self._log = ChangeLog()
         self._handles: dict[int, Node] = {}
         self._last_handle = 0
-        self._pending = NOTHING  # what the change is about that is being done
+        self._pending: tuple[Change | None, Subjects] = (None, NOTHING)  # the change that is being done
         self._last = 0.0  # when something was changed
         self._refused_until = 0.0
         self._refusal = ""
@@ -111,14 +111,14 @@ class Journal:
         await self._require_writing()
         if self._log.full or self._log.endangered_by(change, about):
             await self._checkpoint()
-        self._pending = about
+        self._pending = (change, about)
         number = 0
         try:
             if change.flags & Flag.EXCHANGE:
                 number = await self._number_at(change.path)
             return await self._done(Logged(change, node, number), about, apply)
         finally:
-            self._pending = NOTHING
+            self._pending = (None, NOTHING)
             if self._log.full:
                 await self._checkpoint_soon()
 

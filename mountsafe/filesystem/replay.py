@@ -10,19 +10,22 @@ from contextlib import suppress
 from mountsafe import wire
 from mountsafe.changes import Act, Change, Flag, pack_change, pack_write, unpack_changed
 from mountsafe.filesystem.agents import Ask
-from mountsafe.filesystem.changelog import ABSENT, ChangeLog, Logged, Subjects, makes_file
+from mountsafe.filesystem.changelog import ABSENT, LEAVING, ChangeLog, Logged, Subjects, makes_file
 from mountsafe.filesystem.nodes import Node
 
 OPENING = frozenset({Act.OPEN, Act.CREATE})
 
 
 class Replay:
-    """One attempt. `handles`: what is open now; `pending`: what the change is about that is sent again afterwards."""
+    """One attempt. `handles`: what is open now; `pending`: the change that is sent again afterwards, if there is one,
+    and what it is about.
+    """
 
-    def __init__(self, log: ChangeLog, handles: dict[int, Node], pending: Subjects) -> None:
+    def __init__(self, log: ChangeLog, handles: dict[int, Node], pending: tuple[Change | None, Subjects]) -> None:
         self._log = log
         self._handles = handles
-        self._pending = (pending.what, pending.replaced)
+        self._last, about = pending
+        self._pending = (about.what, about.replaced)
         self._made = log.made()
         self._paths: dict[int, bytes] = {}  # by which handles were opened, or should have been
         self._open: set[int] = set()
@@ -42,10 +45,13 @@ class Replay:
             try:
                 await self._repeat(ask, position, logged)
             except OSError as error:
-                if error.errno not in ABSENT or not self._log.excused(position, logged.change.path):
+                if error.errno not in ABSENT or not self._may_find_nothing(position, logged.change):
                     raise
             self.repeated += 1
         return [handle for handle in self._handles if handle not in self._open]
+
+    def _may_find_nothing(self, position: int, change: Change) -> bool:
+        return change.act in LEAVING or self._log.excused(position, change.path, self._last)
 
     def _left_out(self, handle: int) -> bool:
         """Whether its file has been removed, or may have been: another one may be where it was."""
@@ -71,7 +77,7 @@ class Replay:
             await ask(wire.Kind.CHANGE, _again(change))
 
     def _may_be_absent(self, position: int, handle: int) -> bool:
-        return self._left_out(handle) or self._log.excused(position, self._paths.get(handle, b""))
+        return self._left_out(handle) or self._log.excused(position, self._paths.get(handle, b""), self._last)
 
     @staticmethod
     async def _number_at(ask: Ask, path: bytes) -> int:

@@ -112,7 +112,8 @@ class Supervisor:
     ) -> Machines:
         """Return machines that have another disk than the medium's: a virtual machine never has both."""
         self._machines.append(Machines(machine, acceleration, disk, self._nursery, self._reporter, ahead))
-        self._boxes.prepare(decrypts=True)
+        if not disk.writable:
+            self._boxes.prepare(decrypts=True)
         return self._machines[-1]
 
     async def _keep(self, storage: Storage, machined: Machined, ahead: Callable[[], Ahead]) -> None:

@@ -35,14 +35,14 @@ class Writable(Maker):
         self.size = size
         self.below = below
         self._medium = medium
-        self._flag = flag or ReadOnlyFlag(medium)
+        self.flag = flag or ReadOnlyFlag(medium)
         self._layer = Layer(((0, start, size),), size, None)
         self._tally = Tally.made()
 
     async def _serving(self) -> Plaintext:
         if not is_same(self._medium, self.base.medium.sequence):
             raise Exchanged("another medium is in its place")
-        self._flag.lift(self)
+        self.flag.lift(self)
         return Plaintext.start(self.stack, self._medium, self.keys, self._tally)
 
     @property
@@ -76,10 +76,10 @@ class Writable(Maker):
         except OSError as error:
             raise MountsafeError(f"the medium did not keep what was written: {error.strerror}") from error
         finally:
-            self._flag.lower(self)
+            self.flag.lower(self)
 
     async def close(self) -> None:
         """End the process for good."""
         await super().close()
-        self._flag.lower(self)
+        self.flag.lower(self)
         self._tally.close()

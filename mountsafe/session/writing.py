@@ -184,6 +184,27 @@ async def save(which: MountId, target: Path, deadline: float = SAVE_DEADLINE) ->
         raise UserError(f"{shown} was not saved within {deadline:.0f} s", hint, ExitCode.DEADLINE) from error
 
 
+def window_of(chosen: Chosen, medium: Medium) -> tuple[int, int]:
+    """Return the first byte and the size of what a file system has of its disk, to be written to. Raises ReadOnly."""
+    check_medium(medium)
+    below = chosen.machines.storage
+    check_stack(below.stack)
+    for position, (host, told) in enumerate(chosen.hosts):
+        check_host(host, told, None if position else medium)
+    return window(chosen.volume, chosen.told, below.size, None if chosen.hosts else medium)
+
+
+def writable_disk(chosen: Chosen, medium: Medium, nursery: trio.Nursery, flag: ReadOnlyFlag | None = None) -> Writable:
+    """Return the bytes of a file system as a disk that may be written to. Raises ReadOnly.
+
+    `flag`: of the other disks on the medium, if there are any.
+    """
+    start, size = window_of(chosen, medium)
+    if medium.writable_fd is None:
+        raise ReadOnly("it is not open for that")
+    return Writable(chosen.machines.storage, medium.writable_fd, start, size, nursery, flag)
+
+
 class Writers:
     """Which of a medium's file systems may be written to, and by whom: `make` first, if any is to be."""
 
@@ -222,17 +243,11 @@ class Writers:
 
     def _writer(self, chosen: Chosen) -> Writer:
         """Return the writer of a file system. Raises ReadOnly."""
-        check_medium(self._medium)
-        medium, below = self._medium, chosen.machines.storage
-        check_stack(below.stack)
-        for position, (host, told) in enumerate(chosen.hosts):
-            check_host(host, told, None if position else medium)
-        start, size = window(chosen.volume, chosen.told, below.size, None if chosen.hosts else medium)
+        disk = writable_disk(chosen, self._medium, self._nursery, self._flag)
+        self._flag = disk.flag
         device = next((each.device for each in chosen.told if each.kind == "disk"), "")
-        if medium.writable_fd is None or not device:
-            raise ReadOnly("it is not open for that")
-        self._flag = self._flag or ReadOnlyFlag(medium.writable_fd)
-        disk = Writable(below, medium.writable_fd, start, size, self._nursery, self._flag)
+        if not device:
+            raise ReadOnly("nothing is known of its disk")
         return Writer(disk, self._machined(disk, None), chosen.machines, device, self._listener, self._turned)
 
     def _turned(self) -> None:

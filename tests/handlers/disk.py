@@ -145,7 +145,8 @@ class Disk:
     def crash(self) -> None:
         """Leave one of the states, in which bytes that were written may be older ones."""
         states = self._states
-        self.now = states[self._chance.randrange(len(states))].copy()
+        newest = self._chance.random() < 0.4
+        self.now = (states[-1] if newest else self._chance.choice(states)).copy()
         for number, inode in list(self.now.inodes.items()):
             if not inode.nlink:
                 del self.now.inodes[number]  # it was open
@@ -258,9 +259,15 @@ class DiskGuest:
             if not again or c.act not in (Act.MKDIR, Act.MKNOD, Act.SYMLINK, Act.LINK):
                 raise
         except FileNotFoundError:
-            if not again or c.act not in (Act.UNLINK, Act.RMDIR, Act.RENAME, Act.LINK):
+            if not again or not (c.act in (Act.UNLINK, Act.RMDIR) or (c.act == Act.RENAME and self._is_there(c.other))):
                 raise
         return changes.pack_changed(self._entries(c))
+
+    def _is_there(self, path: bytes) -> bool:
+        try:
+            return self.disk.now.find(path) > 0
+        except OSError:
+            return False
 
     def _entries(self, c: Change) -> list[bytes]:
         tree = self.disk.now
