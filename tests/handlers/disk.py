@@ -152,8 +152,10 @@ class Disk:
                 del self.now.inodes[number]  # it was open
             elif stat.S_ISREG(inode.mode) and self._chance.random() < 0.5:
                 synced = states[0].inodes.get(number)
-                if synced is None or synced.data != inode.data:
-                    inode.data = inode.data[: self._chance.randrange(len(inode.data) + 1)]
+                before = synced.data if synced is not None else b""
+                if before != inode.data:
+                    came = self._chance.randrange(len(inode.data) + 1)
+                    inode.data = inode.data[:came] + before[came:]
         self._states = [self.now.copy()]
 
 
