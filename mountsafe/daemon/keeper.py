@@ -237,7 +237,7 @@ class Keeper:
         if self.mounts:
             doing = "written to" if self._writes.changing else "shown"
             self._suffer(IncidentKind.PULLED, f"it was pulled out while it was {doing}")
-        self._pulled = self._showing
+        self._pulled |= self._showing
 
     @property
     def lost(self) -> bool:
@@ -274,6 +274,7 @@ class Keeper:
     async def _end_when_detached(self) -> None:
         await until_detached(self.device.disk)
         self._log.info("%s is being detached", self._shown)
+        self._pulled = self._showing
         self._scope.cancel()
 
     def _be_busy(self) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -247,30 +248,35 @@ def narrow(machine: Machine) -> Iterator[tuple[str, Callable[[], None]]]:
         wait_for(lambda: machine.run("umount", SCRATCH).code == 0, "the end of its user")
 
 
+@contextmanager
+def news(machine: Machine, path: Path) -> Iterator[Callable[[], str]]:
+    """Hear what the daemon announces."""
+    with path.open("wb") as file:
+        command = machine.command(sys.executable, "-m", "mountsafe", "watch", "--json")
+        watching = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file)
+    try:
+        wait_for(lambda: "watching" in path.read_text(), "the news")
+        yield path.read_text
+    finally:
+        watching.kill()
+        watching.wait()
+
+
 def test_what_was_not_saved_when_it_was_pulled_out_is_told_by_name(daemon: Daemon, tmp_path: Path) -> None:
     machine = daemon.machine
     daemon.wait_for_mounts()
-    with narrow(machine) as (path, fails), (tmp_path / "news").open("wb") as file:
-        news = subprocess.Popen(
-            machine.command("python3", "-m", "mountsafe", "watch", "--json"), stdin=subprocess.DEVNULL, stdout=file
-        )
+    with narrow(machine) as (path, fails), news(machine, tmp_path / "news") as told_so_far:
         with machine.loop(Path(path)) as device:
             folder = opened(daemon, "NARROW")
-            sh(machine, 'head -c 100000 /dev/urandom >"$0/first.bin" && sync -f "$0/first.bin"', folder).ok()
+            sh(machine, 'head -c 100000 /dev/urandom >"$0/first.bin" && sync "$0/first.bin"', folder).ok()
             fails()
-            sh(machine, 'head -c 8000000 /dev/urandom >"$0/Holidays 2026.mp4" || true', folder).ok()
+            sh(machine, 'head -c 8000000 /dev/urandom >"$0/Holidays 2026.mp4"', folder).ok()
             machine.run("losetup", "--detach", device).ok()
             wait_for(lambda: told(machine)["state"] == "lost", "what is lost", daemon.words)
-            medium = told(machine)
-            assert "Holidays 2026.mp4" in str(medium["lost"])
-            assert "first.bin" not in str(medium["lost"])
-            assert "Holidays 2026.mp4" in machine.mountsafe("devices").ok().out
-            wait_for(lambda: '"unsaved"' in (tmp_path / "news").read_text(), "the incident")
-        news.kill()
-        news.wait()
-        daemon.wait_for_mounts()
-        with machine.loop(Path(path)):  # whatever comes in its place is no matter of the last one
-            wait_for(lambda: told(machine)["lost"] == "", "another medium")
+        assert "Holidays 2026.mp4" in str(told(machine)["lost"])
+        assert "first.bin" not in str(told(machine)["lost"])
+        assert "Holidays 2026.mp4" in machine.mountsafe("devices").ok().out
+        wait_for(lambda: '"unsaved"' in told_so_far(), "the incident")
 
 
 def test_what_cannot_be_saved_is_not_ejected_without_a_word(daemon: Daemon) -> None:
@@ -278,9 +284,9 @@ def test_what_cannot_be_saved_is_not_ejected_without_a_word(daemon: Daemon) -> N
     daemon.wait_for_mounts()
     with narrow(machine) as (path, fails), machine.loop(Path(path)) as device:
         folder = opened(daemon, "NARROW")
-        sh(machine, 'echo 1 >"$0/first.txt" && sync -f "$0/first.txt"', folder).ok()
+        sh(machine, 'echo 1 >"$0/first.txt" && sync "$0/first.txt"', folder).ok()
         fails()
-        sh(machine, 'head -c 8000000 /dev/urandom >"$0/Holidays 2026.mp4" || true', folder).ok()
+        sh(machine, 'head -c 8000000 /dev/urandom >"$0/Holidays 2026.mp4"', folder).ok()
         done = machine.mountsafe("eject", device)
         assert done.code != 0
         assert "pulled out" not in done.out
