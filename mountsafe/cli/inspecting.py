@@ -117,8 +117,8 @@ def _tell(medium: Medium, found: Found) -> None:
 
 
 def _facts(volume: Volume, found: Found) -> dict[str, Any]:
-    about = found.encrypted.get(volume.name)
+    about, why = found.encrypted.get(volume.name), found.read_only.get(volume.name)
     if about is None:
-        return volume.facts()
+        return volume.facts() | ({} if why is None else {"writable": not why, "read_only": why})
     told = {"error": about.message, "hint": about.hint} if isinstance(about, UserError) else codec.plain(about)
     return volume.facts() | {"encryption": told}

@@ -41,8 +41,8 @@ LEADING_ELSEWHERE = frozenset({Act.RENAME, Act.UNLINK, Act.RMDIR})  # paths lead
 class Journal:
     """The changes of one mount. All but `run`, `attend` and what is said otherwise is called in work that `run` does.
 
-    `unsaved` is told why changes are lost, and how many. `replayed` is called when a new VM does again what was done,
-    and `settled` when the file system is read as it is on the disk from now on.
+    `unsaved` is told why changes are lost, how many, and a few paths. `replayed` is called when a new VM does again
+    what was done, and `settled` when the file system is read as it is on the disk from now on.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Journal:
         agents: Agents,
         nursery: trio.Nursery,
         idle: float,
-        unsaved: Callable[[str, int], Awaitable[None]],
+        unsaved: Callable[[str, int, list[bytes]], Awaitable[None]],
         replayed: Callable[[], None],
         settled: Callable[[], None],
     ) -> None:
@@ -282,7 +282,7 @@ class Journal:
     async def _lost(self, why: str, count: int) -> None:
         self.failures += 1
         log.error("%d changes may be lost: %s", count, why)
-        await self._unsaved(why, count)
+        await self._unsaved(why, count, self._log.names)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
     async def _checkpoint(self) -> None:
@@ -349,6 +349,7 @@ class Journal:
         self._settled()
         if why:
             await self._lost(why, 0)
+        self._log.forget()
 
     async def end(self) -> None:
         """Have the disk take everything, and leave it clean: nothing is changed any more."""

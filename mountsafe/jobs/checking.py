@@ -17,7 +17,7 @@ from mountsafe.jobs.checks import Checks, Outcome, Result, late, told_of
 from mountsafe.limits import CHECK_SECONDS, REQUEST_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
-from mountsafe.medium.windows import ReadOnly, check_medium, window
+from mountsafe.medium.windows import ReadOnly
 from mountsafe.session.ahead import Ahead
 from mountsafe.session.choice import Choice, Chosen
 from mountsafe.session.finding import machine_settings, open_storage
@@ -26,6 +26,7 @@ from mountsafe.session.messages import Found, Judged, Key, KeyForm, Locked, Moun
 from mountsafe.session.start import Unlock
 from mountsafe.session.storage import Lender, Storage
 from mountsafe.session.writable import Writable
+from mountsafe.session.writing import window_of, writable_disk
 from mountsafe.text import printable
 from mountsafe.trios import run
 
@@ -145,7 +146,7 @@ class _Job:
                 await chosen.machines.release(chosen.machines.storage)
                 await chosen.machines.release(self)
         if wish.repair:
-            await self._repair(choice.chosen, report, medium, first.storage.base)
+            await self._repair(choice.chosen, report, medium)
         return report
 
     async def _checked(self, chosen: Chosen) -> Result:
@@ -155,19 +156,20 @@ class _Job:
         self._person.progress(f"checking {volume.describe()}, with {checker.program}")
         return await asked(chosen.machines, volume, self._wish.seconds, self._nursery, self)
 
-    async def _repair(self, chosen: Sequence[Chosen], report: Checks, medium: Medium, storage: Storage) -> None:
+    async def _repair(self, chosen: Sequence[Chosen], report: Checks, medium: Medium) -> None:
         """Repair what has errors, and can be, if the person approves."""
-        places: dict[int, tuple[int, int]] = {}
+        found: list[int] = []
         for position, each in enumerate(chosen):
             if report.results[position].outcome is Outcome.ERRORS:
                 try:
-                    places[position] = _window(each, medium, storage)
+                    _check_repairable(each, medium)
+                    found.append(position)
                 except ReadOnly as error:
                     why = f"it was not repaired: {error}"
                     report.results[position] = replace(report.results[position], why=why)
-        if self._person.approves([chosen[position].volume for position in places]):
-            for position, place in places.items():
-                disk = Writable(storage, _writable(medium), *place, self._nursery)
+        if self._person.approves([chosen[position].volume for position in found]):
+            for position in found:
+                disk = writable_disk(chosen[position], medium, self._nursery)
                 report.results[position] = await self._repaired(chosen[position].volume, disk)
 
     async def _repaired(self, volume: Volume, disk: Writable) -> Result:
@@ -186,22 +188,12 @@ class _Job:
         return result
 
 
-def _writable(medium: Medium) -> int:
-    if medium.writable_fd is None:
-        raise ReadOnly("the medium is not open for writing")
-    return medium.writable_fd
-
-
-def _window(chosen: Chosen, medium: Medium, storage: Storage) -> tuple[int, int]:
-    """Return where a file system may be written to, and how much. Raises ReadOnly."""
+def _check_repairable(chosen: Chosen, medium: Medium) -> None:
+    """Raise ReadOnly for a file system that cannot be repaired, or not where it is."""
     checker = CHECKERS[chosen.volume.fstype]
     if not checker.repair:
         raise ReadOnly(checker.no_repair)
-    _writable(medium)
-    check_medium(medium)
-    if chosen.hosts:
-        raise ReadOnly("what is encrypted is only checked")
-    return window(chosen.volume, chosen.told, storage.size, medium)
+    window_of(chosen, medium)
 
 
 async def asked(

@@ -10,6 +10,7 @@ from mountsafe.encrypted.description import Description
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
+from mountsafe.medium.windows import why_read_only
 from mountsafe.session.finding import inspect_medium, machine_settings, open_storage
 from mountsafe.session.machines import Listener, Machines
 from mountsafe.session.storage import Storage
@@ -21,12 +22,14 @@ from mountsafe.trios import run
 class Found:
     """What is on a medium; `size` is that of the disk in it, in bytes.
 
-    `encrypted`: what is known of encrypted volumes without a key, by their names, or why nothing is.
+    `encrypted`: what is known of encrypted volumes without a key, by their names, or why nothing is. `read_only`: of
+    each file system, by its name, why `mount --write` cannot have it changed, or "".
     """
 
     size: int
     volumes: list[Volume]
     encrypted: dict[str, Description | UserError]
+    read_only: dict[str, str]
 
 
 def inspected(medium: Medium, verbose: bool = False, listener: Listener | None = None) -> Found:
@@ -62,7 +65,9 @@ async def _find_with(
             await open_storage(storage)
             volumes = await inspect_medium(machines, nursery)
             encrypted = {volume.name: await _described(storage, volume) for volume in volumes if volume.encrypted}
-            return Found(storage.size, volumes, encrypted)
+            mountable = [volume for volume in volumes if volume.mountable]
+            read_only = {each.name: why_read_only(each, volumes, storage.size, medium) for each in mountable}
+            return Found(storage.size, volumes, encrypted, read_only)
         finally:
             await machines.close()
             nursery.cancel_scope.cancel()

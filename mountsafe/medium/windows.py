@@ -48,6 +48,16 @@ def window(volume: Volume, told: Sequence[Volume], size: int, medium: Medium | N
     return start, length
 
 
+def why_read_only(volume: Volume, told: Sequence[Volume], size: int, medium: Medium) -> str:
+    """Return why a file system on the medium's own disk cannot be written to; "" if it can."""
+    try:
+        check_medium(medium)
+        window(volume, told, size, medium)
+    except ReadOnly as error:
+        return str(error)
+    return ""
+
+
 def check_host(host: Volume, told: Sequence[Volume], medium: Medium | None) -> None:
     """Raise ReadOnly for what is in an encrypted volume that is only read: as `window` says."""
     if host.fstype in HIDING:

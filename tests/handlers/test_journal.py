@@ -148,9 +148,10 @@ async def test_what_cannot_be_repeated_is_lost_loudly() -> None:
             await mount.operations.mkdir(ROOT, b"folder", 0o755, CTX)  # type: ignore[attr-defined]
         async with fails(errno.EIO):
             await mount.operations.fsync(0, False)  # type: ignore[attr-defined]
-        ((why, count),) = mount.host.lost
+        ((why, count, names),) = mount.host.lost
         assert "could not be repeated" in why
         assert count >= 3
+        assert names == [b"file"]
         await mount.journal.end()
 
 

@@ -125,7 +125,9 @@ def test_a_medium_that_changes_while_trust_is_changed_is_kept(
     """Two partitions are kept apart: while the first is seen off, the second goes, and another may come."""
     monkeypatch.setattr(serving.trusting, "put_in_force", Mock())
     monkeypatch.setattr(serving.inforce, "look_again", Mock())
-    first, second, new = (Mock(device=SimpleNamespace(name=name), end=AsyncMock()) for name in ("sdb1", "sdb2", "sdb2"))
+    first, second, new = (
+        Mock(device=SimpleNamespace(name=name), lost=False, end=AsyncMock()) for name in ("sdb1", "sdb2", "sdb2")
+    )
 
     async def change() -> dict[str, Any]:
         service = Service(tmp_path, Mock(), 4)

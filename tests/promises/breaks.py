@@ -73,7 +73,7 @@ BREAKS: dict[int, list[Break]] = {
         Break("policy/udev.py", 'ENV{UDISKS_SYSTEM}="1", ENV{SYSTEMD_READY}="0"', 'ENV{MOUNTSAFE_SEEN}="1"'),
     ],
     20: [Break("medium/claim.py", "os.O_RDONLY | os.O_EXCL", "os.O_RDONLY")],
-    21: [Break("policy/rules.py", "return cls([], str(error))", "return cls([])")],
+    21: [Break("policy/rules.py", "return cls([], str(error), Access.READ_ONLY)", "return cls([])")],
     22: [Break("system/generated.py", "    if not found:\n        return\n    told", "    return\n    told")],
     23: [Break("daemon/authority.py", "if answer is not True:", "if False:")],
     24: [Break("daemon/control.py", "if uid != 0:", "if False:")],

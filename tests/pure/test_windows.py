@@ -12,7 +12,16 @@ from mountsafe.medium.formats import Format
 from mountsafe.medium.part import Part
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
-from mountsafe.medium.windows import TYPES, ReadOnly, check_host, check_medium, check_stack, kernel_partitions, window
+from mountsafe.medium.windows import (
+    TYPES,
+    ReadOnly,
+    check_host,
+    check_medium,
+    check_stack,
+    kernel_partitions,
+    why_read_only,
+    window,
+)
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -117,6 +126,12 @@ def test_a_container_is_only_read(format_: Format) -> None:
     with pytest.raises(ReadOnly, match=format_.value):
         check_medium(replace(MEDIUM, format=format_))
     check_medium(MEDIUM)
+
+
+def test_why_it_is_read_only_is_said_beforehand() -> None:
+    assert why_read_only(ONE, [DISK, ONE, TWO], SIZE, MEDIUM) == ""
+    assert why_read_only(replace(ONE, fstype="romfs"), [DISK, ONE], SIZE, MEDIUM) == "romfs is only read"
+    assert "only read" in why_read_only(ONE, [DISK, ONE], SIZE, replace(MEDIUM, format=Format.VDI))
 
 
 def test_types_are_such_as_there_are() -> None:

@@ -150,6 +150,22 @@ def test_what_fails_is_counted_and_is_an_error_of_that_request_alone(ground: Gro
     assert (counts.failures, os.strerror(counts.error)) == (2, "Bad file descriptor")
 
 
+def test_a_medium_that_keeps_nothing_is_an_error_of_who_asks(ground: Ground) -> None:
+    """In its place is the end of a pipe, which cannot be synced."""
+    os.close(ground.fd)
+    reading, ground.fd = os.pipe()
+
+    def work(server: Plaintext) -> None:
+        handle = client(server)
+        with pytest.raises(nbd.Error) as failure:
+            handle.flush()
+        assert ERROR in str(failure.value)
+
+    ground.serve(work)
+    os.close(reading)
+    assert ground.tally.read().failures == 1
+
+
 def test_what_was_flushed_outlives_a_server_that_is_killed(ground: Ground) -> None:
     """And the count goes on with the next one."""
 

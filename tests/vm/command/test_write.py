@@ -27,7 +27,7 @@ set -e
 cd "$1"
 mkdir -p tree/deep/deeper
 for number in 1 2 3 4 5 6 7 8 9; do echo "$number" >tree/deep/file$number; done
-head -c 3000000 /dev/zero | tr '\\\\0' x >tree/large
+head -c 3000000 /dev/zero | tr '\\0' x >tree/large
 cp -r tree copy
 echo edited >>copy/deep/file1
 mv copy/deep/file2 copy/deep/moved
