@@ -18,7 +18,7 @@ _EXIT_CODE = re.compile(r"\| (\d+) \| (.+) \|")
 
 def pages(version: str) -> dict[str, str]:
     """Return each page's name and text."""
-    head, _, tail = EXAMPLE.read_text(encoding="utf-8").partition("# Twelve rules")
+    head, _, tail = EXAMPLE.read_text(encoding="utf-8").partition("# Thirteen rules")
     codes = _EXIT_CODE.findall((REPOSITORY / "README.md").read_text(encoding="utf-8").partition("## Exit codes")[2])
     parts = {
         "@version@": version,

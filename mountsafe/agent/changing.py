@@ -19,8 +19,8 @@ from mountsafe.agent.tree import Tree
 from mountsafe.changes import Act, Change, Flag
 
 GONE = -1  # in the place of a descriptor: the file is removed by a change that is still to be repeated
-# Types whose folders are in the cache of their device, and are not written along with a file.
-FOLDERS_ON_DEVICE = frozenset({"vfat", "msdos", "exfat", "udf"})
+# Types that write with a file what leads to it: those with a journal, or the like, and one whose driver writes all.
+LED_TO = frozenset({"ext3", "ext4", "xfs", "btrfs", "f2fs", "ntfs-3g"})
 _SOUND = (errno.EROFS, errno.EIO)  # what a driver says that has given up
 
 
@@ -100,7 +100,8 @@ class Changing:
         """Answer a SYNC."""
         if number := changes.unpack_sync(body):
             os.fsync(self._handle(number).fd)
-            if self._type in FOLDERS_ON_DEVICE:
+            if self._type not in LED_TO:
+                os.sync()
                 self._disk.flush()
         else:
             self._synchronise()

@@ -11,6 +11,7 @@ from mountsafe.agent.folders import Folders, split
 from mountsafe.agent.programs import Refused
 from mountsafe.agent.tree import NTFS, Tree
 
+LARGEST_BLOCK = 4096
 OPEN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -111,6 +112,8 @@ class Places:
             st = os.fstat(fd)
             if not record.folder and record.valid < record.size and st.st_size < record.size:
                 os.ftruncate(fd, record.size)
+                # The rest of the last block that was written is not zeros, as the driver takes for granted.
+                os.pwrite(fd, bytes(min(record.size - record.valid, LARGEST_BLOCK)), record.valid)
             os.utime(fd, ns=self.amended.times(record, st.st_atime_ns, st.st_mtime_ns))
             os.fsync(fd)
         finally:

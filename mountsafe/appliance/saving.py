@@ -32,32 +32,39 @@ def prepare(output: Path, work: Path, acceleration: Acceleration, progress: Prog
     if qemu is None:
         progress(f"QEMU does not work on this host: {distribution.install('qemu-system-x86')}")
         return
-    if likely(acceleration, progress) == "kvm":
-        since = time.monotonic()
-        saved = _saved_with_kvm(output, qemu, work, acceleration, progress)
-        others = os.geteuid() == 0  # use what root builds
-        if saved and not (others and time.monotonic() - since < QUICK):
-            return
     try:
-        freeze.freeze(output, qemu, GUEST_MEMORY_MIB, "tcg", work)
+        _save(output, qemu, work, acceleration, progress)
     except freeze.Crashed as crash:
         what = f"the virtual machine that was built crashes: {printable(str(crash))}"
         hint = "Its kernel and programs are this host's: mountsafe doctor says which. Please report it with both."
         raise UserError(what, hint, ExitCode.APPLIANCE) from crash
-    except MountsafeError as error:
-        progress(f"{printable(str(error))}: it will be booted each time")
 
 
 def renew(appliance: Path, work: Path, acceleration: Acceleration, progress: Progress) -> None:
-    """Save a VM anew, for the accelerator that is used here, in an appliance that is in use."""
+    """Save VMs anew in an appliance that is in use. What goes wrong is told: VMs boot then."""
     qemu = features.record(appliance, work / "answers", work)
     if qemu is None:
         return
+    try:
+        _save(appliance, qemu, work, acceleration, progress)
+    except freeze.Crashed as crash:
+        progress(f"{printable(str(crash))}: no virtual machine is saved")
+
+
+def _save(appliance: Path, qemu: str, work: Path, acceleration: Acceleration, progress: Progress) -> None:
+    """Save a VM for what is used here. Raises `Crashed` if it is of no use without KVM."""
     if likely(acceleration, progress) == "kvm":
-        _saved_with_kvm(appliance, qemu, work, acceleration, progress)
+        since = time.monotonic()
+        saved = _saved_with_kvm(appliance, qemu, work, acceleration, progress)
+        others = os.geteuid() == 0  # use what root builds
+        if saved and not (others and time.monotonic() - since < QUICK):
+            return
+    if not _needed(appliance, "tcg", acceleration):
         return
     try:
         freeze.freeze(appliance, qemu, GUEST_MEMORY_MIB, "tcg", work)
+    except freeze.Crashed:
+        raise
     except MountsafeError as error:
         progress(f"{printable(str(error))}: it will be booted each time")
 
@@ -77,7 +84,10 @@ def missing(appliance: Path, acceleration: Acceleration) -> tuple[str, bool]:
 
 def outdated(appliance: Path, acceleration: Acceleration, progress: Progress) -> bool:
     """Whether a VM boots here, and nobody has tried yet whether it can be saved; or it hung."""
-    accelerator = likely(acceleration, progress)
+    return _needed(appliance, likely(acceleration, progress), acceleration)
+
+
+def _needed(appliance: Path, accelerator: str, acceleration: Acceleration) -> bool:
     known = thaw.tried(appliance, GUEST_MEMORY_MIB, accelerator)
     return known is None or not acceleration.trusts(thaw.state(appliance, accelerator))
 

@@ -20,8 +20,9 @@ from mountsafe.appliance.qmp import Qmp, QmpError
 from mountsafe.errors import GuestGone
 
 INCOMING = ("-incoming", "defer")  # for libguestfs's `config`: QEMU waits for the state that `begin` sends
-DEADLINE = 20.0
-TIMES = 10.0  # how many times longer than at its proof a state may take to come to life: the host may be busy
+DEADLINE = 60.0  # of each step; on a host that is emulated and busy QEMU alone takes 20 s to open its monitor
+PATIENCE = 20.0  # for all of a start from a state, and
+TIMES = 10.0  # if that is more, how many times longer than at the state's proof: the host may be busy
 FD = "state"
 
 
@@ -77,7 +78,7 @@ def fits(appliance: Path, memory_mib: int, accelerator: str) -> bool:
 def patience(appliance: Path, memory_mib: int, accelerator: str) -> float:
     """Return how many seconds a VM may take to start from the state that fits."""
     known = tried(appliance, memory_mib, accelerator)
-    return max(DEADLINE, TIMES * known[1] if known else 0.0)
+    return max(PATIENCE, TIMES * known[1] if known else 0.0)
 
 
 def begin(saved: Path, monitor: str) -> int:

@@ -32,7 +32,7 @@ def judge_of(medium: Medium) -> Judge:
             raise _refusal(medium, next(iter(judgement.refused.values())))
         if judgement.asks is not None:
             screen.warn(f"the policy asks before it opens {medium.name}: {judgement.asks.reason}")
-        return replace(judgement, mount_options={})
+        return replace(judgement, mount_options={}, read_only=frozenset())
 
     return judged
 

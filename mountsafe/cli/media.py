@@ -65,13 +65,20 @@ def devices(json: Json = False) -> None:
     if json:
         screen.print_json(found)
     elif found:
-        rows = [[*(each[key] for key in ("device", "fstype", "label", "state")), _where(each)] for each in found]
-        screen.table(["DEVICE", "TYPE", "LABEL", "STATE", "SHOWN ON, OR WHY NOT"], rows)
+        known = ("device", "fstype", "label", "state")
+        rows = [[*(each[key] for key in known), _access(each), _where(each)] for each in found]
+        screen.table(["DEVICE", "TYPE", "LABEL", "STATE", "ACCESS", "SHOWN ON, OR WHY NOT"], rows)
         for each in found:
             if each.get("note"):
                 screen.warn(f"{each['device']}: {each['note']}")
     else:
         screen.note("no media")
+
+
+def _access(medium: dict[str, Any]) -> str:
+    """Whether it can be written to; a daemon of an earlier version has all of it only read."""
+    access = str(medium.get("access", "read-only" if medium["mounts"] else ""))
+    return f"{access}, saving" if medium.get("changing") else access
 
 
 def _where(medium: dict[str, Any]) -> list[str]:
@@ -206,7 +213,9 @@ def eject(medium: Medium, json: Json = False) -> None:
 def _act(method: str, medium: str, json: bool) -> None:
     from mountsafe.daemon import client
 
-    client.act(method, medium)
+    with screen.progress(json) as progress:
+        progress(f"waiting until all of {medium} is saved")
+        client.act(method, medium)
     if json:
         screen.print_json({"device": medium, "done": method.lower()})
     else:

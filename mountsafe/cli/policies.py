@@ -18,7 +18,7 @@ from mountsafe.medium.source import open_medium
 from mountsafe.policy import files
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.risk import RiskClass
-from mountsafe.policy.rules import Decision
+from mountsafe.policy.rules import Decision, Verdict
 from mountsafe.system import inforce
 from mountsafe.system.files import Change, Files, Plan
 
@@ -64,7 +64,7 @@ def explain(source: Source, rules: Rules = files.FOLDER, json: Json = False) -> 
     if not judged:
         screen.say("nothing in it is a medium: no rule applies")
         return
-    screen.table(["DEVICE", "TYPE", "LABEL", "VERDICT", "RULE", "BECAUSE"], [_row(*each) for each in judged])
+    screen.table(["DEVICE", "TYPE", "LABEL", "VERDICT", "ACCESS", "RULE", "BECAUSE"], [_row(*each) for each in judged])
 
 
 def _facts(source: Path, quiet: bool) -> list[Facts]:
@@ -96,14 +96,21 @@ def _row(facts: Facts, decision: Decision) -> list[str]:
         facts.fstype or "-",
         facts.label,
         decision.verdict,
+        _access(decision),
         rule if decision.rule else "none",
         decision.reason,
     ]
 
 
+def _access(decision: Decision) -> str:
+    """Whether it may be written to, as far as its type goes; of what no virtual machine opens nothing is said."""
+    opened = decision.verdict in (Verdict.SANDBOX, Verdict.ASK)
+    return decision.access if opened else ""
+
+
 @app.command(epilog="Example: [bold]mountsafe policy example | sudo tee /etc/mountsafe/policy.toml[/bold]")
 def example() -> None:
-    """Print a policy.toml that explains itself: every key, and twelve rules to copy. As it is it changes nothing."""
+    """Print a policy.toml that explains itself: every key, and thirteen rules to copy. As it is it changes nothing."""
     screen.document(files.EXAMPLE.read_text(encoding="utf-8").rstrip("\n"))
 
 

@@ -14,12 +14,14 @@ from jeepney import (
 
 from mountsafe.daemon.address import NAME, PATH
 from mountsafe.errors import ExitCode, NoRight, UserError
+from mountsafe.limits import SAVE_DEADLINE
 from mountsafe.session.messages import KeyForm
 from mountsafe.system.answers import Connection, connected
 from mountsafe.system.messages import MAX_BODY, Heard, Malformed
 
 TIMEOUT = 20.0  # seconds
-ACT_TIMEOUT = 300.0  # somebody may have to look for a password, and unmounting may take its time
+# Somebody may have to look for a password, and what was changed has to be saved on the slowest of cards.
+ACT_TIMEOUT = 300.0 + SAVE_DEADLINE
 
 
 class DaemonAway(UserError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mountsafe.hotplug.devices import Device
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.inside import Seen
-from mountsafe.session.messages import Mount
+from mountsafe.session.messages import Locked, Mount
 from mountsafe.text import printable
 
 NOTE = 1000  # characters of what is to be known of a medium's mounts
@@ -58,3 +58,24 @@ def noted(mounts: Sequence[Mount]) -> str:
     many = len(mounts) > 1
     words = [f"{', '.join(names)}: {note}" if many else note for note, names in notes.items()]
     return printable("; ".join(words), NOTE)
+
+
+def told_of_mounts(mounts: Sequence[Mount]) -> dict[str, str | list[str]]:
+    """Return what others are told of what is shown."""
+    return {
+        "note": noted(mounts),
+        "mounts": [printable(os.fsencode(mounted.target), 500) for mounted in mounts],
+        "types": [printable(mounted.fstype) for mounted in mounts],
+        "labels": [printable(mounted.label) for mounted in mounts],
+        "accesses": [mounted.access for mounted in mounts],
+        "read_only": "; ".join(dict.fromkeys(printable(each.read_only) for each in mounts if each.read_only)),
+    }
+
+
+def told_of_locked(locked: Sequence[Locked]) -> dict[str, str]:
+    """Return what others are told of what needs a key."""
+    return {
+        "locked": ", ".join(each.kind for each in locked),
+        "locked_uuid": next((each.uuid for each in locked), ""),
+        "locked_hint": next((each.hint for each in locked), ""),
+    }

@@ -10,7 +10,7 @@ from mountsafe.hotplug.devices import Device
 from mountsafe.medium.volumes import ENCRYPTED
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.inside import Judgement, Seen, judge
-from mountsafe.policy.rules import Decision, Options, Verdict
+from mountsafe.policy.rules import Access, Decision, Options, Verdict
 from mountsafe.session.messages import Locked, Mount
 
 
@@ -61,8 +61,12 @@ class Inside:
             raise HeldBack(next(iter(judgement.refused.values())))
         if judgement.asks is not None and not self.approved:
             raise HeldBack(judgement.asks)
-        if wished is not None and wished.general != judgement.options:
-            raise Otherwise(judgement.options)
+        if wished is not None:
+            kept_out = {*judgement.refused, *judgement.read_only}
+            writable = any(each.chosen and each.name not in kept_out for each in found)
+            access = Access.ON_DEMAND if writable else wished.access
+            if wished.general != judgement.options or wished.access != access:
+                raise Otherwise(replace(judgement.options, access=access))
         return judgement
 
     def key_file(self, locked: Locked) -> str:

@@ -1,31 +1,33 @@
 """One medium that is plugged in: claimed, shown, and let go when it is gone."""
 
-import errno
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from mountsafe.daemon.aside import TooSlow, aside, ended, quietly
-from mountsafe.daemon.contents import noted
+from mountsafe.daemon.aside import aside, ended, quietly
+from mountsafe.daemon.claiming import claimed, let_go, medium_for, until_detached
+from mountsafe.daemon.contents import noted, told_of_locked, told_of_mounts
 from mountsafe.daemon.inside import HeldBack, Inside, Otherwise
 from mountsafe.daemon.journal import MediumLog
 from mountsafe.daemon.keys import NOTHING, Keys, Said
 from mountsafe.daemon.person import Person, folder_of
-from mountsafe.daemon.showing import DisplaySettings, IncidentKind, Public
+from mountsafe.daemon.showing import DisplaySettings, IncidentKind, Public, until_there
 from mountsafe.daemon.states import OPENABLE, State, checked
+from mountsafe.daemon.writes import SAVE_UNSAID, Writes
 from mountsafe.errors import ExitCode, MountsafeError, UserError
-from mountsafe.hotplug.devices import Device, is_to_be_detached
+from mountsafe.hotplug.devices import Device
 from mountsafe.limits import SILENCE_DEADLINE
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Options, Verdict
-from mountsafe.session.messages import KeyForm, Mount, MountOptions, Record
-from mountsafe.session.mounter import unmount_at
+from mountsafe.session.messages import Changing, Incident, KeyForm, Mount, MountOptions, NotSaved, Record, Report
 from mountsafe.session.places import Place
 from mountsafe.session.start import Lost, Starting
 from mountsafe.session.targets import held
@@ -33,15 +35,8 @@ from mountsafe.system import handed
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
-CLAIM_PATIENCE = 3.0  # seconds: a predecessor of ours, or udev itself, may still have it open
-CLAIM_INTERVAL = 0.1
-BUSY_INTERVAL = 1.0
-UNLOCK_INTERVAL = 1.0
-NOTES = Path("/run/mountsafe/claims")
-DETACH_INTERVAL = 0.5
 # Seconds until what blocks is left behind. The kernel tries a command that a stick does not answer for 30 s, and again.
-FILES_PATIENCE, PERSON_PATIENCE, UNMOUNT_PATIENCE, END_PATIENCE = 20.0, 60.0, 60.0, 60.0
-EJECT_PATIENCE, RELEASE_PATIENCE = 40.0, 40.0
+FILES_PATIENCE, END_PATIENCE = 20.0, 60.0
 
 
 class Keeper:
@@ -67,6 +62,8 @@ class Keeper:
         self.mounts: tuple[Mount, ...] = ()
         self.person: Person | None = None  # whom it is shown to, or was until it was unmounted
         self.problem = ""  # what went wrong last
+        self._writes = Writes()
+        self._overheard: list[Report | None] = []  # what a supervisor told when nobody waited for it any more
         self._public = public
         self._log = MediumLog(log, self.told)
         self._wanted = trio.Event()  # somebody wants it opened
@@ -74,7 +71,7 @@ class Keeper:
         self._claim: Claim | None = None
         self._keys = Keys(self._inside.key_file)
         self._showing = False  # a supervisor has it
-        self._ejecting = False
+        self._ejecting = self._pulled = False
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -94,7 +91,7 @@ class Keeper:
     async def _is_claimed(self) -> bool:
         if self._claim is None:
             with self._surviving(IncidentKind.CLAIM, "it cannot be claimed"):
-                self._claim = await self._claimed()
+                self._claim = await claimed(self.device, self._be_busy)
                 self._log.info("%s is claimed: %s", self._shown, self.decision.reason)
         return self._claim is not None
 
@@ -124,7 +121,7 @@ class Keeper:
         try:
             with self._keys.tried():
                 try:
-                    await self._show(self.decision.options, settled=False)
+                    await self._show(self.decision.wished, settled=False)
                 except Otherwise as found:
                     await self._show(found.options, settled=True)  # whatever the guest finds now
         except HeldBack as held:
@@ -182,8 +179,7 @@ class Keeper:
         self._require_locked()
         attempt = self._keys.offer(form, fd, uid)
         try:
-            for mounted in self.mounts:
-                await aside(partial(unmount_at, Path(mounted.target)), UNMOUNT_PATIENCE)
+            await self._unmount()
         except BaseException as error:
             self._keys.withdraw(error if isinstance(error, UserError) else UserError("it was interrupted"))
             raise
@@ -203,16 +199,28 @@ class Keeper:
         if not self._keys.asked or self.state not in (State.OPEN, State.LOCKED):
             hint = "mountsafe eject lets it go."
             raise UserError(f"nothing of {self.device.name} was unlocked: it is {self.state}", hint)
-        for mounted in self.mounts:
-            await aside(partial(unmount_at, Path(mounted.target)), UNMOUNT_PATIENCE)
+        await self._unmount()
 
     async def eject(self) -> None:
-        """Unmount it and let go. Raises UserError (BUSY) if it is in use."""
-        for mounted in self.mounts:
-            await aside(partial(unmount_at, Path(mounted.target)), UNMOUNT_PATIENCE)
+        """Unmount it and let go. Raises UserError: BUSY if it is in use, FAILURE if not all of it could be saved."""
+        await self._unmount()
         self._ejecting = True
         await self.end()
         self._become(State.EJECTED)
+
+    async def _unmount(self) -> None:
+        """Unmount it once the medium has what was changed; if that takes a while, it is said. Raises UserError."""
+        before = self.state
+        try:
+            await self._writes.save(self._say_that_it_is_saved)
+        except BaseException:
+            if self.state == State.SAVING:
+                self._become(before)
+            raise
+
+    def _say_that_it_is_saved(self) -> None:
+        if self.state in (State.OPEN, State.LOCKED):
+            self._become(State.SAVING)
 
     def _become(self, state: State) -> None:
         if state != self.state:
@@ -227,68 +235,51 @@ class Keeper:
     def pulled(self) -> None:
         """Take note that it is not there any more."""
         if self.mounts:
-            self._suffer(IncidentKind.PULLED, "it was pulled out while it was shown")
+            doing = "written to" if self._writes.changing else "shown"
+            self._suffer(IncidentKind.PULLED, f"it was pulled out while it was {doing}")
+        self._pulled |= self._showing
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was pulled out too early: known once it has ended."""
+        return self._pulled and bool(self._writes.lost)
 
     def told(self) -> dict[str, str | list[str]]:
         """What others are told of it."""
-        locked = self._keys.locked
         return {
             "device": self.device.name,
             "state": str(self.state),
             "verdict": str(self.decision.verdict),
             "rule": self.decision.rule,
             "reason": self.decision.reason,
-            "fstype": self._inside.contents.fstype,
-            "label": self._inside.contents.label,
-            "model": self._inside.contents.model,
             "user": self.person.name if self.person else "",
-            "locked": ", ".join(each.kind for each in locked),
-            "locked_uuid": next((each.uuid for each in locked), ""),
-            "locked_hint": next((each.hint for each in locked), ""),
             "problem": self.problem,
-            "note": noted(self.mounts),
-            "mounts": [printable(os.fsencode(mounted.target), 500) for mounted in self.mounts],
-            "types": [printable(mounted.fstype) for mounted in self.mounts],
-            "labels": [printable(mounted.label) for mounted in self.mounts],
+            **asdict(self._inside.contents),
+            **told_of_locked(self._keys.locked),
+            **told_of_mounts(self.mounts),
+            **self._writes.told(),
         }
 
     async def end(self) -> None:
         """Unmount it, whoever uses it, and let go; return when that is done."""
         self._scope.cancel()
         await self._ended.wait()
+        if self.lost:
+            self._become(State.LOST)
 
     @property
     def _shown(self) -> str:
         return " ".join(filter(None, (self.device.name, self._inside.contents.words)))
 
     async def _end_when_detached(self) -> None:
-        """Wait for ever, or until a loop device is to be detached: our hold is what keeps that from happening."""
-        asked = partial(is_to_be_detached, self.device.disk)
-        detached: bool | None = False
-        while not detached:
-            with suppress(TooSlow):
-                detached = await aside(asked, FILES_PATIENCE)
-            if detached is None:
-                await trio.sleep_forever()
-            await trio.sleep(DETACH_INTERVAL)  # nothing tells of it
+        await until_detached(self.device.disk)
         self._log.info("%s is being detached", self._shown)
+        self._pulled = self._showing
         self._scope.cancel()
 
-    async def _claimed(self) -> Claim:
-        """Claim it, as soon as nobody else has it for himself."""
-        end = trio.current_time() + CLAIM_PATIENCE
-        claim = partial(Claim, self.device.node, self.device.number, self.device.sequence, NOTES)
-        while True:
-            try:
-                return await aside(claim, undo=Claim.release)  # opening a broken stick takes a minute
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-            patient = trio.current_time() < end
-            if not patient and self.state != State.BUSY:
-                self._log.warning("%s is in use by another program: it is claimed when that lets go", self._shown)
-                self._become(State.BUSY)
-            await trio.sleep(CLAIM_INTERVAL if patient else BUSY_INTERVAL)
+    def _be_busy(self) -> None:
+        self._log.warning("%s is in use by another program: it is claimed when that lets go", self._shown)
+        self._become(State.BUSY)
 
     async def _show(self, wished: Options, settled: bool) -> None:
         """Open it for whoever is at the seat; return when it is unmounted. Raises UserError.
@@ -303,7 +294,9 @@ class Keeper:
 
     async def _show_once(self, wished: Options, settled: bool) -> None:
         """Do so. Raises Lost if the supervisor was killed before it was shown."""
-        self.person = person = await self._who()
+        attempt = self._keys.attempt
+        uid = None if attempt is None else attempt.uid
+        self.person = person = await until_there(self._display, uid, partial(self._become, State.WAITING))
         self._keys.begin()
         self._inside.lock()
         assert self._claim is not None
@@ -318,13 +311,17 @@ class Keeper:
             by_label=True,
             judged=True,
             unlock=True,
+            if_possible=True,
         )
         self.problem = ""
+        self._writes.begin()
         self._become(State.OPENING)
         starting = await self._display.spare.take()
         self._showing = True
         try:
-            starting.order(self._claim.medium, target, options, (person.uid, person.gid))
+            async with medium_for(self._claim, wished.access) as medium:
+                how = replace(options, write=medium.writable_fd is not None)
+                starting.order(medium, target, how, (person.uid, person.gid))
             target.close()
             asked = partial(self._inside.judge, self._keys, None if settled else wished)
             told = self._log.info, self._log.warning
@@ -334,6 +331,7 @@ class Keeper:
             finally:
                 if self._keys.trouble:
                     self._suffer(IncidentKind.KEY, self._keys.trouble)
+            self._writes.shown(record)
             self._tell_of(record)
             await self._hear(starting)
             await ended(starting.pid)
@@ -341,6 +339,12 @@ class Keeper:
         finally:
             self.mounts = ()
             await quietly(starting.end, f"ending what shows {self.device.name}", END_PATIENCE)
+            for report in (*self._overheard, *starting.unheard):
+                if report is not None:
+                    self._take(report)
+            self._overheard.clear()
+            if self._writes.over():
+                self._suffer(IncidentKind.UNSAVED, self._writes.lost)
             self._showing = False
 
     def _tell_of(self, record: Record) -> None:
@@ -359,32 +363,33 @@ class Keeper:
         self._become(State.OPEN if missing == list(record.missing) else State.LOCKED)
 
     async def _hear(self, starting: Starting) -> None:
-        """Take note of what goes wrong, until the supervisor ends."""
-        await trio.lowlevel.wait_readable(starting.report)
+        """Take note of what is written, and of what goes wrong, until the supervisor ends."""
+        await self._news(starting)
         # In a thread: of a longer message there may be a piece, and its sender be stopped.
-        while (words := await aside(starting.incident)) is not None:
-            if words:  # or it was told of something else, KVM that does not work for example
-                self._suffer(IncidentKind.GUEST, f"its virtual machine was lost: {words}")
-                self._public.changed(self.told())
-            await trio.lowlevel.wait_readable(starting.report)
+        while (told := await aside(starting.heard, undo=self._overheard.append)) is not None:
+            self._take(told)
+            await self._news(starting)
 
-    async def _who(self) -> Person:
-        """Wait until somebody is there, and his screen is not locked. Raises UserError if it is not who has a key."""
-        attempt = self._keys.attempt
-        while True:
-            person = await aside(self._display.person, PERSON_PATIENCE)
-            if person is not None and not person.locked and (attempt is None or person.uid == attempt.uid):
-                return person
-            if attempt is not None:
-                why = "nobody is at the seat any more, or somebody else is, or the screen is locked"
-                raise UserError(why, "Try again.", ExitCode.LOCKED)
-            self._become(State.WAITING)
-            await trio.sleep(UNLOCK_INTERVAL)
+    async def _news(self, starting: Starting) -> None:
+        """Wait until the supervisor tells something; if it saves what is unmounted already, that is said meanwhile."""
+        told = False
+        while not told:
+            with trio.move_on_after(SAVE_UNSAID if self._writes.changing else math.inf):
+                await trio.lowlevel.wait_readable(starting.report)
+                told = True
+            if not told and await aside(self._writes.left, FILES_PATIENCE):
+                self._say_that_it_is_saved()
+
+    def _take(self, told: Report) -> None:
+        if self._writes.hear(told):
+            self._suffer(IncidentKind.UNSAVED, self._writes.lost)
+        elif isinstance(told, Incident):
+            self._suffer(IncidentKind.GUEST, f"its virtual machine was lost: {printable(told.words, 500)}")
+        if isinstance(told, Incident | Changing | NotSaved):
+            self._public.changed(self.told())
 
     async def _let_go(self) -> None:
         if self._claim is not None:
             claim, self._claim = self._claim, None
-            if self._ejecting:
-                await quietly(claim.eject, f"ejecting {self.device.name}", EJECT_PATIENCE)
-            await quietly(claim.release, f"letting go of {self.device.name}", RELEASE_PATIENCE)
+            await let_go(claim, self._ejecting, self.device.name)
             self._log.info("%s is let go", self._shown)

@@ -27,7 +27,7 @@ def is_idle(drive: str) -> bool:
 
 def alike(one: Decision, other: Decision) -> bool:
     """Whether two decisions come to the same."""
-    return (one.verdict, one.options) == (other.verdict, other.options)
+    return (one.verdict, one.wished) == (other.verdict, other.wished)
 
 
 def stands(keeper: Keeper, node: Device, decision: Decision) -> bool:

@@ -17,15 +17,16 @@ from mountsafe import __version__
 from mountsafe.appliance import build
 from mountsafe.daemon import notify
 from mountsafe.daemon.aside import Remembered, aside, quietly
+from mountsafe.daemon.claiming import NOTES
 from mountsafe.daemon.control import Control, Request
 from mountsafe.daemon.interface import Told
 from mountsafe.daemon.journal import about
-from mountsafe.daemon.keeper import NOTES, PERSON_PATIENCE, Keeper
+from mountsafe.daemon.keeper import Keeper
 from mountsafe.daemon.keys import NOTHING, Said, said_of
 from mountsafe.daemon.notify import Pulse
 from mountsafe.daemon.person import Person
 from mountsafe.daemon.plugged import alike, is_idle, plugged_in, same, stands
-from mountsafe.daemon.showing import DisplaySettings
+from mountsafe.daemon.showing import PERSON_PATIENCE, DisplaySettings
 from mountsafe.daemon.states import State
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.hotplug.devices import Device, cut_power, devices, of_disk
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 LOOK_PATIENCE, LOOK_PAUSE = 30.0, 2.0  # seconds that udev's database may take, and until it is tried again
 FILES_PATIENCE, RULES_PATIENCE, CLEAN_UP_PATIENCE = 20.0, 60.0, 60.0
 ACCELERATION_AGE = 0.5
+MOST_LOST = 8  # media that were pulled out too early, which are still told of
 
 
 class Service:
@@ -60,6 +62,7 @@ class Service:
         self._most = most
         self._keepers: dict[str, Keeper] = {}
         self._ending: set[Keeper] = set()  # what is being unmounted and let go, which may take its time
+        self._lost: dict[str, Told] = {}  # media that were pulled out too early, by their devices
         self._left_alone: set[str] = set()  # disks for which there was no room
         self._disks: dict[str, bool] = {}  # that are looked at now: whether something has happened meanwhile
         self._control = Control(self)
@@ -186,6 +189,7 @@ class Service:
             self._left_alone.add(node.disk)
             return
         keeper = self._keepers[name] = Keeper(node, decision, self._display, self._control, self._policy.decide)
+        self._lost.pop(name, None)
         self._control.added(keeper.told())
         self._nursery.start_soon(self._run, keeper)
 
@@ -207,14 +211,19 @@ class Service:
     async def _see_it_off(self, keeper: Keeper, done: trio.Event) -> None:
         await keeper.end()
         self._ending.discard(keeper)
+        if keeper.lost and keeper.device.name not in self._keepers:
+            self._lost[keeper.device.name] = keeper.told()
+            while len(self._lost) > MOST_LOST:
+                del self._lost[next(iter(self._lost))]
+            self._control.changed(keeper.told())
         done.set()
         disks, self._left_alone = self._left_alone, set()
         self._look_at(disks)
 
     # --- what others ask (control.Desk) ------------------------------------------------------------------------------
     def media(self) -> list[Told]:
-        """Return what is kept."""
-        return [keeper.told() for keeper in self._keepers.values()]
+        """Return what is kept, and what was pulled out too early, until another medium comes in its place."""
+        return [*(keeper.told() for keeper in self._keepers.values()), *self._lost.values()]
 
     async def status(self) -> Told:
         """Return what the daemon says of itself."""

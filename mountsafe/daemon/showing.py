@@ -5,8 +5,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import trio
+
+from mountsafe.daemon.aside import aside
 from mountsafe.daemon.person import Person
 from mountsafe.daemon.spare import Spare
+from mountsafe.errors import ExitCode, UserError
+
+PERSON_PATIENCE = 60.0  # seconds until logind is left behind
+UNLOCK_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,7 @@ class IncidentKind(StrEnum):
     KEY = "key"  # the key file that the policy names for it does not unlock it
     GUEST = "guest"  # its virtual machine died or broke the rules, and was ended
     PULLED = "pulled"  # it was pulled out while it was shown
+    UNSAVED = "unsaved"  # changes that programs were told of are not on it
     BUG = "bug"  # a fault of ours
 
 
@@ -43,3 +51,19 @@ class Public(Protocol):
 
     def incident(self, device: str, kind: str, words: str) -> None:
         """Hear that something went wrong."""
+
+
+async def until_there(display: DisplaySettings, uid: int | None, waiting: Callable[[], None]) -> Person:
+    """Wait until somebody is there, and his screen is not locked; `waiting` is called if that is not so.
+
+    `uid`: who has a key. Raises UserError (LOCKED) if it is not that one.
+    """
+    while True:
+        person = await aside(display.person, PERSON_PATIENCE)
+        if person is not None and not person.locked and uid in (None, person.uid):
+            return person
+        if uid is not None:
+            why = "nobody is at the seat any more, or somebody else is, or the screen is locked"
+            raise UserError(why, "Try again.", ExitCode.LOCKED)
+        waiting()
+        await trio.sleep(UNLOCK_INTERVAL)

@@ -14,15 +14,17 @@ class State(StrEnum):
     WAITING = "waiting for a user"  # nobody is at the seat, or the screen is locked
     OPENING = "opening"
     OPEN = "open"  # its files are shown
+    SAVING = "saving"  # it is being unmounted, and the medium has not all of it yet
     LOCKED = "locked"  # it is encrypted, or a part of it, and somebody has to unlock it; other parts may be shown
     UNMOUNTED = "unmounted"  # it is claimed still, and can be opened again
     FAILED = "failed"  # it could not be claimed, opened or kept
     EJECTED = "ejected"  # it is let go
+    LOST = "lost"  # it was pulled out before all of it was saved
 
 
 # Where the verdict of what is known, of what was found inside, or of what went wrong leads.
 _JUDGED = {State.ASK, State.REFUSE, State.FAILED}
-_ALWAYS = {State.FAILED, State.EJECTED}  # by a fault, or by who ejects it
+_ALWAYS = {State.FAILED, State.EJECTED, State.LOST}  # by a fault, or by who ejects or pulls it
 NEXT: Mapping[State, frozenset[State]] = {
     state: frozenset(_ALWAYS | after)
     for state, after in {
@@ -32,12 +34,13 @@ NEXT: Mapping[State, frozenset[State]] = {
         State.REFUSE: set(),
         State.WAITING: {State.OPENING},
         State.OPENING: {State.BUSY, State.WAITING, State.OPEN, State.LOCKED} | _JUDGED,
-        State.OPEN: {State.UNMOUNTED, State.LOCKED},
-        State.LOCKED: {State.OPENING},
+        State.OPEN: {State.UNMOUNTED, State.LOCKED, State.SAVING},
+        State.SAVING: {State.OPEN, State.UNMOUNTED, State.LOCKED, State.OPENING},
+        State.LOCKED: {State.OPENING, State.SAVING},
         State.UNMOUNTED: {State.OPENING},
         State.FAILED: {State.OPENING},
     }.items()
-} | {State.EJECTED: frozenset()}
+} | {State.EJECTED: frozenset(), State.LOST: frozenset()}
 
 # In these somebody may ask that it be opened; in the others it is open, on its way, or not to be opened. What is locked
 # is looked at anew: somebody may have put its key file in place.

@@ -15,6 +15,7 @@ from mountsafe.text import printable
 
 Medium = Mapping[str, Any]  # as `mountsafe.daemon.client.media` returns it
 TEXT = 300  # characters of anything that others say
+LOST = 1500  # characters of which files were not saved
 
 
 class Action(StrEnum):
@@ -49,6 +50,8 @@ _ASK = (Action.OPEN, Action.TRUST, Action.DETAILS)
 _REFUSE = (Action.TRUST, Action.DETAILS)
 _LOCKED = (Action.UNLOCK, Action.EJECT, Action.DETAILS)
 _UNMOUNTED = (Action.OPEN,)
+# Where something was not saved; in other states there is nothing to be done but to look.
+_LOST = {"open": _OPEN, "unmounted": (*_UNMOUNTED, Action.DETAILS), "locked": _LOCKED}
 _FAILED = (Action.OPEN, Action.DETAILS)
 
 
@@ -64,14 +67,35 @@ class Notice:
     lasts: bool = False
 
 
+# What is said of a medium in a state by which everything is said; before each summary goes its name.
+_PLAIN = {
+    "opening": Notice("is being opened", "A virtual machine looks at it first."),
+    "saving": Notice("is being saved", "Do not pull it out yet: what was changed is being saved.", lasts=True),
+    "ejected": Notice("can be pulled out", "", category="device.removed"),
+    "unmounted": Notice(
+        "can be pulled out", "It is unmounted. Open shows it again.", _UNMOUNTED, category="device.removed"
+    ),
+}
+_STATES = {
+    "saving": "what was changed is being saved",
+    "ejected": "it can be pulled out",
+    "busy": "another program uses it",
+    "waiting for a user": "nobody is at the seat, or the screen is locked",
+    "opening": "a virtual machine looks at it first",
+}
+
+
 def notice_of(medium: Medium) -> Notice | None:
     """Return what is to be said of a medium in its state; None is nothing."""
     name, why, problem = name_of(medium), _because(medium), _text(medium, "problem")
+    if lost := _told(medium, "lost", LOST):
+        return _notice_of_loss(medium, name, lost)
+    if plain := _PLAIN.get(medium["state"]):
+        return replace(plain, summary=f"{name} {plain.summary}")
     match medium["state"]:
-        case "opening":
-            return Notice(f"{name} is being opened", "A virtual machine looks at it first.")
         case "open":
-            how = ", ".join(filter(None, (_text(medium, "fstype"), "read-only, in a virtual machine")))
+            access = _told(medium, "access") or "read-only"
+            how = ", ".join(filter(None, (_text(medium, "fstype"), access, "in a virtual machine")))
             body = "\n".join(filter(None, (how, _note(medium), problem)))
             return Notice(f"{name} is open", body, _OPEN, category="device.added")
         case "ask":
@@ -85,12 +109,17 @@ def notice_of(medium: Medium) -> Notice | None:
             return Notice(f"{what} ({kinds})" if kinds else what, body, _LOCKED, "dialog-password", lasts=True)
         case "failed":
             return Notice(f"{name} could not be opened", problem, _FAILED, "dialog-error", "device.error")
-        case "ejected":
-            return Notice(f"{name} can be pulled out", "", category="device.removed")
-        case "unmounted":
-            words = "It is unmounted. Open shows it again."
-            return Notice(f"{name} can be pulled out", words, _UNMOUNTED, category="device.removed")
     return None
+
+
+def _notice_of_loss(medium: Medium, name: str, lost: str) -> Notice:
+    """Return what is to be said of a medium that has not all that programs were told is on it."""
+    if medium["state"] == "lost":
+        summary, words = f"{name} was pulled out too early", "Eject it before you pull it out."
+    else:
+        summary, words = f"Not everything was saved on {name}", "Save it once more, elsewhere perhaps."
+    actions = _LOST.get(medium["state"], (Action.DETAILS,))
+    return Notice(summary, f"{lost}.\n{words}", actions, "dialog-error", "device.error", lasts=True)
 
 
 def is_blocked(medium: Medium) -> bool:
@@ -109,6 +138,8 @@ def details_of(medium: Medium) -> str:
         ("Model", _text(medium, "model")),
         ("Verdict", f"{_text(medium, 'verdict')}, by {_text(medium, 'rule') or 'no rule'}: {_text(medium, 'reason')}"),
         ("Shown on", ", ".join(printable(mount, TEXT) for mount in medium["mounts"])),
+        ("Access", ", ".join(filter(None, (_told(medium, "access"), _told(medium, "read_only"))))),
+        ("Not saved", _told(medium, "lost", LOST)),
         ("Note", _note(medium)),
         ("Encrypted", ", ".join(filter(None, (_told(medium, "locked"), _told(medium, "locked_hint"))))),
         ("UUID", _told(medium, "locked_uuid")),
@@ -153,17 +184,13 @@ def state_of(medium: Medium) -> str:
         case "locked":
             words = f"{encryption_of(medium)} (mountsafe unlock {device} asks for the key)"
             return "; ".join(filter(None, (words, problem)))
+        case "lost":
+            return f"it was pulled out too early: {_told(medium, 'lost', LOST)}"
+        case "ejected" | "unmounted" if lost := _told(medium, "lost", LOST):
+            return f"not everything was saved: {lost}"
         case "unmounted":
             return f"unmounted: it can be pulled out (mountsafe open {device} shows it again)"
-        case "ejected":
-            return "it can be pulled out"
-        case "busy":
-            return "another program uses it"
-        case "waiting for a user":
-            return "nobody is at the seat, or the screen is locked"
-        case "opening":
-            return "a virtual machine looks at it first"
-    return problem or reason
+    return _STATES.get(medium["state"]) or problem or reason
 
 
 def _because(medium: Medium) -> str:
@@ -178,10 +205,10 @@ def _note(medium: Medium) -> str:
     return _told(medium, "note")
 
 
-def _told(medium: Medium, key: str) -> str:
+def _told(medium: Medium, key: str, limit: int = TEXT) -> str:
     """What a daemon of an earlier version does not tell."""
-    return _text(medium, key) if key in medium else ""
+    return _text(medium, key, limit) if key in medium else ""
 
 
-def _text(medium: Medium, key: str) -> str:
-    return printable(str(medium[key]), TEXT)
+def _text(medium: Medium, key: str, limit: int = TEXT) -> str:
+    return printable(str(medium[key]), limit)

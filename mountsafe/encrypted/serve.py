@@ -38,6 +38,7 @@ WHY = 1000  # characters
 _settings: Settings
 _disk: BlockingDisk
 _writable: tuple[WritableDisk, Tally] | None = None
+_not_kept: MediumError | None = None  # why a flush failed
 
 
 def config(key: str, value: str) -> None:
@@ -165,11 +166,19 @@ def pwrite(client: bool, buffer: memoryview, offset: int, flags: int) -> None:
 
 
 def flush(client: bool, flags: int) -> None:
-    """Return when the medium has what was written."""
+    """Return when the medium has what was written. After one failure every later one is one.
+
+    The kernel tells an error once, and then takes what it could not write for written; but a guest asks again, for QEMU
+    tells it that its command was aborted.
+    """
+    global _not_kept  # nbdkit calls functions of a module
     disk, tally = _for_writing()
+    if _not_kept is not None:
+        raise _not_kept
     try:
         disk.flush()
     except MediumError as error:
+        _not_kept = error
         _failed(tally, error)
 
 

@@ -15,12 +15,13 @@ By that a name is, since the checkpoint:
 
 import errno
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
 from mountsafe.changes import Act, Change, Flag
 from mountsafe.filesystem.nodes import Node
-from mountsafe.limits import JOURNAL_BYTES, JOURNAL_CHANGES
+from mountsafe.limits import JOURNAL_BYTES, JOURNAL_CHANGES, MAX_LOST_NAMES
 
 OVERHEAD = 128  # bytes that a change takes beside its own
 MAKING = frozenset({Act.CREATE, Act.MKDIR, Act.MKNOD, Act.SYMLINK})
@@ -47,6 +48,17 @@ class Logged:
     node: Node | None = None
     offset: int = 0
     data: bytes | None = None
+
+    @property
+    def name(self) -> bytes:
+        """The path of what is changed, as far as it has one; b"" if nothing is changed for whoever looks at it."""
+        change = self.change
+        if self.data is None and change.act in (Act.OPEN, Act.CLOSE):
+            return b""
+        if self.node is not None:
+            with suppress(OSError):  # it has none any more
+                return self.node.path()
+        return change.other if change.act == Act.RENAME else change.path
 
     @property
     def cost(self) -> int:
@@ -83,6 +95,7 @@ class ChangeLog:
         self._names: dict[bytes, Name] = {}
         self._left: set[bytes] = set()  # folders out of which something was moved
         self._sealed = False  # nothing may come after what is there
+        self._last_names: list[bytes] = []  # of what the disk was said to have since it was left
 
     def __len__(self) -> int:
         return len(self.changes)
@@ -92,8 +105,25 @@ class ChangeLog:
         """Whether there is to be a checkpoint."""
         return self._sealed or self._bytes >= JOURNAL_BYTES or len(self.changes) >= JOURNAL_CHANGES
 
+    @property
+    def names(self) -> list[bytes]:
+        """What a few of the changes are about; of none at all the last ones before."""
+        found: dict[bytes, None] = {}
+        for logged in self.changes:
+            if name := logged.name:
+                found[name] = None
+                if len(found) == MAX_LOST_NAMES:
+                    break
+        return list(found) or self._last_names
+
+    def forget(self) -> None:
+        """The disk has it all, and is left: nothing that was changed so far can be lost."""
+        self.begin({})
+        self._last_names = []
+
     def begin(self, handles: dict[int, Node]) -> None:
         """The disk has it all."""
+        self._last_names = self.names
         self.changes.clear()
         self._names.clear()
         self._left.clear()

@@ -41,8 +41,8 @@ LEADING_ELSEWHERE = frozenset({Act.RENAME, Act.UNLINK, Act.RMDIR})  # paths lead
 class Journal:
     """The changes of one mount. All but `run`, `attend` and what is said otherwise is called in work that `run` does.
 
-    `unsaved` is told why changes are lost, and how many. `replayed` is called when a new VM does again what was done,
-    and `settled` when the file system is read as it is on the disk from now on.
+    `unsaved` is told why changes are lost, how many, and a few paths. `replayed` is called when a new VM does again
+    what was done, and `settled` when the file system is read as it is on the disk from now on.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Journal:
         agents: Agents,
         nursery: trio.Nursery,
         idle: float,
-        unsaved: Callable[[str, int], Awaitable[None]],
+        unsaved: Callable[[str, int, list[bytes]], Awaitable[None]],
         replayed: Callable[[], None],
         settled: Callable[[], None],
     ) -> None:
@@ -209,7 +209,7 @@ class Journal:
         if trio.current_time() < self._refused_until:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         try:
-            await self._agents.write()
+            await self._begin_writing()
         except GuestRefused as refused:
             self._refused_until = trio.current_time() + REFUSED
             if self._refusal != str(refused):
@@ -219,6 +219,20 @@ class Journal:
         self._log.begin({})
         self._last = trio.current_time()
         self._begun.set()
+
+    async def _begin_writing(self) -> None:
+        """Get a VM that writes; another one if the first dies before it has mounted anything."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await self._agents.write()
+            except GuestRefused:
+                raise
+            except MountsafeError as error:
+                log.info("nothing can be written yet: %s", error)
+                if attempt == ATTEMPTS:
+                    raise
+            await trio.sleep((attempt - 1) * BETWEEN)
+        raise AssertionError
 
     async def _answered(
         self,
@@ -268,7 +282,7 @@ class Journal:
     async def _lost(self, why: str, count: int) -> None:
         self.failures += 1
         log.error("%d changes may be lost: %s", count, why)
-        await self._unsaved(why, count)
+        await self._unsaved(why, count, self._log.names)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
     async def _checkpoint(self) -> None:
@@ -335,6 +349,7 @@ class Journal:
         self._settled()
         if why:
             await self._lost(why, 0)
+        self._log.forget()
 
     async def end(self) -> None:
         """Have the disk take everything, and leave it clean: nothing is changed any more."""

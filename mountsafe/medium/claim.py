@@ -9,11 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.medium.source import BLKROGET, Medium, device_size
+from mountsafe.medium.flag import is_read_only, set_read_only
+from mountsafe.medium.source import Medium, check_device, device_size
 from mountsafe.medium.swapped import number_of
 
 log = logging.getLogger(__name__)
-BLKROSET, BLKGETDISKSEQ = 0x125D, 0x80081280  # include/uapi/linux/fs.h
+BLKGETDISKSEQ = 0x80081280  # include/uapi/linux/fs.h
 CDROMEJECT, CDROM_LOCKDOOR = 0x5309, 0x5329  # include/uapi/linux/cdrom.h; SCSI disks know the first one too
 
 
@@ -25,7 +26,7 @@ class Swapped(UserError):
 
 
 class Claim:
-    """An exclusive, read-only hold on a device. Raises OSError (EBUSY if it is in use), Swapped.
+    """An exclusive hold on a device, which reads. Raises OSError (EBUSY if it is in use), Swapped.
 
     That the device itself is made read-only outlives us if we are killed, so a note in the folder `notes` says that it
     was we who did it: see `take_back`. Where no note can be written (a full /run) the hold matters more than what would
@@ -41,13 +42,30 @@ class Claim:
             opened = (os.major(status.st_rdev), os.minor(status.st_rdev))
             if not stat.S_ISBLK(status.st_mode) or opened != number or sequence != _sequence(self.fd, sequence):
                 raise Swapped(node)
-            if self._note.exists() or not _get(self.fd, BLKROGET, "i"):
+            if self._note.exists() or not is_read_only(self.fd):
                 self._make_read_only()
             size, of_medium = device_size(self.fd), sequence or number_of(status)
             self.medium = Medium(Path(node), self.fd, size, block_device=True, sequence=of_medium)
         except BaseException:
             self.release()
             raise
+
+    def open_for_writing(self) -> int | None:
+        """Return a descriptor that is open for writing as well; None if the device may not be written to.
+
+        It may not if it was write-protected before we came, or if who is held by nothing but its mode could open it
+        anew. Until somebody writes the device stays read-only: who writes lifts that (`medium.flag`).
+        """
+        if not self._made_read_only:
+            log.info("%s is write-protected", self.medium.path)
+            return None
+        try:
+            check_device(self.fd, os.fstat(self.fd).st_mode, self.medium.name, writable=True)
+            set_read_only(self.fd, True)  # whoever wrote before may have been killed
+            return os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, UserError) as error:
+            log.warning("%s is only read: %s", self.medium.path, error)
+            return None
 
     def eject(self) -> None:
         """Open the tray, or let the drive stop: whatever it can. Nobody else may have it open."""
@@ -61,14 +79,14 @@ class Claim:
         except OSError as error:
             log.warning("if we are killed, %s stays read-only: %s", self._note.name, error)
         self._made_read_only = True
-        _set_read_only(self.fd, 1)
+        set_read_only(self.fd, True)
 
     def release(self) -> None:
         """Let go, and let the device be as writable as it was."""
         try:
             if self._made_read_only:
                 with suppress(OSError):  # it may have been pulled out
-                    _set_read_only(self.fd, 0)
+                    set_read_only(self.fd, False)
                 self._note.unlink(missing_ok=True)
         finally:
             os.close(self.fd)
@@ -90,16 +108,12 @@ def take_back(notes: Path) -> None:
             with suppress(OSError):
                 fd = os.open(f"/dev/block/{note.name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 try:
-                    _set_read_only(fd, 0)
+                    set_read_only(fd, False)
                 finally:
                     os.close(fd)
             note.unlink(missing_ok=True)
         except OSError as error:
             log.warning("a note of a device that was read-only stays: %s", error)
-
-
-def _set_read_only(fd: int, value: int) -> None:
-    fcntl.ioctl(fd, BLKROSET, struct.pack("i", value))
 
 
 def _get(fd: int, request: int, form: str) -> int:

@@ -14,7 +14,8 @@ import struct
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, NoRight, UserError
-from mountsafe.medium.source import BLKROGET, Medium
+from mountsafe.medium.flag import is_read_only
+from mountsafe.medium.source import Medium
 from mountsafe.medium.windows import ReadOnly, check_medium
 from mountsafe.text import printable
 
@@ -41,7 +42,7 @@ def open_for_writing(medium: Medium) -> int:
     except ReadOnly as error:
         hint = f"qemu-img convert -O raw makes an image of it that can be written to. {HINT}"
         raise UserError(f"{shown} cannot be written to: {error}", hint, ExitCode.SOURCE) from error
-    if medium.block_device and int.from_bytes(fcntl.ioctl(medium.fd, BLKROGET, bytes(4)), "little"):
+    if medium.block_device and is_read_only(medium.fd):
         raise UserError(f"{shown} is write-protected", HINT, ExitCode.SOURCE)
     if loop := _loop_over(medium):
         hint = f"sudo umount it, then sudo losetup -d {loop}. {HINT}"

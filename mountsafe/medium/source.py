@@ -11,6 +11,7 @@ from pathlib import Path
 from mountsafe import landlock
 from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.medium import wrappers
+from mountsafe.medium.flag import is_read_only
 from mountsafe.medium.formats import Format, detect
 from mountsafe.medium.part import WHOLE, Part
 from mountsafe.medium.sealed import sealed
@@ -18,7 +19,7 @@ from mountsafe.medium.swapped import number_of
 from mountsafe.text import printable
 from mountsafe.wire import SECTOR_SIZES
 
-BLKROGET, BLKGETSIZE64, BLKSSZGET = 0x125E, 0x80081272, 0x1268  # include/uapi/linux/fs.h
+BLKGETSIZE64, BLKSSZGET = 0x80081272, 0x1268  # include/uapi/linux/fs.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def open_medium(
         if stat.S_ISREG(opened.st_mode):
             fd = _sealed(fd, source, shown)
         else:
-            _check_device(fd, opened.st_mode, shown)
+            check_device(fd, opened.st_mode, shown)
         if wanted is None:
             wanted = Format.RAW if stat.S_ISBLK(opened.st_mode) else detect(partial(_readable, fd), size)
         if wanted is Format.RAW:  # of the disk in a container the size is not known yet
@@ -125,13 +126,14 @@ def _sealed(fd: int, source: Path, shown: str) -> int:
     return fd
 
 
-def _check_device(fd: int, mode: int, shown: str) -> None:
+def check_device(fd: int, mode: int, shown: str, writable: bool = False) -> None:
     """Raise UserError (DEPENDENCY) if a box could open the device anew for writing, and nothing would refuse it.
 
+    `writable`: that it is read-only now does not count, for it will not always be.
     Root's boxes have a user id of their own, so for them what anybody may counts; others' are in the caller's groups.
     """
     allowed = mode & stat.S_IWOTH if os.geteuid() == 0 else os.access(f"/proc/self/fd/{fd}", os.W_OK)
-    if not allowed or landlock.version() or int.from_bytes(fcntl.ioctl(fd, BLKROGET, bytes(4)), "little"):
+    if not allowed or landlock.version() or (is_read_only(fd) and not writable):
         return
     raise UserError(
         f"this kernel has no Landlock to keep {shown} unchanged, and whoever mounts it may write to it",

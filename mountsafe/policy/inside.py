@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.risk import ENCRYPTED
-from mountsafe.policy.rules import Decision, Options, Verdict
+from mountsafe.policy.rules import Access, Decision, Options, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Judgement:
     """What is not to be shown, by the volumes' names, and the decision that a person has to be asked about.
 
     `options`: how what is left is to be shown, hidden if any of it is to be; `mount_options`: with what each of it is
-    to be mounted, by the volumes' names.
+    to be mounted, by the volumes' names; `read_only`: what of it may not be written to.
     """
 
     refused: Mapping[str, Decision]
@@ -42,6 +42,7 @@ class Judgement:
     nothing: bool  # all that was to be shown is refused
     options: Options = field(default_factory=Options)
     mount_options: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    read_only: frozenset[str] = frozenset()
 
     @property
     def words(self) -> str:
@@ -53,7 +54,8 @@ def judge(decide: Callable[[Facts], Decision], known: Facts, found: Sequence[See
     """Judge what was found in a medium of which the host knows `known`.
 
     What lies in something encrypted is encrypted, and so is all that it lies in, as far as it goes: of a volume group
-    whose only volume is encrypted nothing else is shown.
+    whose only volume is encrypted nothing else is shown. What a rule says of writing to something holds for
+    all that lies in it: that it is only read before all else.
     """
     refused: dict[str, Decision] = {}
     asks = None
@@ -69,10 +71,20 @@ def judge(decide: Callable[[Facts], Decision], known: Facts, found: Sequence[See
         else:
             asks = asks or next((each for each in deciding if each.verdict == Verdict.ASK), None)
     left = [decisions[seen.name][0].options for seen in chosen if seen.name not in refused]
+    read_only = frozenset(name for name, each in decisions.items() if _access(each) is not Access.ON_DEMAND)
     options = replace(left[0].general, hide=any(each.hide for each in left)) if left else Options()
     wished = {seen.name: decisions[seen.name][0].options.mount_options for seen in chosen if seen.name not in refused}
     mount_options = {name: each for name, each in wished.items() if each}
-    return Judgement(refused, asks, not left and bool(chosen), options, mount_options)
+    return Judgement(refused, asks, not left and bool(chosen), options, mount_options, read_only - set(refused))
+
+
+def _access(decisions: Sequence[Decision]) -> Access:
+    """Return whether a volume may be written to: its own decision comes first, then those of what it lies in."""
+    said = {each.options.access for each in decisions}
+    for access in (Access.READ_ONLY, Access.ON_DEMAND):
+        if access in said:
+            return access
+    return decisions[0].access
 
 
 def _facts(known: Facts, seen: Seen) -> list[Facts]:

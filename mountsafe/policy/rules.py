@@ -2,7 +2,7 @@
 
 The first rule whose every condition holds decides. What no rule decides is opened in a virtual machine if it is
 external, and left to the system if it is not. A policy that cannot be read refuses everything external: a typing error
-must not open a door.
+must not open a door. Whether what is opened may be written to is for a rule to say, or for the file as a whole.
 """
 
 import difflib
@@ -33,12 +33,20 @@ class Verdict(StrEnum):
     REFUSE = "refuse"  # nobody opens it
 
 
+class Access(StrEnum):
+    """Whether a medium that a virtual machine opens may be written to."""
+
+    READ_ONLY = "read-only"
+    ON_DEMAND = "on-demand"  # it is only read until somebody changes something
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How it is opened. `owner` as the --owner of `mountsafe mount`; `hide`: desktops do not show it.
 
     `timezone`: that of the clock whose local times it keeps; "" is the machine's. `mount_options` as those of
-    `mountsafe mount`. `key_file`: what unlocks it; "" is nothing.
+    `mountsafe mount`. `key_file`: what unlocks it; "" is nothing. `access`: None if no rule says it, see
+    `Decision.access`.
     """
 
     owner: str = "user"
@@ -46,11 +54,12 @@ class Options:
     timezone: str = ""
     mount_options: tuple[str, ...] = ()
     key_file: str = ""
+    access: Access | None = None
 
     @property
     def general(self) -> "Options":
         """What holds for a medium as a whole, and not for one of its volumes alone."""
-        return replace(self, mount_options=(), key_file="")
+        return replace(self, mount_options=(), key_file="", access=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +80,19 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is done, which rule said so ("" if none did), and why."""
+    """What is done, which rule said so ("" if none did), and why. `access`: what holds for it if it lies in nothing."""
 
     verdict: Verdict
     rule: str
     origin: str
     reason: str
     options: Options
+    access: Access = Access.READ_ONLY
+
+    @property
+    def wished(self) -> Options:
+        """How it is opened, with what is to be done of writing."""
+        return replace(self.options, access=self.access)
 
 
 class PolicyError(ValueError):
@@ -85,25 +100,36 @@ class PolicyError(ValueError):
 
 
 class Policy:
-    """Ordered rules. `broken`: why nothing external may be opened."""
+    """Ordered rules. `broken`: why nothing external may be opened.
 
-    def __init__(self, rules: Iterable[Rule], broken: str = "") -> None:
+    `access`: whether it may be written to where no rule says so; None is as shipped.
+    """
+
+    def __init__(self, rules: Iterable[Rule], broken: str = "", access: Access | None = None) -> None:
         self.rules = tuple(rules)
         self.broken = broken
+        self.access = access
 
     @classmethod
     def parse(cls, texts: Iterable[tuple[str, str]]) -> "Policy":
         """Read (name, TOML) pairs, the most important first. Never raises: a broken one refuses."""
         rules: list[Rule] = []
+        said: list[Access] = []
         try:
             for name, text in texts:
-                rules += parse_rules(name, text)
+                document, places = _document(name, text)
+                rules += _rules(document, places)
+                said += _access(document, places(None, "access"))
         except PolicyError as error:
-            return cls([], str(error))
-        return cls(rules)
+            return cls([], str(error), Access.READ_ONLY)
+        return cls(rules, access=next(iter(said), None))
 
     def decide(self, facts: Facts) -> Decision:
         """Return what is to be done with a medium."""
+        decision = self._decided(facts)
+        return replace(decision, access=decision.options.access or self.access or _shipped(facts))
+
+    def _decided(self, facts: Facts) -> Decision:
         if self.broken:
             if facts.external:
                 return Decision(Verdict.REFUSE, "", "", f"the policy cannot be read: {self.broken}", Options())
@@ -116,25 +142,50 @@ class Policy:
         return Decision(Verdict.KERNEL, "", "", "it is inside the machine", Options())
 
 
+def _shipped(facts: Facts) -> Access:
+    """Return what holds where nobody says anything: README.md has the reasons."""
+    return Access.READ_ONLY if facts.encrypted else Access.ON_DEMAND
+
+
 def parse_rules(origin: str, text: str) -> list[Rule]:
     """Return the rules of a TOML text. Raises PolicyError."""
+    return _rules(*_document(origin, text))
+
+
+def _document(origin: str, text: str) -> tuple[dict[str, Any], "_Places"]:
+    """Return what a TOML text has, and who says where. Raises PolicyError."""
     try:
         document = tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, and what int() says of a number with thousands of digits
         raise PolicyError(f"{origin}: {error}") from error
     except RecursionError as error:
         raise PolicyError(f"{origin}: lists in lists, too many of them") from error
-    unknown = set(document) - {"version", "rule"}
+    unknown = set(document) - {"version", "access", "rule"}
     if unknown:
         at = _Places(origin, text, 0)(None, min(unknown))
-        raise PolicyError(f"{at}: unknown key {min(unknown)!r}: a file has version and tables [[rule]]")
+        raise PolicyError(f"{at}: unknown key {min(unknown)!r}: a file has version, access and tables [[rule]]")
     if document.get("version", VERSION) != VERSION:
         raise PolicyError(f"{origin}: version {document['version']!r}; this program knows {VERSION}")
     tables = document.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise PolicyError(f"{origin}: rules are tables [[rule]]")
     places = _Places(origin, text, len(tables))
-    return [_rule(table, number, places) for number, table in enumerate(tables, 1)]
+    _access(document, places(None, "access"))
+    return document, places
+
+
+def _rules(document: dict[str, Any], places: "_Places") -> list[Rule]:
+    return [_rule(table, number, places) for number, table in enumerate(document.get("rule", []), 1)]
+
+
+def _access(table: dict[str, Any], origin: str) -> list[Access]:
+    """Return what a rule, or a file, says of writing; nothing if it does not. Raises PolicyError."""
+    if "access" not in table:
+        return []
+    try:
+        return [Access(table["access"])]
+    except ValueError:
+        raise PolicyError(f"{origin}: access is one of {', '.join(Access)}") from None
 
 
 _TABLE = re.compile(r"\s*\[\[\s*rule\s*\]\]")
@@ -171,7 +222,7 @@ _STRINGS = ("name", "reason", "owner", "timezone", "key_file")
 
 
 def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
-    known = ("verdict", *_STRINGS, "hide", "mount_options", *_CHECKS)
+    known = ("verdict", *_STRINGS, "access", "hide", "mount_options", *_CHECKS)
     for key, value in table.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -204,6 +255,7 @@ def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
         table.get("timezone", ""),
         _mount_options(table, places(number, "mount_options"), verdict),
         _key_file(table, places(number, "key_file"), verdict),
+        _access_of_rule(table, places(number, "access"), verdict),
     )
     origin = places.rule(number)
     return Rule(table.get("name", origin), origin, verdict, conditions, table.get("reason", ""), options)
@@ -223,6 +275,13 @@ def _mount_options(table: dict[str, Any], origin: str, verdict: Verdict) -> tupl
     except fsoptions.NotTaken as wrong:
         raise PolicyError(f"{origin}: {wrong.message}. {wrong.hint}") from wrong
     return tuple(wanted)
+
+
+def _access_of_rule(table: dict[str, Any], origin: str, verdict: Verdict) -> Access | None:
+    said = _access(table, origin)
+    if said and verdict in (Verdict.KERNEL, Verdict.REFUSE):
+        raise PolicyError(f"{origin}: access is for what a virtual machine opens, not for {verdict}")
+    return next(iter(said), None)
 
 
 def _key_file(table: dict[str, Any], origin: str, verdict: Verdict) -> str:

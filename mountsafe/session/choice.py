@@ -52,6 +52,8 @@ class Wanted:
 class Choice:
     """What is to be shown of a medium, which one task makes. `missing`: what was asked for and is not to be shown.
 
+    `read_only`: the names of what the policy says is not to be written to.
+
     `machined` returns machines for a disk that was unlocked, the first of them started ahead, as `ahead` is to do;
     whoever gives it closes them.
     """
@@ -67,6 +69,7 @@ class Choice:
     ) -> None:
         self.chosen: list[Chosen] = []
         self.missing: list[Missing] = []
+        self.read_only: set[str] = set()
         self._options = options
         self._medium = medium
         self._reporter = reporter
@@ -130,6 +133,7 @@ class Choice:
         names = {volume.name for position, volume in enumerate(self._found) if position in answer.refused}
         wished = {self._found[position].name: options for position, options in answer.options}
         why = f"the policy refuses it: {answer.words}"
+        self.read_only |= {self._found[position].name for position in answer.read_only}
         self.missing += [not_mounted(v, why, ExitCode.SOURCE) for v in chosen if v.name in names]
         return with_wished([volume for volume in chosen if volume.name not in names], wished)
 

@@ -117,10 +117,11 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Unsaved:
-    """Changes that programs were told of are lost, or may be: `why`, and how many of them."""
+    """Changes that programs were told of are lost, or may be: `why`, how many of them, and `names` of files, a few."""
 
     why: str
     count: int
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import logging
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import trio
@@ -36,6 +37,13 @@ class Listener:
     def incident(self, words: str) -> None:
         """Hear why a virtual machine was lost."""
         log.warning("the virtual machine is lost: %s", words)
+
+    def not_saved(self, words: str) -> None:
+        """Hear that what programs were told of is not on the medium."""
+        self.warn(words)
+
+    def changing(self, names: Sequence[str]) -> None:
+        """Hear of which volumes something was changed that the medium may not have yet; of none: it has all."""
 
 
 async def started(

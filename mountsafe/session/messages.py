@@ -38,7 +38,7 @@ class MountOptions:
     `mountsafe.system.zones.rules_of` takes it.
     `mount_options`: of each type those that it takes; one that none takes is an error. `unlock`: `Starting.follow` is
     given who has keys. `write`: what can be changed may be changed, and a descriptor that is open for writing comes
-    along.
+    along; `if_possible`: what cannot be is shown read-only, and nobody need be told.
     """
 
     partition: int | str | None = None
@@ -55,6 +55,7 @@ class MountOptions:
     mount_options: tuple[str, ...] = ()
     unlock: bool = False
     write: bool = False
+    if_possible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Mount:
     """A file system that is mounted. `session` is the process id of its box; `note` is to be known by its user.
 
     `options`: mount options that were given. `encryption`: how it lies on the medium, if it was unlocked.
-    `access`: READ_ONLY or READ_WRITE; `written`: whether a byte was, so far. `unsaved`: why changes are lost, or "".
+    `access`: READ_ONLY or READ_WRITE, and `read_only` why if it was to be written to; `written`: whether a byte was, so
+    far. `changing`: something was changed that the medium may not have yet. `unsaved`: which changes are lost, and why.
     """
 
     target: str
@@ -109,6 +111,8 @@ class Mount:
     access: str = READ_ONLY
     written: bool = False
     unsaved: str = ""
+    read_only: str = ""
+    changing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +234,14 @@ class Found:
 class Judged:
     """Which of the volumes that were found are not to be shown, by their positions, and why.
 
-    `options`: what others are to be mounted with, as far as their types take it, by positions.
+    `options`: what others are to be mounted with, as far as their types take it, by positions; `read_only`: those that
+    may not be written to.
     """
 
     refused: tuple[int, ...]
     words: str
     options: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    read_only: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +318,20 @@ class Incident:
     words: str
 
 
+@dataclass(frozen=True, slots=True)
+class NotSaved:
+    """Changes that programs were told of are not on the medium: which, and why."""
+
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changing:
+    """Of which mounts, by `Mount.name`, something was changed that the medium may not have yet: of none it has all."""
+
+    names: tuple[str, ...]
+
+
 class Verb(StrEnum):
     """What a client may ask for."""
 
@@ -342,7 +362,7 @@ class Done:
     what: Verb
 
 
-Report = Progress | Warned | Found | Locked | Mounted | Failed | Incident
+Report = Progress | Warned | Found | Locked | Mounted | Failed | Incident | NotSaved | Changing
 Answer = Mounted | Failed | Done
 
 ORDERS = codec.Messages[Order | Judged | Key]({"order": Order, "judged": Judged, "key": Key}, VERSION, (VERSION,))
@@ -355,6 +375,8 @@ REPORTS = codec.Messages[Report](
         "mounted": Mounted,
         "failed": Failed,
         "incident": Incident,
+        "not-saved": NotSaved,
+        "changing": Changing,
     },
     VERSION,
     KNOWN,

@@ -5,6 +5,7 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -16,12 +17,14 @@ from mountsafe.session.machines import Listener
 from mountsafe.session.messages import (
     ORDERS,
     REPORTS,
+    Changing,
     Failed,
     Found,
     Incident,
     Judged,
     Key,
     Locked,
+    NotSaved,
     Order,
     Progress,
     Report,
@@ -102,6 +105,15 @@ class Reporter(Listener):
         """Say what is worse than it might be."""
         super().warn(what)
         self.tell(Warned(what))
+
+    def not_saved(self, words: str) -> None:
+        """Say that what programs were told of is not on the medium: nobody who listens may miss that."""
+        log.warning("%s", words)
+        self.tell(NotSaved(words[:MAX_INCIDENT]))
+
+    def changing(self, names: Sequence[str]) -> None:
+        """Say of which volumes something was changed that the medium may not have yet."""
+        self.tell(Changing(tuple(names)))
 
     def failed(self, error: UserError) -> None:
         """Say that it came to nothing."""

@@ -94,6 +94,13 @@ def end(runtime: Runtime, record: Record, force: bool, say: Callable[[str], None
         clean_up(runtime, record)
 
 
+def end_of(record: Record) -> None:
+    """Have the supervisor of a record save and unmount, and wait for its end, as `end` does. Raises UserError."""
+    for runtime, now in running():
+        if now.supervisor == record.supervisor and now.source == record.source:
+            end(runtime, now, force=False)
+
+
 def unmount_all(force: bool = False, say: Callable[[str], None] = log.info) -> list[str]:
     """Unmount every medium of this user; return their sources. `say`: see `end`."""
     gone = []

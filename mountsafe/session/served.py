@@ -133,7 +133,7 @@ class ServedVolume:
                 self._control.close()
                 await trio.to_thread.run_sync(self.detach)
                 if self._writer is not None:
-                    await self._writer.close()
+                    await self._writer.finish()
                 await self._machines.release(self)
             self.ended.set()
             if not self.serving.is_set():
@@ -181,8 +181,8 @@ class ServedVolume:
                 await self._give_stream(writing)
             case Settle():
                 await self._send(await self._writing().settle())
-            case Unsaved(untrusted_why, count):
-                self._writing().not_saved(untrusted_why, count)
+            case Unsaved(untrusted_why, count, untrusted_names):
+                self._writing().not_saved(untrusted_why, count, untrusted_names)
             case WantDisk(instead):
                 await self._give_disk(instead)
             case Ready():
@@ -297,6 +297,11 @@ class ServedVolume:
                 await self.ended.wait()
 
     @property
+    def changing(self) -> bool:
+        """Whether something was changed that the medium may not have yet."""
+        return self._writer is not None and self._writer.changing
+
+    @property
     def unsaved(self) -> str:
         """Why changes that programs were told of are lost; "" if none are."""
         return self._writer.unsaved if self._writer else ""
@@ -356,4 +361,6 @@ class ServedVolume:
             access=READ_WRITE if self._writer else READ_ONLY,
             written=self._writer is not None and self._writer.written,
             unsaved=self.unsaved,
+            read_only=self._shown.read_only,
+            changing=self.changing,
         )

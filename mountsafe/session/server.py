@@ -26,7 +26,7 @@ from mountsafe.filesystem.journal import Journal
 from mountsafe.filesystem.opened import FileSystem
 from mountsafe.filesystem.operations import Operations, View, release, serve
 from mountsafe.filesystem.reader import Reader
-from mountsafe.limits import PREFETCH_ENTRIES
+from mountsafe.limits import NAME_SHOWN, PREFETCH_ENTRIES
 from mountsafe.medium.block import BlockReader, Disk
 from mountsafe.medium.encryption import Stack
 from mountsafe.medium.extents import Window
@@ -54,6 +54,7 @@ from mountsafe.session.conversation import (
     WantStream,
 )
 from mountsafe.session.conversation import Disk as GivenDisk
+from mountsafe.text import printable
 from mountsafe.trios import run
 
 log = logging.getLogger(__name__)
@@ -182,8 +183,9 @@ class SessionProcess:
         channel.close(fds)
         return answer.why if isinstance(answer, Settled | Nothing) else "the parent says something else"
 
-    async def _unsaved(self, why: str, count: int) -> None:
-        await self._parent.tell(Unsaved(why, count))
+    async def _unsaved(self, why: str, count: int, untrusted_paths: list[bytes]) -> None:
+        names = tuple(printable(path, NAME_SHOWN) for path in untrusted_paths)
+        await self._parent.tell(Unsaved(printable(why, wire.MAX_MESSAGE), count, names))
 
     def _writable(self, what: tuple[bytes, bytes, bytes, tuple[bytes, ...]]) -> Writable | None:
         """How it is mounted for writing; `what` as for reading, as of `wire.pack_mount`."""

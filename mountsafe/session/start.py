@@ -20,7 +20,6 @@ from mountsafe.session.messages import (
     Begin,
     Failed,
     Found,
-    Incident,
     Judged,
     Key,
     KeyForm,
@@ -38,6 +37,7 @@ from mountsafe.session.running import running
 from mountsafe.system.units import Unit
 from mountsafe.text import printable
 
+UNHEARD = 1000  # reports
 REFUSAL = 500  # characters of the policy's words
 # What was found in; what is not to be shown out. One that raises UserError has nothing shown.
 Judge = Callable[[Sequence[Seen]], Judgement]
@@ -55,6 +55,8 @@ class Starting:
 
     `spare`: it starts a virtual machine ahead.
     """
+
+    unheard: tuple[Report, ...] = ()
 
     def __init__(self, verbose: bool = False, spare: bool = False, unit: Unit | None = None) -> None:
         ours, theirs = channel.pair()
@@ -173,8 +175,10 @@ class Starting:
             numbers = {each.name: position for position, each in enumerate(found)}
             refused = tuple(numbers[name] for name in ruling.refused)
             options = tuple((numbers[name], tuple(wished)) for name, wished in ruling.mount_options.items())
+            read_only = tuple(numbers[name] for name in sorted(ruling.read_only))
+            judged = Judged(refused, printable(ruling.words, REFUSAL), options, read_only)
             with suppress(OSError):  # it has ended: `follow` says so
-                channel.send(self._report, ORDERS.told(Judged(refused, printable(ruling.words, REFUSAL), options)))
+                channel.send(self._report, ORDERS.told(judged))
 
     def _unlock(self, locked: Locked, unlock: Unlock | None) -> None:
         try:
@@ -193,12 +197,11 @@ class Starting:
         """A descriptor, readable when the supervisor has something to say after the mount is there, or has ended."""
         return self._report.fileno()
 
-    def incident(self) -> str | None:
-        """Return what went wrong; "" if something else is told, None if the supervisor has ended. Blocks."""
+    def heard(self) -> Report | None:
+        """Return what the supervisor tells next; None if it has ended, or cannot be understood. Blocks."""
         with suppress(OSError, ProtocolFault):
             if (received := pieces.receive(self._report)) is not None:
-                told = REPORTS.read(received)
-                return printable(told.words, 500) if isinstance(told, Incident) else ""
+                return REPORTS.read(received)
         return None
 
     def abandon(self) -> None:
@@ -221,7 +224,8 @@ class Starting:
     def end(self) -> None:
         """Ask the supervisor to unmount, whatever uses it, and wait. One that does not answer is killed.
 
-        What one leaves that was killed, by us or by others, is cleaned up.
+        What one leaves that was killed, by us or by others, is cleaned up. What it told that nobody has heard yet is in
+        `unheard` then.
         """
         self._ask_to_end()
         try:
@@ -231,6 +235,9 @@ class Starting:
             with suppress(subprocess.TimeoutExpired):  # the kernel does not let it go
                 self._process.wait(STOP_DEADLINE)
         finally:
+            self._report.settimeout(0.0)
+            while (told := self.heard()) is not None and len(self.unheard) < UNHEARD:
+                self.unheard = (*self.unheard, told)
             self._report.close()
         if self._process.returncode != ExitCode.OK:
             running()

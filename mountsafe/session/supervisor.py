@@ -169,14 +169,14 @@ class Supervisor:
         self._missing = choice.missing + beyond
         access = Writers(self._medium, machined, self._nursery, self._reporter)
         if self._options.write:
-            access.make(choice.chosen)
+            access.make(choice.chosen, choice.read_only, not self._options.if_possible)
         places = self._places(volumes)
         self._reporter.progress("mounting " + "; ".join(volume.describe() for volume in volumes))
         shown = self._presentation()
         for each, place in zip(choice.chosen, places, strict=False):
             writer, why = access.of(each.volume)
             box = self._boxes.take(decrypts=each.volume.host is not None)
-            how = replace(shown, note=why)
+            how = replace(shown, note="" if self._options.if_possible else why, read_only=why)
             served = ServedVolume(each.volume, place, each.machines, how, box, self._medium.name, writer)
             self._served.append(served)
             self._nursery.start_soon(self._serve, served)
@@ -274,7 +274,7 @@ class Supervisor:
 
     async def _end_all(self) -> None:
         with trio.move_on_after(LAST_SAVE_DEADLINE):
-            for served in [] if self._exchanged else list(self._served):
+            for served in [each for each in self._served if each.changing or not self._exchanged]:
                 await served.settled(LAST_SAVE_DEADLINE)
         for served in list(self._served):  # whose tasks still run, and take them out
             await trio.to_thread.run_sync(served.detach)

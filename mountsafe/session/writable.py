@@ -9,6 +9,7 @@ from mountsafe.encrypted.serving import Plaintext
 from mountsafe.encrypted.tally import Counts, Tally
 from mountsafe.errors import MountsafeError
 from mountsafe.medium.encryption import Layer, Stack
+from mountsafe.medium.flag import ReadOnlyFlag
 from mountsafe.medium.part import WHOLE
 from mountsafe.medium.swapped import Exchanged, is_same
 from mountsafe.session.maker import Maker
@@ -20,24 +21,28 @@ class Writable(Maker):
     """A window of `size` bytes from `start` on of a disk: see `mountsafe.session.storage.Lender`.
 
     `below`: the disk in the medium, or one that was unlocked. `medium`: a descriptor of the medium that is open for
-    reading and writing, which stays the caller's.
+    reading and writing, which stays the caller's; `flag`: the read-only flag of all that is written to through it.
     """
 
     writable = True
     model = ""  # in it is no partition table whose sectors would have to be known
 
-    def __init__(self, below: Lender, medium: int, start: int, size: int, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, below: Lender, medium: int, start: int, size: int, nursery: trio.Nursery, flag: ReadOnlyFlag | None = None
+    ) -> None:
         super().__init__("the writing process", self._serving, nursery, size)
         self.part = WHOLE
         self.size = size
         self.below = below
         self._medium = medium
+        self.flag = flag or ReadOnlyFlag(medium)
         self._layer = Layer(((0, start, size),), size, None)
         self._tally = Tally.made()
 
     async def _serving(self) -> Plaintext:
         if not is_same(self._medium, self.base.medium.sequence):
             raise Exchanged("another medium is in its place")
+        self.flag.lift(self)
         return Plaintext.start(self.stack, self._medium, self.keys, self._tally)
 
     @property
@@ -70,8 +75,11 @@ class Writable(Maker):
             await in_thread(os.fdatasync, self._medium)
         except OSError as error:
             raise MountsafeError(f"the medium did not keep what was written: {error.strerror}") from error
+        finally:
+            self.flag.lower(self)
 
     async def close(self) -> None:
         """End the process for good."""
         await super().close()
+        self.flag.lower(self)
         self._tally.close()

@@ -3,19 +3,21 @@
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import trio
 
 from mountsafe.errors import ExitCode, GuestGone, MountsafeError, UserError
 from mountsafe.limits import MAX_INCIDENTS_LOGGED, SAVE_DEADLINE, WRITE_IDLE
+from mountsafe.medium.flag import ReadOnlyFlag
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.medium.windows import ReadOnly, check_host, check_medium, check_stack, window
 from mountsafe.session.attached import MountId, find, top_at
 from mountsafe.session.choice import Chosen, Machined
 from mountsafe.session.conversation import Settled, Writing
+from mountsafe.session.losses import WHY, Losses
 from mountsafe.session.machines import Listener, Machines
 from mountsafe.session.places import number_of, walk
 from mountsafe.session.writable import Writable
@@ -23,31 +25,47 @@ from mountsafe.text import printable
 from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
-WORDS = 500  # characters of why something is not saved
 
 
 class Writer:
     """Writes to one file system, on demand: nothing runs until a stream is asked for, nor after `settle`.
 
     `disk` is the window, `machines` have that alone; `reading` are those of the whole medium. `device`: what a virtual
-    machine calls its only disk. One task calls the methods, but for `close`, which is the last.
+    machine calls its only disk. One task calls the methods, but for `close`, which is the last. `turned` is called
+    when `changing` is another than before.
     """
 
-    def __init__(self, disk: Writable, machines: Machines, reading: Machines, device: str, listener: Listener) -> None:
+    def __init__(
+        self,
+        disk: Writable,
+        machines: Machines,
+        reading: Machines,
+        device: str,
+        listener: Listener,
+        turned: Callable[[], None] = lambda: None,
+    ) -> None:
         self._disk = disk
         self._machines = machines
         self._reading = reading
         self._device = device
         self._listener = listener
+        self._turned = turned
         self._failures = 0  # that were told of
-        self._losses = 0
+        self._losses = Losses()
+        self._told = 0  # losses that were said
         self._closed = False
-        self.unsaved = ""  # why what programs were told of is not on the medium
+        self.changing = False  # something may have been written that the medium is not known to have
+        self._doubt = ""  # why it may not have it, though nobody writes any more
 
     @property
     def assigned(self) -> Writing:
         """What a session process is told of it."""
         return Writing(self._device, WRITE_IDLE)
+
+    @property
+    def unsaved(self) -> str:
+        """Which changes that programs were told of are not on the medium, and why; "" if all are."""
+        return self._losses.words
 
     @property
     def written(self) -> bool:
@@ -61,7 +79,18 @@ class Writer:
         """
         if self._closed:
             raise GuestGone("the medium is not written to any more")
-        return await self._machines.numbered(self)
+        before = self.changing
+        self._turn(True)
+        try:
+            return await self._machines.numbered(self)
+        except BaseException:
+            self._turn(before)
+            raise
+
+    def _turn(self, changing: bool) -> None:
+        if self.changing != changing:
+            self.changing = changing
+            self._turned()
 
     async def settle(self) -> Settled:
         """End the virtual machine and what it wrote through, and have the medium keep that.
@@ -75,10 +104,15 @@ class Writer:
         except MountsafeError as error:
             why = str(error)
         why = why or self._failed_writes()
+        if self._closed and self.changing:
+            why = why or "the medium is not written to any more"
         await self._reading.renew("what it has read was changed")
+        self._doubt = why
         if why:
             log.warning("not saved: %s", why)
-        return Settled(why[:WORDS])
+        else:
+            self._turn(False)
+        return Settled(why[:WHY])
 
     def _failed_writes(self) -> str:
         """Return what the server says of writes that failed since the last time; "" if none did."""
@@ -90,18 +124,28 @@ class Writer:
         """End the virtual machine of that number, if it is still there."""
         await self._machines.end_misbehaving(number, why)
 
-    def not_saved(self, untrusted_why: str, count: int) -> None:
+    def not_saved(self, untrusted_why: str, count: int, untrusted_names: Sequence[str] = ()) -> None:
         """Take note of changes that are lost, and say so: not for ever, because who tells of it may be taken over."""
-        what = f"{count} changes are lost" if count != 1 else "a change is lost"
-        self.unsaved = f"{what}: {printable(untrusted_why, WORDS)}"
-        self._losses += 1
-        if self._losses <= MAX_INCIDENTS_LOGGED:
-            self._listener.warn(self.unsaved)
+        self._losses.add(untrusted_why, count, untrusted_names)
+        self._told += 1
+        if self._told <= MAX_INCIDENTS_LOGGED:
+            self._listener.not_saved(self.unsaved)
+        if self._doubt:
+            self._doubt = ""
+            self._turn(False)
 
     async def close(self) -> None:
-        """End it, whatever it is doing: who uses it is gone, or the medium is another one."""
+        """End it, whatever it is doing: the medium is another one. Who uses it may still tell what is lost."""
         self._closed = True
         await self._machines.close()
+
+    async def finish(self) -> None:
+        """End it for good, as who used it is gone: if that has not said that all is on the medium, some is lost."""
+        await self.close()
+        if self.changing:
+            if not self.unsaved:
+                self.not_saved(self._doubt or "it ended before all of it was saved", 0)
+            self._turn(False)
 
 
 def sync(which: MountId) -> None:
@@ -128,7 +172,7 @@ def sync(which: MountId) -> None:
 
 async def save(which: MountId, target: Path, deadline: float = SAVE_DEADLINE) -> None:
     """Have a mount's session process save what it has. Raises UserError (FAILURE) if it does not."""
-    shown = printable(os.fsencode(target), WORDS)
+    shown = printable(os.fsencode(target), WHY)
     hint = f"mountsafe unmount --force {shown} unmounts it all the same; what is not saved is then lost."
     try:
         with trio.fail_after(deadline):
@@ -150,12 +194,15 @@ def window_of(chosen: Chosen, medium: Medium) -> tuple[int, int]:
     return window(chosen.volume, chosen.told, below.size, None if chosen.hosts else medium)
 
 
-def writable_disk(chosen: Chosen, medium: Medium, nursery: trio.Nursery) -> Writable:
-    """Return the bytes of a file system as a disk that may be written to. Raises ReadOnly."""
+def writable_disk(chosen: Chosen, medium: Medium, nursery: trio.Nursery, flag: ReadOnlyFlag | None = None) -> Writable:
+    """Return the bytes of a file system as a disk that may be written to. Raises ReadOnly.
+
+    `flag`: of the other disks on the medium, if there are any.
+    """
     start, size = window_of(chosen, medium)
     if medium.writable_fd is None:
         raise ReadOnly("it is not open for that")
-    return Writable(chosen.machines.storage, medium.writable_fd, start, size, nursery)
+    return Writable(chosen.machines.storage, medium.writable_fd, start, size, nursery, flag)
 
 
 class Writers:
@@ -166,20 +213,28 @@ class Writers:
         self._machined = machined
         self._nursery = nursery
         self._listener = listener
+        self._flag: ReadOnlyFlag | None = None
         self._made: dict[str, Writer] = {}  # by the names of volumes
         self._why: dict[str, str] = {}
 
     def of(self, volume: Volume) -> tuple[Writer | None, str]:
-        """Return who writes to a file system; or None, and why nobody does if that is to be said."""
+        """Return who writes to a file system; or None, and why nobody does."""
         return self._made.get(volume.name), self._why.get(volume.name, "")
 
-    def make(self, chosen: Sequence[Chosen]) -> None:
-        """Make a writer of each that can have one, and say which cannot. Raises UserError (SOURCE) if none can."""
+    def make(self, chosen: Sequence[Chosen], read_only: Collection[str] = (), demanded: bool = True) -> None:
+        """Make a writer of each that can have one. `read_only`: the names of those that may not.
+
+        `demanded`: say which cannot, and raise UserError (SOURCE) if none can.
+        """
         for each in chosen:
             try:
+                if each.volume.name in read_only:
+                    raise ReadOnly("the policy has it only read")
                 self._made[each.volume.name] = self._writer(each)
             except ReadOnly as error:
                 self._why[each.volume.name] = f"{each.volume.title} cannot be written to: {error}"
+        if not demanded:
+            return
         if not self._made:
             why = next(iter(self._why.values()), "nothing of it can be written to")
             raise UserError(why, "Without --write it can be mounted read-only.", ExitCode.SOURCE)
@@ -188,8 +243,12 @@ class Writers:
 
     def _writer(self, chosen: Chosen) -> Writer:
         """Return the writer of a file system. Raises ReadOnly."""
-        disk = writable_disk(chosen, self._medium, self._nursery)
+        disk = writable_disk(chosen, self._medium, self._nursery, self._flag)
+        self._flag = disk.flag
         device = next((each.device for each in chosen.told if each.kind == "disk"), "")
         if not device:
             raise ReadOnly("nothing is known of its disk")
-        return Writer(disk, self._machined(disk, None), chosen.machines, device, self._listener)
+        return Writer(disk, self._machined(disk, None), chosen.machines, device, self._listener, self._turned)
+
+    def _turned(self) -> None:
+        self._listener.changing([name for name, writer in self._made.items() if writer.changing])

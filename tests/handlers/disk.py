@@ -152,8 +152,10 @@ class Disk:
                 del self.now.inodes[number]  # it was open
             elif stat.S_ISREG(inode.mode) and self._chance.random() < 0.5:
                 synced = states[0].inodes.get(number)
-                if synced is None or synced.data != inode.data:
-                    inode.data = inode.data[: self._chance.randrange(len(inode.data) + 1)]
+                before = synced.data if synced is not None else b""
+                if before != inode.data:
+                    came = self._chance.randrange(len(inode.data) + 1)
+                    inode.data = inode.data[:came] + before[came:]
         self._states = [self.now.copy()]
 
 
@@ -276,14 +278,15 @@ class DiskGuest:
         if c.handle and c.act == Act.SETATTR:
             return [tree.entry(self.handles[c.handle], b"")]
         path = c.other if c.act == Act.RENAME else c.path
+        if not path:
+            return [tree.entry(tree.find(path), b"")]
         told = []
         for each in (path, path.rpartition(b"/")[0]):
             try:
                 told.append(tree.entry(tree.find(each), each.rpartition(b"/")[2]))
             except OSError:
                 told.append(tree.entry(0, each.rpartition(b"/")[2]))
-        folders = c.act not in (Act.SETATTR, Act.SETXATTR, Act.REMOVEXATTR)
-        return told if folders and tree.inodes.get(2) and told[1][:4] != bytes(4) else told[:1]
+        return told if tree.inodes.get(2) and told[1][:4] != bytes(4) else told[:1]
 
     def _do(self, c: Change, again: bool) -> None:
         tree, held = self.disk.now, set(self.handles.values())

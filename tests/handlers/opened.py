@@ -64,7 +64,7 @@ class Host:
         self.guests: list[Guest] = []
         self.misbehaved: list[MountsafeError] = []
         self.blamed: list[int] = []  # by number, from 1 on
-        self.lost: list[tuple[str, int]] = []  # what could not be saved
+        self.lost: list[tuple[str, int, list[bytes]]] = []  # what could not be saved
         self.settled = 0
 
     async def client(self) -> AgentClient:
@@ -90,9 +90,9 @@ class Host:
         self.settled += 1
         return ""
 
-    async def unsaved(self, why: str, count: int) -> None:
+    async def unsaved(self, why: str, count: int, names: list[bytes]) -> None:
         """Changes are lost."""
-        self.lost.append((why, count))
+        self.lost.append((why, count, names))
 
     async def _run(self, scope: trio.CancelScope, guest: Guest, sock: socket.socket) -> None:
         try:

@@ -54,10 +54,10 @@ def reached(start: Any, after: Mapping[Any, Any]) -> set[Any]:
 
 
 # --- a medium in the daemon ------------------------------------------------------------------------------------------
-def test_every_state_of_a_medium_is_reached_and_only_one_is_the_end() -> None:
+def test_every_state_of_a_medium_is_reached_and_only_two_are_the_end() -> None:
     assert set(NEXT) == set(State) == reached(State.NEW, NEXT)
-    assert [state for state, after in NEXT.items() if not after] == [State.EJECTED]
-    for state in set(State) - {State.EJECTED}:
+    assert [state for state, after in NEXT.items() if not after] == [State.EJECTED, State.LOST]
+    for state in set(State) - {State.EJECTED, State.LOST}:
         assert {State.FAILED, State.EJECTED} <= NEXT[state]
         assert State.NEW not in NEXT[state]
 
@@ -92,7 +92,8 @@ def test_what_can_be_opened_is_what_the_table_says(keeper: Keeper, state: State)
 def test_no_refused_medium_is_opened() -> None:
     assert State.OPENING not in NEXT[State.REFUSE]
     assert State.OPEN not in NEXT[State.REFUSE]
-    assert {state for state, after in NEXT.items() if State.OPEN in after} == {State.OPENING}
+    assert {state for state, after in NEXT.items() if State.OPEN in after} == {State.OPENING, State.SAVING}
+    assert {state for state, after in NEXT.items() if State.SAVING in after} == {State.OPEN, State.LOCKED}
 
 
 def test_a_verdict_that_holds_back_is_a_state() -> None:

@@ -125,7 +125,9 @@ def test_a_medium_that_changes_while_trust_is_changed_is_kept(
     """Two partitions are kept apart: while the first is seen off, the second goes, and another may come."""
     monkeypatch.setattr(serving.trusting, "put_in_force", Mock())
     monkeypatch.setattr(serving.inforce, "look_again", Mock())
-    first, second, new = (Mock(device=SimpleNamespace(name=name), end=AsyncMock()) for name in ("sdb1", "sdb2", "sdb2"))
+    first, second, new = (
+        Mock(device=SimpleNamespace(name=name), lost=False, end=AsyncMock()) for name in ("sdb1", "sdb2", "sdb2")
+    )
 
     async def change() -> dict[str, Any]:
         service = Service(tmp_path, Mock(), 4)
@@ -188,3 +190,47 @@ def test_what_was_decided_by_the_last_mediums_words_is_decided_anew(
     before, after = trios.run(look)
     assert (before is after) == (now in ("the same", "other words, decided alike", "other rules"))
     assert after.decision == (shown if before is after else then[1])
+
+
+def test_what_was_pulled_out_too_early_is_told_until_another_medium_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decision = Decision(Verdict.SANDBOX, "", "", "external", Options())
+    device = Device("sdb", "sdb", "/dev/sdb", (8, 16), {}, (), Facts(device="sdb", fstype="ext4", size=512))
+    monkeypatch.setattr(serving.Keeper, "run", AsyncMock())
+    monkeypatch.setattr(serving.Keeper, "end", AsyncMock())
+    monkeypatch.setattr(serving.Keeper, "lost", True)
+
+    async def look() -> None:
+        service = Service(tmp_path, Mock(), 4)
+        service._policy = Mock()
+        async with trio.open_nursery() as nursery:
+            service._nursery = nursery
+            present = [device]
+            monkeypatch.setattr(service, "_found", lambda _: (present, [(each, decision) for each in present]))
+            await service._agree("sdb")
+            assert len(service.media()) == 1
+            present.clear()
+            await service._agree("sdb")
+            with trio.fail_after(5):
+                while not service._lost:  # noqa: ASYNC110  # nothing tells of it
+                    await trio.sleep(0.01)
+            assert [each["device"] for each in service.media()] == ["sdb"]
+            present.append(device)
+            await service._agree("sdb")
+            assert len(service.media()) == 1
+            assert service._lost == {}
+
+    trios.run(look)
+
+
+def test_of_media_that_were_pulled_out_too_early_a_few_are_told(tmp_path: Path) -> None:
+    async def see_off() -> None:
+        service = Service(tmp_path, Mock(), 4)
+        for number in range(20):
+            keeper: Any = Mock(end=AsyncMock(), lost=True, told=dict)
+            keeper.device.name = f"sd{number}"
+            await service._see_it_off(keeper, trio.Event())
+        assert list(service._lost) == [f"sd{number}" for number in range(12, 20)]
+
+    trios.run(see_off)

@@ -18,8 +18,8 @@ import pytest
 import trio
 
 from mountsafe import channel, pieces, trios
+from mountsafe.daemon import claiming, keys, writes
 from mountsafe.daemon import keeper as keepers
-from mountsafe.daemon import keys
 from mountsafe.daemon.keeper import Keeper
 from mountsafe.daemon.keys import TooManyTries, WrongKey
 from mountsafe.daemon.person import Person
@@ -161,8 +161,8 @@ class Desk:
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No device is claimed here, no folder made, no process waited for."""
     StandInClaim.held = 0
-    monkeypatch.setattr(keepers, "Claim", StandInClaim)
-    monkeypatch.setattr(keepers, "is_to_be_detached", lambda _: None)
+    monkeypatch.setattr(claiming, "Claim", StandInClaim)
+    monkeypatch.setattr(claiming, "is_to_be_detached", lambda _: None)
     monkeypatch.setattr(keepers, "folder_of", lambda *_: "/")
     monkeypatch.setattr(keepers, "held", Mock())
     monkeypatch.setattr(keepers, "ended", trio.sleep)
@@ -297,7 +297,7 @@ def test_what_is_beside_it_is_shown_and_shown_again_when_it_is_unlocked(monkeypa
         unmounted.append(target)
         desk.supervisor.end()
 
-    monkeypatch.setattr(keepers, "unmount_at", unmount)
+    monkeypatch.setattr(writes, "unmount_at", unmount)
 
     async def play() -> None:
         assert desk.told("mounts") == [PLAIN.target]
@@ -316,7 +316,7 @@ def test_what_is_beside_it_is_shown_and_shown_again_when_it_is_unlocked(monkeypa
 
 def test_what_is_in_use_beside_it_stays_and_is_not_unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(Supervisor(beside=True))
-    monkeypatch.setattr(keepers, "unmount_at", Mock(side_effect=UserError("in use", "", ExitCode.BUSY)))
+    monkeypatch.setattr(writes, "unmount_at", Mock(side_effect=UserError("in use", "", ExitCode.BUSY)))
 
     async def play() -> None:
         with pytest.raises(UserError, match="in use"):

@@ -275,3 +275,70 @@ async def test_none_of_them_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="squashfs is only read") as failure:
         await made(tmp_path, TWO)
     assert "--write" in failure.value.hint
+
+
+# --- what is on its way, and what is lost -----------------------------------------------------------------------------
+@pytest.mark.real_clock
+async def test_it_is_changing_until_the_medium_has_it(patched: list[MountRequest], tmp_path: Path) -> None:
+    async with ground(patched, tmp_path) as at:
+        served = at.seen.served
+        assert not served.changing
+        at.machines.refuses = True
+        await at.asked({"want-stream": True})
+        assert not served.changing, "nobody could write"
+        at.machines.refuses = False
+        await at.asked({"want-stream": True})
+        assert served.changing
+        assert served.mounted().changing
+        await at.asked({"settle": {}})
+        assert not served.changing
+
+
+@pytest.mark.real_clock
+async def test_files_are_named(patched: list[MountRequest], tmp_path: Path) -> None:
+    async with ground(patched, tmp_path) as at:
+        await at.asked({"want-stream": True})
+        await at.seen.say({"unsaved": {"why": "full", "count": 2, "names": ["a\x1b[2J.jpg", "b.jpg"]}})
+        await at.asked({"settle": {}})
+        assert at.heard.warnings == ["2 changes are lost (a\\x1b[2J.jpg, b.jpg): full"]
+
+
+@pytest.mark.real_clock
+async def test_who_dies_before_it_has_saved_has_lost_something(patched: list[MountRequest], tmp_path: Path) -> None:
+    async with ground(patched, tmp_path) as at:
+        await at.asked({"want-stream": True})
+        await at.seen.say({"serving": {}})  # out of turn: it is ended
+        with trio.fail_after(PATIENCE):
+            await at.seen.ended.wait()
+        assert at.heard.warnings == ["changes may be lost: it ended before all of it was saved"]
+        assert not at.seen.served.changing
+
+
+@pytest.mark.real_clock
+async def test_after_the_medium_was_exchanged_what_is_lost_can_still_be_told(
+    patched: list[MountRequest], tmp_path: Path
+) -> None:
+    async with ground(patched, tmp_path) as at:
+        await at.asked({"want-stream": True})
+        await at.seen.served.stop_writing()
+        assert at.seen.served.changing
+        await at.seen.say({"unsaved": {"why": "gone", "count": 1, "names": ["a.jpg"]}})
+        assert await at.asked({"settle": {}}) == {"settled": "the medium is not written to any more"}
+        assert at.heard.warnings == ["a change is lost (a.jpg): gone"]
+
+
+async def test_the_policy_may_have_one_only_read_and_nobody_need_be_told(tmp_path: Path) -> None:
+    path = tmp_path / "medium"
+    path.write_bytes(bytes(SIZE))
+    heard = Heard()
+    with path.open("r+b") as file:
+        medium = Medium(path, file.fileno(), SIZE, False, writable_fd=file.fileno())
+        async with trio.open_nursery() as nursery:
+            storage = Storage(medium, nursery)
+            machined: Any = lambda disk, _: FakeWriting(disk)  # noqa: E731
+            writers = Writers(medium, machined, nursery, heard)
+            machines: Any = FakeWriting(storage)  # type: ignore[arg-type]
+            writers.make([Chosen(each, machines, (DISK, ONE, TWO)) for each in (ONE, TWO)], {"1"}, demanded=False)
+    assert heard.warnings == []
+    assert writers.of(ONE) == (None, "partition 1 cannot be written to: the policy has it only read")
+    assert writers.of(TWO) == (None, "partition 2 cannot be written to: squashfs is only read")

@@ -65,7 +65,7 @@ def test_what_is_inside_is_shown_by_its_name_and_type(
         daemon.wait_for_mounts(name)
         told = become(desktop.machine, device, "open")
         assert (told["fstype"], told["label"]) == ("vfat", name)
-        desktop.wait_for(f"{name} is open", "vfat, read-only, in a virtual machine")
+        desktop.wait_for(f"{name} is open", "vfat, read-write, in a virtual machine")
         assert name in desktop.machine.mountsafe("devices").ok().out
 
 

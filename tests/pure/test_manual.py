@@ -26,10 +26,10 @@ def manual(repository: Path) -> ModuleType:
 def test_the_policys_page_has_every_key_verdict_and_example(manual: ModuleType) -> None:
     page = manual.pages("1")["mountsafe-policy.5"]
     keys = set(re.findall(r"^\\fB(\w+) = ", page, re.MULTILINE))
-    assert keys == {*_CHECKS, *_STRINGS, "verdict", "hide"}
+    assert keys == {*_CHECKS, *_STRINGS, "verdict", "hide", "access"}
     assert set(Verdict) <= set(re.findall(r"^\.B (\w+)$", page, re.MULTILINE))
-    assert re.findall(r"^\.SS (\d+)\.$", page, re.MULTILINE) == [str(number) for number in range(1, 13)]
-    assert page.count("[[rule]]") == 13
+    assert re.findall(r"^\.SS (\d+)\.$", page, re.MULTILINE) == [str(number) for number in range(1, 14)]
+    assert page.count("[[rule]]") == 14
     assert "as above" not in page, "a key without words"
 
 

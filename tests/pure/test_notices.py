@@ -146,3 +146,39 @@ def test_what_is_locked_says_what_it_is_and_what_helps_to_find_its_key() -> None
 
 def test_every_button_has_a_name() -> None:
     assert set(LABELS) == set(Action)
+
+
+# --- what is written to ----------------------------------------------------------------------------------------------
+LOST = "2 changes are lost (Holidays/a.jpg): the medium did not take them: Input/output error"
+
+
+def test_it_says_whether_it_can_be_written_to() -> None:
+    for access in ("read-only", "read-write"):
+        notice = notice_of({**STICK, "access": access})
+        assert notice is not None
+        assert notice.body == f"jfs, {access}, in a virtual machine"
+        assert f"Access: {access}" in details_of({**STICK, "access": access})
+    assert "Access: read-only, jfs is only read" in details_of(
+        {**STICK, "access": "read-only", "read_only": "jfs is only read"}
+    )
+
+
+def test_what_is_being_saved_is_not_to_be_pulled_out() -> None:
+    notice = notice_of({**STICK, "state": "saving", "access": "read-write"})
+    assert notice is not None
+    assert (notice.summary, notice.lasts, notice.actions) == ("PHOTOS is being saved", True, ())
+    assert "Do not pull it out" in notice.body
+
+
+@pytest.mark.parametrize("state", ["open", "unmounted", "ejected", "lost", "failed"])
+def test_what_was_not_saved_is_named_and_nobody_says_that_it_can_be_pulled_out(state: str) -> None:
+    medium = {**STICK, "state": state, "lost": LOST}
+    notice = notice_of(medium)
+    assert notice is not None
+    assert LOST in notice.body
+    assert notice.lasts
+    assert "can be pulled out" not in notice.summary + notice.body
+    assert LOST in details_of(medium)
+    if state not in ("open", "failed"):
+        assert LOST in state_of(medium)
+        assert "can be pulled out" not in state_of(medium)

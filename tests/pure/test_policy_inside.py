@@ -131,3 +131,35 @@ def test_a_type_that_somebody_names_does_not_make_it_encrypted_nor_plain() -> No
 def test_a_key_file_is_of_a_volume_and_not_how_a_medium_is_shown() -> None:
     rules = '[[rule]]\nverdict = "sandbox"\nuuid = "77"\nkey_file = "/a"\nhide = true'
     assert judge(policy(rules), KNOWN, [volume("1", uuid="77")]).options == Options(hide=True)
+
+
+# --- what may be written to ------------------------------------------------------------------------------------------
+def test_each_may_be_written_to_if_the_rule_that_decides_of_it_says_so() -> None:
+    rules = '[[rule]]\nverdict = "sandbox"\nlabel = "EVIDENCE"\naccess = "read-only"'
+    found = [volume("1", label="EVIDENCE"), volume("2"), volume("3", label="EVIDENCE", chosen=False)]
+    assert judge(policy(rules), KNOWN, found).read_only == {"1"}
+    others = 'access = "read-only"\n[[rule]]\nverdict = "sandbox"\nfstype = "vfat"\naccess = "on-demand"'
+    assert judge(policy(others), KNOWN, [volume("1", "vfat"), volume("2")]).read_only == {"2"}
+    assert judge(policy(f"{others}\n{REFUSE}"), KNOWN, [volume("1", "vfat"), volume("2")]).read_only == set()
+
+
+def test_what_it_lies_in_and_each_type_that_it_may_be_must_be_such_that_it_is_written_to() -> None:
+    rules = policy('[[rule]]\nverdict = "sandbox"\nfstype = "crypto_LUKS"\naccess = "read-only"')
+    found = [volume("2", "crypto_LUKS", chosen=False), volume("2/0", layers=("2",)), volume("1")]
+    assert judge(rules, KNOWN, found).read_only == {"2/0"}
+    assert judge(rules, KNOWN, [volume("1", "ext4", found="crypto_LUKS")]).read_only == {"1"}
+
+
+def test_what_is_said_of_something_encrypted_holds_for_what_is_in_it() -> None:
+    found = [volume("2", "crypto_LUKS", uuid="77", chosen=False), volume("2/0", layers=("2",)), volume("1")]
+    assert judge(policy(""), KNOWN, found).read_only == {"2/0"}
+    rule = '[[rule]]\nverdict = "sandbox"\nuuid = "77"\naccess = "on-demand"'
+    assert judge(policy(rule), KNOWN, found).read_only == set()
+    assert judge(policy(f'access = "read-only"\n{rule}'), KNOWN, found).read_only == {"1"}
+    inside = '[[rule]]\nverdict = "sandbox"\nfstype = "ext4"\naccess = "read-only"'
+    assert judge(policy(f"{rule}\n{inside}"), KNOWN, found).read_only == {"1", "2/0"}
+
+
+def test_that_it_may_be_written_to_is_of_a_volume_and_not_how_a_medium_is_shown() -> None:
+    rules = '[[rule]]\nverdict = "sandbox"\naccess = "read-only"'
+    assert judge(policy(rules), KNOWN, [volume("1")]).options == Options()

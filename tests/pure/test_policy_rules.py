@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mountsafe.policy import files
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.rules import Policy, PolicyError, Rule, Verdict, parse_rules
+from mountsafe.policy.rules import Access, Policy, PolicyError, Rule, Verdict, parse_rules
 
 STICK = Facts(
     device="sdb1", fstype="vfat", label="PHOTOS", uuid="1234-ABCD", bus="usb", external=True, removable=True,
@@ -97,6 +97,9 @@ BROKEN = {
     "a reason that is no text": '[[rule]]\nverdict = "kernel"\nreason = 5',
     "a text for encrypted": '[[rule]]\nverdict = "refuse"\nencrypted = "LUKS"',
     "a list of key files": '[[rule]]\nverdict = "sandbox"\nkey_file = ["/a"]',
+    "an access that is none": '[[rule]]\nverdict = "sandbox"\naccess = "read-write"',
+    "a switch for access": "access = true",
+    "a list for access": '[[rule]]\nverdict = "sandbox"\naccess = ["read-only"]',
     "hide that is no switch": '[[rule]]\nverdict = "kernel"\nhide = 1',
 }
 
@@ -143,7 +146,7 @@ def test_a_file_that_cannot_be_read_refuses(tmp_path: Path, content: bytes | Non
 # --- the example -----------------------------------------------------------------------------------------------------
 def _worked() -> tuple[list[Rule], list[Rule]]:
     """The rules in the example's comments: the one that explains every key, and those to copy."""
-    head, _, tail = files.EXAMPLE.read_text(encoding="utf-8").partition("# Twelve rules")
+    head, _, tail = files.EXAMPLE.read_text(encoding="utf-8").partition("# Thirteen rules")
     parts = (
         "\n".join(line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   "))
         for text in (head, tail)
@@ -178,6 +181,7 @@ WORKED = {
     "foreign images": (Facts(fstype="udf", bus="loop", external=False), Verdict.SANDBOX),
     "the backup stick": (replace(DISK, fstype="crypto_LUKS", uuid="0b9d2f60-0000-4000-8000-7c1e5a9d3f21"), "sandbox"),
     "only what is encrypted": (replace(DISK, removable=True), Verdict.REFUSE),
+    "evidence": (replace(DISK, label="EVIDENCE 7"), Verdict.SANDBOX),
 }
 
 
@@ -285,3 +289,62 @@ def test_a_rules_key_file() -> None:
 def test_key_files_that_cannot_be(rest: str, words: str) -> None:
     with pytest.raises(PolicyError, match=rf"^x, line 3 \(rule 1\): .*{words}"):
         parse_rules("x", f"[[rule]]\n{rest}")
+
+
+# --- what may be written to ------------------------------------------------------------------------------------------
+def access(*texts: str, facts: Facts = STICK) -> Access | None:
+    policy = Policy.parse([(f"{number}.toml", text) for number, text in enumerate(texts)])
+    assert not policy.broken
+    return policy.decide(facts).access
+
+
+def test_without_a_word_of_it_what_can_be_written_to_may_be() -> None:
+    assert access("") is Access.ON_DEMAND
+    assert access('[[rule]]\nverdict = "sandbox"') is Access.ON_DEMAND
+
+
+def test_a_rule_says_it_for_its_media_and_a_file_for_all_others() -> None:
+    read_only = '[[rule]]\nverdict = "sandbox"\nlabel = "{}"\naccess = "read-only"'
+    assert access(read_only.format("PHOTOS")) is Access.READ_ONLY
+    assert access(read_only.format("OTHERS")) is Access.ON_DEMAND
+    default = 'access = "read-only"\n'
+    assert access(default) is Access.READ_ONLY
+    assert access(default + '[[rule]]\nverdict = "ask"') is Access.READ_ONLY
+    assert access(default + '[[rule]]\nverdict = "ask"\naccess = "on-demand"') is Access.ON_DEMAND
+
+
+def test_what_is_encrypted_is_only_read_where_nobody_says_that_it_is_not() -> None:
+    """Who made it could have the passphrase written on it, and take it away again."""
+    locked = replace(STICK, fstype="crypto_LUKS")
+    for facts in (locked, replace(STICK, unlocked=True)):
+        assert access("", facts=facts) is Access.READ_ONLY
+        assert access('[[rule]]\nverdict = "sandbox"', facts=facts) is Access.READ_ONLY
+        for text in ('access = "on-demand"', '[[rule]]\nverdict = "sandbox"\naccess = "on-demand"'):
+            assert access(text, facts=facts) is Access.ON_DEMAND
+
+
+def test_of_several_files_the_most_important_one_says_it() -> None:
+    assert access('access = "on-demand"', 'access = "read-only"') is Access.ON_DEMAND
+    assert access('access = "read-only"', 'access = "on-demand"') is Access.READ_ONLY
+    assert access('[[rule]]\nverdict = "sandbox"', 'access = "read-only"') is Access.READ_ONLY
+
+
+def test_a_policy_that_cannot_be_read_lets_nothing_be_written() -> None:
+    assert Policy.parse([("a", "access = 1")]).decide(STICK).access is Access.READ_ONLY
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "words"),
+    [
+        ('access = "rw"\n', "x, line 1", "one of read-only, on-demand"),
+        ('[[rule]]\nverdict = "ask"\naccess = "rw"\n', "x, line 3 (rule 1)", "one of read-only, on-demand"),
+        ('[[rule]]\nverdict = "ask"\naces = "read-only"\n', "x, line 3 (rule 1)", "do you mean access?"),
+        ('[[rule]]\nverdict = "kernel"\naccess = "read-only"\n', "x, line 3 (rule 1)", "not for kernel"),
+        ('[[rule]]\nverdict = "refuse"\naccess = "on-demand"\n', "x, line 3 (rule 1)", "not for refuse"),
+        ('acess = "read-only"\n', "x, line 1", "a file has version, access and tables [[rule]]"),
+    ],
+)
+def test_an_access_that_cannot_be(text: str, where: str, words: str) -> None:
+    broken = Policy.parse([("x", text)]).broken
+    assert broken.startswith(f"{where}: ")
+    assert words in broken
