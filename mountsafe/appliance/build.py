@@ -108,7 +108,8 @@ def refresh(progress: Callable[[str], None]) -> Appliance:
         return appliance
     try:
         with _lock(place, progress), tempfile.TemporaryDirectory(prefix=_BUILDING, dir=place) as work:
-            if saving.outdated(appliance.path, known, progress):
+            replaced = (place / "current").resolve() != appliance.path  # by who was waited for
+            if not replaced and saving.outdated(appliance.path, known, progress):
                 progress("booting it once, to start from there later")
                 saving.renew(appliance.path, Path(work), known, progress)
     except OSError as error:

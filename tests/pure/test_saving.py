@@ -84,6 +84,7 @@ class Host:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.appliance = folder / "appliance"
         self.appliance.mkdir()
+        (folder / "current").symlink_to("appliance")
         self.work = folder / "work"
         self.work.mkdir()
         self.device = folder / "kvm"
@@ -324,6 +325,18 @@ def test_appliance_build_saves_anew_what_does_not_fit(
     build.refresh(host.said.append)
     assert (len(host.ran) == before) is current
     assert host.fitting() == ["kvm"]
+
+
+def test_what_another_build_has_replaced_is_left_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Built:
+        path = host.appliance
+
+    (host.appliance.parent / "current").unlink()
+    (host.appliance.parent / "current").symlink_to("another")
+    monkeypatch.setattr(build, "ensure", lambda progress: Built())
+    monkeypatch.setattr(build, "acceleration", lambda: host.acceleration)
+    build.refresh(host.said.append)
+    assert host.ran == []
 
 
 def test_whoever_may_not_write_it_leaves_it_as_it_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
