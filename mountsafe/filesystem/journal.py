@@ -209,7 +209,7 @@ class Journal:
         if trio.current_time() < self._refused_until:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         try:
-            await self._agents.write()
+            await self._begin_writing()
         except GuestRefused as refused:
             self._refused_until = trio.current_time() + REFUSED
             if self._refusal != str(refused):
@@ -219,6 +219,20 @@ class Journal:
         self._log.begin({})
         self._last = trio.current_time()
         self._begun.set()
+
+    async def _begin_writing(self) -> None:
+        """Get a VM that writes; another one if the first dies before it has mounted anything."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await self._agents.write()
+            except GuestRefused:
+                raise
+            except MountsafeError as error:
+                log.info("nothing can be written yet: %s", error)
+                if attempt == ATTEMPTS:
+                    raise
+            await trio.sleep((attempt - 1) * BETWEEN)
+        raise AssertionError
 
     async def _answered(
         self,

@@ -78,6 +78,11 @@ class Work:
             folder.renew(checked)
         return entry
 
+    def _told_by_path(self, untrusted: Sequence[wire.Entry], node: Node) -> wire.Entry:
+        """The same of attributes that were set by a path: it tells of the folder too, but for the root's."""
+        folders = [] if node.parent is None else [node.parent]
+        return self._told(untrusted, stat.S_IFMT(node.mode), node.name, *folders)
+
     async def _keep_open(self, node: Node) -> None:
         """A file is about to lose a name: have the guest hold it, if somebody has it open and it has no other."""
         if node.opens and not node.others:
@@ -187,7 +192,10 @@ class Work:
         change = change._replace(handle=node.handle) if by_handle else change._replace(path=node.path())
 
         def apply(untrusted: list[wire.Entry]) -> None:
-            entry = self._told(untrusted, stat.S_IFMT(node.mode), None if by_handle else node.name)
+            if by_handle:
+                entry = self._told(untrusted, stat.S_IFMT(node.mode), None)
+            else:
+                entry = self._told_by_path(untrusted, node)
             if change.flags & Flag.SET_SIZE and entry.size != change.size:
                 raise wire.WireError("a file of another size than it was given")
             node.renew(entry)
@@ -198,7 +206,7 @@ class Work:
         """Set or remove an extended attribute; `change` but for its path."""
 
         def apply(untrusted: list[wire.Entry]) -> None:
-            node.renew(self._told(untrusted, stat.S_IFMT(node.mode), node.name))
+            node.renew(self._told_by_path(untrusted, node))
 
         await self._journal.do(change._replace(path=node.path()), apply)
 

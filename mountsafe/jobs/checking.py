@@ -193,6 +193,8 @@ def _check_repairable(chosen: Chosen, medium: Medium) -> None:
     checker = CHECKERS[chosen.volume.fstype]
     if not checker.repair:
         raise ReadOnly(checker.no_repair)
+    if chosen.hosts:
+        raise ReadOnly("what is encrypted is only checked")
     window_of(chosen, medium)
 
 

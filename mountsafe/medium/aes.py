@@ -16,7 +16,6 @@ _gcrypt = begun(ctypes.PyDLL)
 _POINTER, _INT, _SIZE, _ERROR = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint
 BLOCK = 16
 CHUNK = 128 << 10  # bytes at a time: they stay in the processor's cache
-MOST_KEPT = 1 << 20  # bytes of a buffer whose places are kept; the kernel asks for as many at a time
 
 
 class CryptoError(Exception):
@@ -82,9 +81,8 @@ class Aes(BlockCipher):
 class Sectors:
     """Works on sectors of `size` bytes by one of the above. One thread at a time.
 
-    To make an object of an address takes longer than to decrypt a sector, so those of one buffer are kept: who reads
-    into the same one each time has its sectors decrypted where they lie. All else is copied to memory whose places are
-    known, and back.
+    What is to be done is copied to memory whose places are known, and back: to make an object of an address takes
+    longer than to decrypt a sector, and the copies are nothing beside that.
     """
 
     def __init__(self, cipher: BlockCipher, size: int) -> None:
@@ -94,8 +92,6 @@ class Sectors:
         self._data, data = _memory(CHUNK)
         self._vectors, vectors = _memory(self._most * BLOCK)
         self._places = [_POINTER(data + at) for at in range(0, CHUNK, size)]
-        self._buffer = 0  # the address of what was worked on last
-        self._kept: list[ctypes.c_void_p] = []  # the places in that, as far as they were needed
         self._vector_places = [_POINTER(vectors + at) for at in range(0, self._most * BLOCK, BLOCK)]
 
     def run(self, data: memoryview, vectors: bytearray) -> None:
@@ -104,40 +100,20 @@ class Sectors:
         if len(data) % self._size or len(vectors) not in (BLOCK, count * BLOCK):
             raise ValueError("no whole sectors")
         each = len(vectors) == count * BLOCK
-        held = (ctypes.c_char * len(data)).from_buffer(data)
-        kept = self._places_in(ctypes.addressof(held), count)
         for first in range(0, count, self._most):
-            many = min(self._most, count - first)
-            given = vectors[first * BLOCK : (first + many) * BLOCK] if each else b"" if first else vectors
-            self._vectors[: len(given)] = given
-            if kept:
-                self._run(kept[first : first + many], len(given) // BLOCK)
-                continue
-            part = data[first * self._size : (first + many) * self._size]
+            part = data[first * self._size : (first + self._most) * self._size]
+            given = vectors[first * BLOCK : (first + self._most) * BLOCK] if each else b"" if first else vectors
             self._data[: len(part)] = part
-            self._run(self._places[:many], len(given) // BLOCK)
+            self._vectors[: len(given)] = given
+            self._run(len(part) // self._size, len(given) // BLOCK)
             part[:] = self._data[: len(part)]
 
-    def _places_in(self, address: int, count: int) -> list[ctypes.c_void_p]:
-        """Return at least `count` places from an address on, if it was the one before this too, and they are not many.
-
-        They are of use while a buffer of so many sectors is held there.
-        """
-        if address != self._buffer:
-            self._buffer, self._kept = address, []
-            return []
-        if count * self._size > MOST_KEPT:
-            return []
-        more = range(len(self._kept), count)
-        self._kept += [_POINTER(address + number * self._size) for number in more]
-        return self._kept
-
-    def _run(self, places: list[ctypes.c_void_p], vectors: int) -> None:
+    def _run(self, count: int, vectors: int) -> None:
         handle, size, nothing = repeat(self._cipher._handle), repeat(_SIZE(self._size)), repeat(_SIZE(0))
         # The loop is map's, which is faster than one of Python's. A call returns 0, or what went wrong.
         begun = map(_setiv, handle, islice(self._vector_places, vectors), repeat(_SIZE(BLOCK)))
-        done = map(self._cipher._work, handle, places, size, repeat(None), nothing)
-        steps = chain.from_iterable(zip(begun, done, strict=True)) if vectors == len(places) else chain(begun, done)
+        done = map(self._cipher._work, handle, islice(self._places, count), size, repeat(None), nothing)
+        steps = chain.from_iterable(zip(begun, done, strict=True)) if vectors == count else chain(begun, done)
         if any(steps):
             raise CryptoError("the cipher failed")
 

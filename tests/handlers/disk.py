@@ -278,14 +278,15 @@ class DiskGuest:
         if c.handle and c.act == Act.SETATTR:
             return [tree.entry(self.handles[c.handle], b"")]
         path = c.other if c.act == Act.RENAME else c.path
+        if not path:
+            return [tree.entry(tree.find(path), b"")]
         told = []
         for each in (path, path.rpartition(b"/")[0]):
             try:
                 told.append(tree.entry(tree.find(each), each.rpartition(b"/")[2]))
             except OSError:
                 told.append(tree.entry(0, each.rpartition(b"/")[2]))
-        folders = c.act not in (Act.SETATTR, Act.SETXATTR, Act.REMOVEXATTR)
-        return told if folders and tree.inodes.get(2) and told[1][:4] != bytes(4) else told[:1]
+        return told if tree.inodes.get(2) and told[1][:4] != bytes(4) else told[:1]
 
     def _do(self, c: Change, again: bool) -> None:
         tree, held = self.disk.now, set(self.handles.values())

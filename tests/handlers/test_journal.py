@@ -59,6 +59,11 @@ STORIES: dict[str, list[Step]] = {
 }
 
 
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "BETWEEN", 0.0)
@@ -173,6 +178,41 @@ async def test_machines_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> Non
         assert mount.host.lost == []
 
 
+class Stillborn(DiskGuest):
+    """One that dies when it is to mount it for writing; `left` of them do."""
+
+    left = 0
+
+    def _body(self, kind: int, body: bytes) -> bytes:
+        if kind == Kind.MOUNT and wire.unpack_mount(body)[-1] and Stillborn.left:
+            Stillborn.left -= 1
+            raise HangUp
+        return super()._body(kind, body)
+
+
+async def test_the_first_machine_that_writes_may_die_before_it_does() -> None:
+    """The program waits for the next one."""
+    Stillborn.left, disk = journals.ATTEMPTS - 1, Disk()
+    async with opened(lambda: Stillborn(disk), writable=True) as mount:
+        await save(mount, b"file", b"x")
+        assert mount.journal is not None
+        await mount.journal.end()
+        assert disk.now.facts()[b"/file"][3] == b"x"
+        assert Stillborn.left == 0
+
+
+async def test_attributes_that_are_set_by_a_path(disk: Disk) -> None:
+    """The answer tells of the folder as well."""
+    async with opened(lambda: DiskGuest(disk), writable=True) as mount:
+        program = Program(mount)
+        for step in [("mkdir", b"d"), ("save", b"d/a", b"x"), ("settle",), ("chmod", b"d/a", 0o600)]:
+            await program.do(step)
+        assert int(str(disk.now.facts()[b"/d/a"][0])) & 0o777 == 0o600
+        assert mount.host.misbehaved == []
+        assert mount.journal is not None
+        await mount.journal.end()
+
+
 async def test_a_path_that_is_asked_for_does_not_change_meanwhile() -> None:
     disk = Disk()
     async with opened(lambda: DiskGuest(disk), writable=True) as mount:
@@ -226,11 +266,6 @@ class Lying(DiskGuest):
     def _change(self, c: changes.Change) -> bytes:
         answer = super()._change(c)
         return self.lie() if self.lie and c.act in (Act.CREATE, Act.MKNOD) else answer
-
-
-@pytest.fixture
-def disk() -> Disk:
-    return Disk()
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -8,11 +8,12 @@ import grp
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -400,7 +401,25 @@ def promised(repository: Path) -> dict[str, dict[str, str]]:
 
 
 # The columns of that table that are there for some media only, by kind of medium.
-OPTIONAL = {"raw": set[str](), "qcow2": {"container", "QEMU, container"}, "encrypted": {"decrypting"}}
+OPTIONAL = {
+    "raw": set[str](),
+    "qcow2": {"container", "QEMU, container"},
+    "encrypted": {"decrypting"},
+    "writing": {"writing"},
+}
+
+
+@contextmanager
+def writing(person: Person, target: Path) -> Iterator[None]:
+    """Change what is mounted there, all the time."""
+    command = ["sh", "-c", 'while touch "$1" && echo; do sleep 1; done', "sh"]
+    with person.start(target / "file", program=command) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n", process.stderr
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("kind", OPTIONAL)
@@ -410,23 +429,28 @@ def test_the_kernel_tells_of_each_layer_that_is_promised(
     source = image("encrypted-luks" if kind == "encrypted" else "vfat")
     if kind == "qcow2":
         source = as_qcow2(program, source, person, folder)
-    person.run("mount", source, folder / "m", *(["--key-file", key] if kind == "encrypted" else [])).ok()
+    if kind == "writing":
+        source = person.give(Path(shutil.copy(source, folder / "copy.img")))
+    with_options: dict[str, list[str | Path]] = {"encrypted": ["--key-file", key], "writing": ["--write"]}
+    person.run("mount", source, folder / "m", *with_options.get(kind, [])).ok()
     try:
-        [told] = person.run("doctor", "--sandbox", "--json").ok().json()
-        shown = person.run("doctor", "--sandbox").ok().out
+        with writing(person, folder / "m") if kind == "writing" else nullcontext():
+            [told] = person.run("doctor", "--sandbox", "--json").ok().json()
+            shown = person.run("doctor", "--sandbox").ok().out
         pids = {process["pid"] for process in told["processes"]}
         inside = [pid for pid in descendants(told["processes"][0]["pid"]) if b"/app" in cmdline(pid)]
         assert set(inside) <= pids  # none is there that is not shown
     finally:
         person.run("unmount", source).ok()
     [mount] = told["mounts"]
-    assert set(mount["flags"]) >= {"ro", "nosuid", "nodev", "noexec", *(["nosymfollow"] if person.is_root else [])}
+    access = "rw" if kind == "writing" else "ro"
+    assert set(mount["flags"]) >= {access, "nosuid", "nodev", "noexec", *(["nosymfollow"] if person.is_root else [])}
     assert mount["landlock"] == told["kernel_landlock"]
     assert told["sealed"] == {"by_mount": True, "by_device": False, "by_landlock": bool(landlock.version())}
     assert "through a read-only mount of that file alone" in shown
     columns = promised(repository)
     assert all(set(rows) == set(TOLD) for rows in columns.values())
-    seen = {}
+    seen: dict[str, list[dict[str, str]]] = {}
     for process in told["processes"]:
         assert str(process["pid"]) in shown or process["program"] == "bwrap"
         role = process["role"]
@@ -436,16 +460,19 @@ def test_the_kernel_tells_of_each_layer_that_is_promised(
             closed = process["descriptors"] is None  # the kernel tells root alone of it
             assert closed == (role == "decrypting" and not person.is_root)
             assert closed == (process["namespaces"] is None)
-            seen[role] = {row: read(process) for row, read in TOLD.items() if not (closed and row in ROOTS)}
+            rows = {row: read(process) for row, read in TOLD.items() if not (closed and row in ROOTS)}
+            seen.setdefault(role, []).append(rows)
     always = {"appliance", "QEMU", "session"}
     assert set(columns) == always.union(*OPTIONAL.values())
     assert set(seen) == always | OPTIONAL[kind]
-    for role in seen:
-        rows = columns[role]
-        least = "seccomp filters, at least"
-        assert int(seen[role].pop(least)) >= int(rows.pop(least))
-        assert seen[role] == {row: rows[row] for row in seen[role]}, role
-        assert rows.keys() - seen[role].keys() <= ROOTS
+    assert len(seen["QEMU"]) == (2 if kind == "writing" else 1)
+    for role, processes in seen.items():
+        for each in processes:
+            rows = dict(columns[role])
+            least = "seccomp filters, at least"
+            assert int(each.pop(least)) >= int(rows.pop(least))
+            assert each == {row: rows[row] for row in each}, role
+            assert rows.keys() - each.keys() <= ROOTS
 
 
 def test_what_code_in_a_session_process_can_open(person: Person, folder: Path, image: Image, stage: Stage) -> None:

@@ -1,0 +1,229 @@
+"""What becomes of changes when something that they go through dies, is full or fails: the rest of `test_write.py`."""
+
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from mountsafe.errors import ExitCode
+from tests.conftest import missing
+from tests.vm import kills
+from tests.vm.command.stage import Person, Stage, sh
+from tests.vm.command.test_write import MIB, content, ended, made, open_for_writing
+from tests.vm.command.traces import Traces, running
+
+WRITE = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(fd, b"kept" * 20_000)
+os.fsync(fd)
+folder = os.open(os.path.dirname(sys.argv[1]), os.O_RDONLY)
+os.fsync(folder)
+print("synced")
+"""
+KEPT = b"kept" * 20_000
+
+
+def written(person: Person, path: Path) -> None:
+    """Write a file, and have it and its name on the medium."""
+    assert person.python(WRITE, path).ok().out == "synced\n"
+
+
+# --- what it goes through is killed -----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def patient(stage: Stage) -> Path:
+    """A copy that starts a virtual machine again however often it died."""
+    return stage.variant("patient", kills.PATIENT)
+
+
+MOMENTS = {"cp": 40, "tar": 70, "mv": 20, "rm": 30}  # after which line of what a step tells
+
+
+@pytest.mark.parametrize("fstype", kills.MAKE)
+def test_a_virtual_machine_that_dies_loses_nothing(
+    root: Person, folder: Path, patient: Path, fstype: str, program: Callable[[str], str]
+) -> None:
+    for name in (kills.MAKE[fstype][0], kills.CHECK[fstype][0]):
+        program(name)
+    mounted = kills.Mounted(root, folder, fstype, [str(patient)])
+    mounted.prepare(seed=1, operations=30)
+    before = Traces.taken(root)
+    mounted.mount()
+    for name, wanted in mounted.wanted.items():
+        moment = MOMENTS.get(name, 0)
+        done = kills.step(root, name, mounted.target, mounted.given, partial(at, moment, mounted.kill))
+        assert (done.code, done.words, done.killed) == (0, wanted.words, 1 if moment else 0), name
+        assert name != "mixed" or done.said == wanted.said
+    assert mounted.compare() == []
+    mounted.unmount()
+    before.assert_same(root)
+    assert mounted.check() == []
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "vfat"])
+def test_a_writing_server_that_dies_loses_nothing(root: Person, folder: Path, patient: Path, fstype: str) -> None:
+    mounted = kills.Mounted(root, folder, fstype, [str(patient)])
+    mounted.prepare(seed=1, operations=1)
+    mounted.mount()
+    for name, wanted in mounted.wanted.items():
+        moment = MOMENTS.get(name, 0)
+        kill = partial(killed, mounted)
+        done = kills.step(root, name, mounted.target, mounted.given, partial(at, moment, kill))
+        assert (done.code, done.words, done.killed) == (0, wanted.words, 1 if moment else 0), name
+    assert mounted.compare() == []
+    mounted.unmount()
+    assert mounted.check() == []
+
+
+def at(moment: int, kill: Callable[[], bool], line: int) -> bool:
+    """Kill after a line; return whether that was done."""
+    return line == moment and kill()
+
+
+def killed(mounted: kills.Mounted) -> bool:
+    """Kill what has the image open for writing, but for the supervisor; return whether there was something."""
+    supervisor = mounted.record["supervisor"]
+    found = [pid for pid in running() if pid != supervisor and open_for_writing(pid, mounted.image)]
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    return bool(found)
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "vfat"])
+@pytest.mark.parametrize("who", ["supervisor", "session"])
+def test_what_was_synced_is_on_the_medium_whoever_is_killed(root: Person, folder: Path, fstype: str, who: str) -> None:
+    image, target = made(root, folder, fstype), folder / "m"
+    before = Traces.taken(root)
+    root.run("mount", "--write", image, target).ok()
+    written(root, target / "first")
+    written(root, target / "second")
+    root.run(target / "third", program=["touch"]).ok()  # which may be lost
+    record = root.records_of(image)
+    os.kill(record["supervisor"] if who == "supervisor" else record["mounts"][0]["session"], signal.SIGKILL)
+    ended(record["supervisor"])
+    root.run("list").ok()
+    before.assert_same(root, 5.0)
+    if fstype == "ext4":  # a power cut: whoever mounts it next replays its journal
+        subprocess.run(["e2fsck", "-fp", image], capture_output=True, check=False)
+    for name in ("first", "second"):
+        assert content(image, fstype, name) == KEPT
+    root.run("mount", "--write", image, target).ok()  # and it can be written to again
+    written(root, target / "fourth")
+    root.run("unmount", target).ok()
+    assert content(image, fstype, "fourth") == KEPT
+    sh(*kills.CHECK[fstype], image)
+
+
+# --- the medium ---------------------------------------------------------------------------------------------------
+FILL = """
+import errno, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+try:
+    while True:
+        os.write(fd, bytes(1 << 20))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+os.ftruncate(fd, 0)
+os.pwrite(fd, b"there is room again", 0)
+os.fsync(fd)
+"""
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "vfat"])
+def test_a_full_medium_says_so_where_it_happens(root: Person, folder: Path, fstype: str) -> None:
+    image, target = made(root, folder, fstype, 24 * MIB), folder / "m"
+    root.run("mount", "--write", image, target).ok()
+    written(root, target / "before")
+    assert root.python(FILL, target / "full").ok().out == "ENOSPC\n"
+    root.run("unmount", target).ok()
+    assert content(image, fstype, "before") == KEPT
+    assert content(image, fstype, "full") == b"there is room again"
+    sh(*kills.CHECK[fstype], image)
+
+
+@contextmanager
+def mapped(image: Path, program: Callable[[str], str]) -> Iterator[Callable[..., Path]]:
+    """A function that puts device mapper's targets over an image, and returns the device; it may be called again."""
+    dmsetup, losetup = program("dmsetup"), program("losetup")
+    loop = subprocess.run([losetup, "-f", "--show", image], check=True, capture_output=True, text=True).stdout.strip()
+    name, there = f"mountsafe-test-{os.getpid()}", False
+
+    def put(*targets: str) -> Path:
+        nonlocal there
+        table = "\n".join(targets).format(loop=loop, sectors=image.stat().st_size // 512)
+        if not there:
+            sh(dmsetup, "--noudevsync", "create", name, "--addnodeoncreate", "--table", table)
+            there = True
+        else:
+            sh(dmsetup, "--noudevsync", "load", name, "--table", table)
+            sh(dmsetup, "--noudevsync", "suspend", "--noflush", "--nolockfs", name)
+            sh(dmsetup, "--noudevsync", "resume", name)
+        return Path("/dev/mapper", name).resolve()
+
+    try:
+        try:
+            put("0 {sectors} linear {loop} 0")
+        except subprocess.CalledProcessError:
+            missing("the kernel's device mapper")
+        yield put
+    finally:
+        if there:
+            subprocess.run([dmsetup, "--noudevsync", "remove", "--retry", name], check=False)
+        sh(losetup, "--detach", loop)
+
+
+def test_a_medium_that_fails_is_an_error_of_fsync_and_of_unmount(
+    root: Person, folder: Path, program: Callable[[str], str]
+) -> None:
+    image, target = made(root, folder, "ext4"), folder / "m"
+    before = Traces.taken(root)
+    with mapped(image, program) as put:
+        device = put("0 {sectors} linear {loop} 0")
+        root.run("mount", "--write", device, target).ok()
+        written(root, target / "before")
+        put("0 {sectors} flakey {loop} 0 0 3600 1 error_writes")
+        done = root.python(WRITE, target / "after")
+        assert done.code == 1
+        assert any(f"[Errno {number}]" in done.err for number in (errno.EIO, errno.EROFS)), done.err
+        assert root.run(target / "before", program=["cat"]).code in (0, 1)  # it hangs for nobody
+        refused = root.run("unmount", target)
+        assert refused.code == ExitCode.FAILURE
+        assert "lost" in refused.err or "cannot be saved" in refused.err
+        if os.path.ismount(target):
+            root.run("unmount", "--force", target)
+        before.assert_same(root, 5.0)
+    subprocess.run(["e2fsck", "-fp", image], capture_output=True, check=False)
+    assert content(image, "ext4", "before") == KEPT
+
+
+def test_a_medium_that_is_slow_is_waited_for(root: Person, folder: Path, program: Callable[[str], str]) -> None:
+    image, target = made(root, folder, "ext4"), folder / "m"
+    with mapped(image, program) as put:
+        device = put("0 {sectors} linear {loop} 0")
+        root.run("mount", "--write", device, target).ok()
+        put("0 {sectors} delay {loop} 0 0 {loop} 0 300")
+        written(root, target / "file")
+        root.run("unmount", target).ok()
+    assert content(image, "ext4", "file") == KEPT
+    sh(*kills.CHECK["ext4"], image)
+
+
+def test_a_virtual_machine_that_does_not_answer_hangs_no_unmount(root: Person, folder: Path) -> None:
+    """By force it ends within its deadline, and says nothing is left."""
+    image, target = made(root, folder, "ext4"), folder / "m"
+    before = Traces.taken(root)
+    record = root.run("mount", "--write", "--json", image, target).ok().json()
+    written(root, target / "file")
+    for pid in kills.writing_machines(record["supervisor"], [record["virtual_machine"]]):
+        os.kill(pid, signal.SIGSTOP)
+    with root.start(target / "hangs", program=["touch"]) as process:
+        root.run("unmount", "--force", target)
+        process.wait(60)
+    before.assert_same(root, 5.0)
+    assert content(image, "ext4", "file") == KEPT
