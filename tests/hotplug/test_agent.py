@@ -164,7 +164,7 @@ def test_a_medium_that_opens_is_told_and_its_buttons_do_what_they_say(
     name = label("vfat")
     with desktop.machine.loop(image("vfat")) as device:
         desktop.wait_for(f"{name} is being opened")
-        desktop.wait_for(f"{name} is open", "vfat, read-only")
+        desktop.wait_for(f"{name} is open", "vfat, read-write")
         assert desktop.on_screen() == 1
         assert desktop.press("Details") == ["Details", "Eject", "Open", "Open"]
         desktop.wait_for(f"{name} is open", f"Shown on: {MEDIA}/{name}")
