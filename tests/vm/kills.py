@@ -12,7 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -213,6 +214,17 @@ class Mounted:
         if done.code:
             self.person.run("unmount", "--force", self.target, program=self.program)
         done.ok()
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """Mount it; unmount it, by force if something is wrong."""
+        self.mount()
+        try:
+            yield
+        except BaseException:
+            self.person.run("unmount", "--force", self.target, program=self.program)
+            raise
+        self.unmount()
 
     def check(self) -> list[str]:
         """What the type's checker has to say, and what is otherwise than it should be when it is looked at again."""
