@@ -58,7 +58,9 @@ def test_a_virtual_machine_that_dies_loses_nothing(
         for name, wanted in mounted.wanted.items():
             moment = MOMENTS.get(name, 0)
             done = kills.step(root, name, mounted.target, mounted.given, partial(at, moment, mounted.kill))
-            assert (done.code, done.words, done.killed) == (0, wanted.words, 1 if moment else 0), (name, *mounted.log())
+            assert (done.code, done.words, done.killed) == (0, wanted.words, 1 if moment else 0), "\n".join(
+                [name, *mounted.log()]
+            )
             assert name != "mixed" or done.said == wanted.said
         assert mounted.compare() == []
     before.assert_same(root)
@@ -74,7 +76,9 @@ def test_a_writing_server_that_dies_loses_nothing(root: Person, folder: Path, pa
             moment = MOMENTS.get(name, 0)
             kill = partial(killed, mounted)
             done = kills.step(root, name, mounted.target, mounted.given, partial(at, moment, kill))
-            assert (done.code, done.words, done.killed) == (0, wanted.words, 1 if moment else 0), (name, *mounted.log())
+            assert (done.code, done.words, done.killed) == (0, wanted.words, 1 if moment else 0), "\n".join(
+                [name, *mounted.log()]
+            )
         assert mounted.compare() == []
     assert mounted.check() == []
 
