@@ -119,8 +119,9 @@ def unpack_change(body_bytes: bytes) -> Change:
 def pack_changed(packed_entries: list[bytes]) -> bytes:
     """The answer to CHANGE and WRITE: what `wire.pack_entry` made of what there is now, `MAX_ENTRIES` at most.
 
-    First of what was changed itself (a mode of 0: it is not there any more; CLOSE tells nothing), then of the folder
-    that it is in, then of the folder that it was in. Of WRITE and of what a handle names it is the first alone. Names
+    First of what was changed itself (a mode of 0: it is not there any more; of a file that has lost one of its names it
+    is what the others name; CLOSE tells nothing), then of the folder that it is in, then of the folder that it was in.
+    Of WRITE and of what a handle names it is the first alone. Names
     are those in their folders, and empty for the root.
     """
     return wire.pack_page(0, packed_entries)

@@ -425,6 +425,9 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
 
 
 # --- MOUNT ---------------------------------------------------------------------------------------------------------
+_WRITABLE, _AGAIN = 1, 2  # bits of the last byte of a MOUNT
+
+
 def pack_mount(
     device: bytes, fstype: bytes, zone: bytes, options: tuple[bytes, ...] = (), writable: bool = False
 ) -> bytes:
@@ -444,9 +447,19 @@ def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes, bytes, tuple[bytes, .
     if count > MAX_OPTIONS:
         raise WireError(f"{count} options")
     options = tuple(_unpack_text(body) for _ in range(count))
-    (writable,) = body.take(1, 1)
+    (flags,) = body.take(1, 1)
     body.end()
-    return device, fstype, zone, options, bool(writable)
+    return device, fstype, zone, options, bool(flags & _WRITABLE)
+
+
+def mounted_again(mount: bytes) -> bytes:
+    """Return a question of `pack_mount` for the next virtual machine, where the last one died while it wrote."""
+    return mount[:-1] + bytes([mount[-1] | _AGAIN])
+
+
+def is_mounted_again(body_bytes: bytes) -> bool:
+    """Whether it is one of those; to be asked of what `unpack_mount` takes."""
+    return bool(body_bytes[-1] & _AGAIN)
 
 
 def pack_mounted(mounted: Mounted) -> bytes:

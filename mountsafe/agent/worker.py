@@ -82,7 +82,7 @@ class Worker:
     def _mount(self, body: bytes) -> bytes:
         device, fstype, zone, options, writable = wire.unpack_mount(body)
         if writable:
-            return self._mount_writable(fstype, zone, options)
+            return self._mount_writable(fstype, zone, options, wire.is_mounted_again(body))
         path, placed = device_of(os.fsdecode(device))
         layers = (CowLayer(path, self._tag), Patched(self._tag))
         self._target = Target(path, fstype, self._where, *layers, options=tuple(map(os.fsdecode, options)))
@@ -101,13 +101,13 @@ class Worker:
         path = f"/dev/{find_medium()}" if repair else device_of(os.fsdecode(device))[0]
         return wire.pack_checked(check(path, fstype, seconds, repair, CowLayer(path, f"check-{self._tag}")))
 
-    def _mount_writable(self, fstype: bytes, zone: bytes, options: tuple[bytes, ...]) -> bytes:
+    def _mount_writable(self, fstype: bytes, zone: bytes, options: tuple[bytes, ...], again: bool) -> bytes:
         """Mount the disk to be changed: it is the file system, whatever the host calls it, and there is no other."""
         path = f"/dev/{find_medium()}"
         layers = (CowLayer(path, self._tag), Patched(self._tag))  # that are not begun
         self._target = Target(path, fstype, self._where, *layers, options=tuple(map(os.fsdecode, options)))
         bound_what_is_not_written_yet()
-        mount = mount_writable(self._target)
+        mount = mount_writable(self._target, again)
         times = LocalTimes(zone, f"/run/mountsafe/zone-{self._tag}")
         if mount.fstype in localtimes.STAMPED:
             localtimes.set_clock_ahead(times)

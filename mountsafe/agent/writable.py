@@ -36,6 +36,7 @@ WRITTEN_AS: dict[bytes, tuple[str, str]] = {
 }
 # Options of a person's by which something else than the file system as it is would be mounted.
 ONLY_TO_READ = fsoptions.WITHOUT_REPLAY | {"sb", "sbsector", "session", "anchor", "lastblock", "part"}
+_FOUND = re.compile("FSCK[0-9]{4}[.]REC", re.IGNORECASE)
 _REPLAYED = re.compile("recover(?!y is not)|replay", re.IGNORECASE)
 BEGIN_TO_WRITE, MOST_UNWRITTEN = 4 << 20, 32 << 20  # bytes in the guest's page cache
 _QUIET = "rw,nosuid,nodev,noexec,noatime"
@@ -49,8 +50,11 @@ def bound_what_is_not_written_yet() -> None:
             file.write(str(size))
 
 
-def mount_writable(target: Target) -> Mount:
-    """Mount to be changed. Raises Refused with EROFS, and words, if it can only be read, or first has to be mended."""
+def mount_writable(target: Target, again: bool = False) -> Mount:
+    """Mount to be changed. Raises Refused with EROFS, and words, if it can only be read, or first has to be mended.
+
+    `again`: a virtual machine has died that wrote to it, and what that left unfinished is nobody's.
+    """
     name = os.fsdecode(target.fstype)
     if target.fstype not in WRITTEN_AS:
         raise Refused(errno.EROFS, f"nothing here writes {name}: {INSTEAD}")
@@ -61,8 +65,9 @@ def mount_writable(target: Target) -> Mount:
         raise Refused(errno.EINVAL, wrong.message) from wrong
     if left := ONLY_TO_READ.intersection(option.partition("=")[0] for option in target.options):
         raise Refused(errno.EROFS, f"with the mount option {min(left)} it can only be read")
-    state = _looked_at(target)
     os.makedirs(target.where, exist_ok=True)
+    found_before = _found_by_checks(target) if again and target.fstype in copies.FAT else None
+    state = _looked_at(target)
     options = fsoptions.merged(kernel_type, plain, target.options)
     said = attempt(target.device, target.where, kernel_type, _QUIET, options)
     if said.complaint:
@@ -71,9 +76,26 @@ def mount_writable(target: Target) -> Mount:
         run("umount", "-n", target.where)
         words = f": {said.kernel[-1]}" if said.kernel else ""
         raise Refused(errno.EROFS, f"the driver mounts this {name} read-only{words}")
+    if found_before is not None:
+        for found in _names_of_found(target.where) - found_before:
+            os.unlink(os.path.join(target.where, found))
     if state == wire.MountState.CLEAN and any(map(_REPLAYED.search, said.kernel)):
         state = wire.MountState.RECOVERED
     return Mount(kernel_type, state, 0, [])
+
+
+def _found_by_checks(target: Target) -> set[str] | None:
+    """Return which files there are already that fsck.fat has made of what belonged to no file; None if unknown."""
+    if run("mount", "-n", "-t", "vfat", "-o", "ro,nosuid,nodev,noexec", target.device, target.where)[0] != 0:
+        return None
+    try:
+        return _names_of_found(target.where)
+    finally:
+        run("umount", "-n", target.where)
+
+
+def _names_of_found(where: str) -> set[str]:
+    return {name for name in os.listdir(where) if _FOUND.fullmatch(name)}
 
 
 def _looked_at(target: Target) -> int:

@@ -94,7 +94,7 @@ class Agents:
         """Return a stream to a VM, and what it says of the medium that it has mounted."""
         if self.writing and self.writable is not None:
             client = await self.writable.get_client()
-            return client, await self._begun(client, self.writable.mount)
+            return client, await self._begun(client, wire.mounted_again(self.writable.mount))
         client = await self._get_client()
         return client, await self._begun(client, self._mount)
 

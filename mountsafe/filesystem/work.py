@@ -144,9 +144,12 @@ class Work:
             self._reader.changing(node)
 
             def apply(untrusted: list[wire.Entry]) -> None:
-                if self._told(untrusted, 0, None, folder).mode:
+                left = self._told(untrusted, 0, None, folder)
+                if left.mode and (node.nlink < 2 or stat.S_IFMT(left.mode) != stat.S_IFMT(node.mode)):
                     raise wire.WireError("what was removed is still there")
                 self._edits.remove(folder, name)
+                if left.mode:  # by its other names
+                    node.renew(left)
 
             await self._journal.do(Change(act, self._path(folder, name)), apply, Subjects.of(node))
 

@@ -59,7 +59,9 @@ class Busy:
     # --- changes -----------------------------------------------------------------------------------------------------
     def create(self) -> str:
         path = self._new()
-        path.write_bytes(self._bytes())
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(fd, "wb") as file:
+            file.write(self._bytes())
         return str(path)
 
     def append(self) -> str:

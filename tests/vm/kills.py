@@ -12,7 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -205,6 +206,11 @@ class Mounted:
                 os.kill(pid, signal.SIGKILL)
         return bool(found)
 
+    def log(self) -> list[str]:
+        """What the mount says of itself."""
+        [log] = self.person.records.glob("*/log")
+        return [line for line in log.read_text().splitlines() if "dmesg" not in line][-60:]
+
     def compare(self) -> list[str]:
         return differences(looked(self.person, self.target, self.links), looked(self.person, self.plain, self.links))
 
@@ -213,6 +219,17 @@ class Mounted:
         if done.code:
             self.person.run("unmount", "--force", self.target, program=self.program)
         done.ok()
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """Mount it; unmount it, by force if something is wrong."""
+        self.mount()
+        try:
+            yield
+        except BaseException:
+            self.person.run("unmount", "--force", self.target, program=self.program)
+            raise
+        self.unmount()
 
     def check(self) -> list[str]:
         """What the type's checker has to say, and what is otherwise than it should be when it is looked at again."""
@@ -278,6 +295,7 @@ def one_round(person: Person, program: Path, fstype: str, seed: int) -> tuple[in
                 pairs = zip(done.said.splitlines(), wanted.said.splitlines(), strict=False)
                 wrong.append(f"mixed: {next(((a, b) for a, b in pairs if a != b), 'shorter')}")
             if wrong:
+                wrong[:0] = mounted.log()
                 break
         else:
             wrong += mounted.compare()
@@ -298,13 +316,13 @@ def long_run(stage: Stage, count: int, seed: int) -> bool:
     """Go on until so many were killed; return whether nothing was wrong."""
     program, killed, bad, rounds = stage.variant("patient", PATIENT), 0, 0, 0
     while killed < count:
-        fstype = list(MAKE)[rounds % len(MAKE)]
+        fstype = list(MAKE)[(seed + rounds) % len(MAKE)]
         began = time.monotonic()
         more, wrong = one_round(stage.persons["root"], program, fstype, seed + rounds)
         killed, bad, rounds = killed + more, bad + bool(wrong), rounds + 1
         took = time.monotonic() - began
         sys.stdout.write(f"seed {seed + rounds - 1} {fstype}: {more} killed in {took:.0f} s, {killed} in all\n")
-        sys.stdout.write("".join(f"  {line}\n" for line in wrong[:10]))
+        sys.stdout.write("".join(f"  {line}\n" for line in wrong[:80]))
         sys.stdout.flush()
     sys.stdout.write(f"{killed} killed in {rounds} rounds, {bad} of them bad\n")
     return bad == 0

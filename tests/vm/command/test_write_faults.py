@@ -54,14 +54,15 @@ def test_a_virtual_machine_that_dies_loses_nothing(
     mounted = kills.Mounted(root, folder, fstype, [str(patient)])
     mounted.prepare(seed=1, operations=30)
     before = Traces.taken(root)
-    mounted.mount()
-    for name, wanted in mounted.wanted.items():
-        moment = MOMENTS.get(name, 0)
-        done = kills.step(root, name, mounted.target, mounted.given, partial(at, moment, mounted.kill))
-        assert (done.code, done.words, done.killed) == (0, wanted.words, 1 if moment else 0), name
-        assert name != "mixed" or done.said == wanted.said
-    assert mounted.compare() == []
-    mounted.unmount()
+    with mounted.mounted():
+        for name, wanted in mounted.wanted.items():
+            moment = MOMENTS.get(name, 0)
+            done = kills.step(root, name, mounted.target, mounted.given, partial(at, moment, mounted.kill))
+            assert (done.code, done.words, done.killed) == (0, wanted.words, 1 if moment else 0), "\n".join(
+                [name, *mounted.log()]
+            )
+            assert name != "mixed" or done.said == wanted.said
+        assert mounted.compare() == []
     before.assert_same(root)
     assert mounted.check() == []
 
@@ -70,14 +71,15 @@ def test_a_virtual_machine_that_dies_loses_nothing(
 def test_a_writing_server_that_dies_loses_nothing(root: Person, folder: Path, patient: Path, fstype: str) -> None:
     mounted = kills.Mounted(root, folder, fstype, [str(patient)])
     mounted.prepare(seed=1, operations=1)
-    mounted.mount()
-    for name, wanted in mounted.wanted.items():
-        moment = MOMENTS.get(name, 0)
-        kill = partial(killed, mounted)
-        done = kills.step(root, name, mounted.target, mounted.given, partial(at, moment, kill))
-        assert (done.code, done.words, done.killed) == (0, wanted.words, 1 if moment else 0), name
-    assert mounted.compare() == []
-    mounted.unmount()
+    with mounted.mounted():
+        for name, wanted in mounted.wanted.items():
+            moment = MOMENTS.get(name, 0)
+            kill = partial(killed, mounted)
+            done = kills.step(root, name, mounted.target, mounted.given, partial(at, moment, kill))
+            assert (done.code, done.words, done.killed) == (0, wanted.words, 1 if moment else 0), "\n".join(
+                [name, *mounted.log()]
+            )
+        assert mounted.compare() == []
     assert mounted.check() == []
 
 
