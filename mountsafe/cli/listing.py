@@ -39,7 +39,7 @@ def list_mounts(json: Json = False) -> None:
         for mounted in record.mounts
     ]
     for medium in kept.values():
-        rows += [[medium.source, *what, READ_ONLY, target, DAEMON] for *what, target in medium.rows()]
+        rows += [[medium.source, *what, DAEMON] for what in medium.rows()]
     headings = ["SOURCE", "TYPE", "LABEL", "ACCESS", "MOUNTED ON", "BY"]
     if any(row[-1] == DAEMON for row in rows):
         screen.table(headings, rows)

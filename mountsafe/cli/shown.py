@@ -11,6 +11,7 @@ from typing import Any
 
 from mountsafe.desktop.notices import state_of
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.session.messages import READ_ONLY
 
 DAEMON = "daemon"
 LET_GO = ("ejected", "busy")  # states of a medium that the daemon has no claim of
@@ -23,6 +24,7 @@ class Folder:
     target: str
     fstype: str
     label: str
+    access: str = READ_ONLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,15 @@ class ShownMedium:
 
     def facts(self) -> dict[str, Any]:
         """What `--json` shows: the keys of a record of `mount` that the daemon tells of, and who shows it to whom."""
-        mounts = [{"target": each.target, "fstype": each.fstype, "label": each.label} for each in self.folders]
+        mounts = [
+            {"target": each.target, "fstype": each.fstype, "label": each.label, "access": each.access}
+            for each in self.folders
+        ]
         return {"source": self.source, "mounts": mounts, "note": self.note, "problem": self.problem} | by_daemon(self)
 
     def rows(self) -> list[list[str]]:
-        """Return type, label and place of each file system."""
-        return [[each.fstype, each.label, each.target] for each in self.folders]
+        """Return type, label, access and place of each file system."""
+        return [[each.fstype, each.label, each.access, each.target] for each in self.folders]
 
 
 def by_daemon(medium: ShownMedium | None) -> dict[str, str]:
@@ -89,7 +94,8 @@ def _kept() -> list[dict[str, Any]]:
 def _shown(told: dict[str, Any]) -> ShownMedium:
     # A daemon of an earlier version tells types and labels of all file systems in one word.
     types, labels = told.get("types", [told["fstype"]]), told.get("labels", [told["label"]])
-    folders = [Folder(*each) for each in zip_longest(told["mounts"], types, labels, fillvalue="")]
+    found = zip_longest(told["mounts"], types, labels, told.get("accesses", []), fillvalue="")
+    folders = [Folder(target, fstype, label, access or READ_ONLY) for target, fstype, label, access in found]
     return ShownMedium(
         told["device"],
         told["user"],

@@ -62,6 +62,8 @@ def test_inspect_tells_of_the_disk_inside(user: Person, contained: Callable[[str
     assert told["format"] == "vmdk"
     assert told["size"] == image("disk-mbr").stat().st_size
     plain = user.run("inspect", image("disk-mbr"), "--json").ok().json()
+    for volume in told["volumes"] + plain["volumes"]:  # a container is only read
+        volume.pop("writable", None), volume.pop("read_only", None)
     assert told["volumes"] == plain["volumes"]
     assert plain["format"] == "raw"
     assert "vmdk, a disk of 11.0 MiB" in user.run("inspect", source).ok().out
