@@ -80,6 +80,7 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
                 "links": "nofollow",
                 "timezone": "",
                 "mount_options": [],
+                "write": False,
             },
             "created": [str(target)],
             "supervisor": record["supervisor"],
@@ -87,6 +88,8 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
             "virtual_machine": record["virtual_machine"],
             "container": None,
             "decrypting": [],
+            "writing": [],
+            "writing_machines": [],
             "missing": [],
             "mounts": [
                 {
@@ -103,12 +106,16 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
                     "landlock": landlock.version(),
                     "session": record["mounts"][0]["session"],
                     "encryption": "",
+                    "access": "read-only",
+                    "written": False,
+                    "unsaved": "",
                 }
             ],
         }
         assert person.run("list", "--json").ok().json() == [record]
-        listed = person.run("list").ok().out.split()
-        assert listed == ["SOURCE", "TYPE", "LABEL", "MOUNTED", "ON", str(source), "ext4", "EXT4", str(target)]
+        headings, row = (line.split() for line in person.run("list").ok().out.splitlines())
+        assert headings == ["SOURCE", "TYPE", "LABEL", "ACCESS", "MOUNTED", "ON"]
+        assert row == [str(source), "ext4", "EXT4", "read-only", str(target)]
         check_tree(person, target, images.expected("ext4"))
         assert person.run(target / "README.txt", program=["stat", "-c", "%u"]).ok().out.strip() == str(person.uid)
         writing = person.python("import sys; open(sys.argv[1], 'w')", target / "new")
