@@ -109,6 +109,8 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
                     "access": "read-only",
                     "written": False,
                     "unsaved": "",
+                    "read_only": "",
+                    "changing": False,
                 }
             ],
         }
