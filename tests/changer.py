@@ -210,7 +210,6 @@ class ChangingWorker(FolderWorker):
         self._answers |= {
             Kind.CHANGE: self._change,
             Kind.WRITE: self._write,
-            Kind.HANDLE_READ: self._handle_read,
             Kind.SYNC: self._sync,
             Kind.UNMOUNT: self._unmount,
         }
@@ -303,6 +302,11 @@ class ChangingWorker(FolderWorker):
         self._logged(Kind.WRITE, body)
         self._perhaps_die()
         return answer
+
+    def _read(self, request: wire.Frame) -> memoryview:
+        if request.kind == Kind.HANDLE_READ:
+            return memoryview(wire.frame(request.ident, request.kind, self._handle_read(request.body)))
+        return super()._read(request)
 
     def _handle_read(self, body: bytes) -> bytes:
         handle, offset, length = changes.unpack_read(body)

@@ -86,9 +86,13 @@ class Subjects:
 
 
 class ChangeLog:
-    """What is in the log, and what it says of names."""
+    """What is in the log, and what it says of names.
 
-    def __init__(self) -> None:
+    `fragile`: of a folder that was made the disk may have the name and not the rest, which nothing mends.
+    """
+
+    def __init__(self, fragile: bool = False) -> None:
+        self._fragile = fragile
         self.changes: list[Logged] = []
         self.opened: list[tuple[int, bytes, Node]] = []  # handles at the checkpoint, and where they led to
         self._bytes = 0
@@ -152,7 +156,8 @@ class ChangeLog:
             if change.act == Act.LINK:
                 self._names[change.other] = Name.FIXED
 
-        self._sealed = change.act == Act.RENAME and (_alone(change, about) or _are_open(about))
+        alone = change.act == Act.RENAME and (_alone(change, about) or _are_open(about))
+        self._sealed = alone or (self._fragile and change.act == Act.MKDIR)
 
     def _renamed(self, change: Change) -> None:
         state = Name.MADE if self._names.get(change.path) is Name.MADE else Name.FIXED

@@ -35,6 +35,7 @@ ATTEMPTS = 4  # for a change: in so many virtual machines
 BETWEEN = 0.5  # seconds
 AGAIN_LATER = 5.0  # seconds after a checkpoint that did not come about
 NOTHING = Subjects()
+WITHOUT_ORDER = frozenset({b"vfat", b"msdos"})  # their driver writes what belongs together in any order
 LEADING_ELSEWHERE = frozenset({Act.RENAME, Act.UNLINK, Act.RMDIR})  # paths lead elsewhere after them
 
 
@@ -61,7 +62,7 @@ class Journal:
         self._replayed = replayed
         self._settled = settled
         self._lock = trio.Lock()
-        self._log = ChangeLog()
+        self._log = ChangeLog(fragile=agents.mounted.fstype in WITHOUT_ORDER)
         self._handles: dict[int, Node] = {}
         self._last_handle = 0
         self._pending: tuple[Change | None, Subjects] = (None, NOTHING)  # the change that is being done

@@ -43,6 +43,9 @@ class FolderMachines:
     def pid(self) -> int | None:
         return self._processes[-1].pid if self._processes else None
 
+    async def numbered(self, user: object) -> tuple[socket.socket, int]:
+        return await self.stream(user), self.number
+
     async def stream(self, user: object) -> socket.socket:
         self._users.add(user)
         ours, theirs = socket.socketpair()

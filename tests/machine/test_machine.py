@@ -15,11 +15,6 @@ from pathlib import Path
 import pytest
 
 from images import images
-from mountsafe.daemon.address import NAME, PATH
-from tests import bitlocker
-from tests.done import Done
-from tests.hotplug.test_inside import stick
-from tests.luks import PASSPHRASE, luks
 from tests.machine.base import USER
 from tests.machine.emulated import CHECKOUT, Machine
 
@@ -47,15 +42,6 @@ for folder, folders, files in os.walk(top):
             data = open(path, "rb").read()
             found.append([shown, "file", len(data), hashlib.sha256(data).hexdigest()])
 print(json.dumps(found))
-"""
-# Calls Unlock for a device with a key of a form, which comes out of standard input.
-UNLOCK = f"""
-import sys
-from jeepney import DBusAddress, new_method_call
-from jeepney.io.blocking import open_dbus_connection
-with open_dbus_connection("SYSTEM", enable_fds=True) as bus:
-    call = new_method_call(DBusAddress({PATH!r}, {NAME!r}, {NAME!r}), "Unlock", "ssh", (*sys.argv[1:], 0))
-    sys.exit(" ".join(map(str, bus.send_and_get_reply(call).body)) or 0)
 """
 # What a kernel says when it mounts, or fails to mount, what is on a stick.
 KERNEL_WORDS = re.compile(r"(EXT4-fs|FAT-fs|exFAT-fs|hfsplus|hfs:|NTFS|ntfs3).*")
@@ -261,42 +247,6 @@ def test_a_broken_file_system_is_refused_by_the_guest_and_kept_from_the_host(
         assert "busy" in machine.run("mount", "-o", "ro", STICK, "/mnt").err
         assert kernel_mounts(machine) == []
     assert machine.run("systemctl", "is-active", "mountsafe").out.strip() == "active"
-
-
-def test_what_is_encrypted_is_locked_until_it_is_unlocked_and_once_it_is_plugged_in_again(
-    machine: Machine, image: Image, tmp_path: Path
-) -> None:
-    """One stick for LUKS and BitLocker, in a partition each: whatever is looked at costs the boot of a machine."""
-    windows = bitlocker.stick(image("vfat"), tmp_path)
-    linux = luks(image("ext2").read_bytes(), tmp_path / "luks.img")
-    disk = stick(tmp_path / "stick.img", linux, windows.path)
-
-    def unlock_by_bus() -> Done:
-        python = machine.sh("sed -n '1s/^#!//p' \"$(command -v mountsafe)\"").strip()
-        return machine.run(
-            python, "-c", UNLOCK, "sda", "passphrase", user=True, data=PASSPHRASE, seconds=SHOWN_DEADLINE
-        )
-
-    def unlock_by_command() -> Done:
-        command = ("mountsafe", "unlock", "sda", "--recovery-key", "--key-fd", "0")
-        return machine.run(*command, user=True, data=windows.recovery_key.encode(), seconds=SHOWN_DEADLINE)
-
-    for unlock, name in ((unlock_by_bus, "ext2"), (unlock_by_command, "vfat")):
-        with plugged(machine, disk):
-            locked = machine.wait_for(lambda: states(machine) == ["locked"], "the locked stick", SHOWN_DEADLINE)
-            machine.tell("plugged in until it is locked", locked)
-            assert mounts(machine) == []
-            with machine.step(f"unlocked, {name}"):
-                unlock().ok()
-            shown(machine, name.upper())
-            assert mounts(machine) == [f"{MEDIA}/{name.upper()}"]
-            read = f"cd {MEDIA}/{name.upper()} && sha256sum README.txt"
-            wanted = next(entry.sha256 for entry in images.expected(name) if entry.path == b"README.txt")
-            assert machine.sh(read, user=True).split()[0] == wanted
-            assert kernel_mounts(machine) == []
-            machine.run("mountsafe", "eject", "sda", user=True).ok()
-    for secret in (PASSPHRASE.decode(), windows.recovery_key):
-        assert machine.run("journalctl", "--boot", f"--grep={re.escape(secret)}", "--quiet").out == ""
 
 
 def test_neither_a_clock_that_jumps_nor_a_sleep_ends_a_mount(machine: Machine, image: Image) -> None:

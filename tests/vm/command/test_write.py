@@ -312,7 +312,10 @@ def test_somebody_elses_mount(root: Person, user: Person, folder: Path) -> None:
 # --- what holds it ----------------------------------------------------------------------------------------------------
 def open_for_writing(pid: int, image: Path) -> bool:
     """Whether a process, as this machine's kernel tells it, has the image open for writing."""
-    for link in Path(f"/proc/{pid}/fd").iterdir():
+    links: list[Path] = []
+    with suppress(OSError):  # it has ended
+        links = list(Path(f"/proc/{pid}/fd").iterdir())
+    for link in links:
         try:
             if os.path.samestat(link.stat(), image.stat()):
                 words = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split()

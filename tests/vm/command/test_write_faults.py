@@ -1,18 +1,14 @@
 """What becomes of changes when something that they go through dies, is full or fails: the rest of `test_write.py`."""
 
-import errno
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mountsafe.errors import ExitCode
-from tests.conftest import missing
 from tests.vm import kills
 from tests.vm.command.stage import Person, Stage, sh
 from tests.vm.command.test_write import MIB, content, ended, made, open_for_writing
@@ -147,73 +143,6 @@ def test_a_full_medium_says_so_where_it_happens(root: Person, folder: Path, fsty
     assert content(image, fstype, "before") == KEPT
     assert content(image, fstype, "full") == b"there is room again"
     sh(*kills.CHECK[fstype], image)
-
-
-@contextmanager
-def mapped(image: Path, program: Callable[[str], str]) -> Iterator[Callable[..., Path]]:
-    """A function that puts device mapper's targets over an image, and returns the device; it may be called again."""
-    dmsetup, losetup = program("dmsetup"), program("losetup")
-    loop = subprocess.run([losetup, "-f", "--show", image], check=True, capture_output=True, text=True).stdout.strip()
-    name, there = f"mountsafe-test-{os.getpid()}", False
-
-    def put(*targets: str) -> Path:
-        nonlocal there
-        table = "\n".join(targets).format(loop=loop, sectors=image.stat().st_size // 512)
-        if not there:
-            sh(dmsetup, "--noudevsync", "create", name, "--addnodeoncreate", "--table", table)
-            there = True
-        else:
-            sh(dmsetup, "--noudevsync", "load", name, "--table", table)
-            sh(dmsetup, "--noudevsync", "suspend", "--noflush", "--nolockfs", name)
-            sh(dmsetup, "--noudevsync", "resume", name)
-        return Path("/dev/mapper", name).resolve()
-
-    try:
-        try:
-            put("0 {sectors} linear {loop} 0")
-        except subprocess.CalledProcessError:
-            missing("the kernel's device mapper")
-        yield put
-    finally:
-        if there:
-            subprocess.run([dmsetup, "--noudevsync", "remove", "--retry", name], check=False)
-        sh(losetup, "--detach", loop)
-
-
-def test_a_medium_that_fails_is_an_error_of_fsync_and_of_unmount(
-    root: Person, folder: Path, program: Callable[[str], str]
-) -> None:
-    image, target = made(root, folder, "ext4"), folder / "m"
-    before = Traces.taken(root)
-    with mapped(image, program) as put:
-        device = put("0 {sectors} linear {loop} 0")
-        root.run("mount", "--write", device, target).ok()
-        written(root, target / "before")
-        put("0 {sectors} flakey {loop} 0 0 3600 1 error_writes")
-        done = root.python(WRITE, target / "after")
-        assert done.code == 1
-        assert any(f"[Errno {number}]" in done.err for number in (errno.EIO, errno.EROFS)), done.err
-        assert root.run(target / "before", program=["cat"]).code in (0, 1)  # it hangs for nobody
-        refused = root.run("unmount", target)
-        assert refused.code == ExitCode.FAILURE
-        assert "lost" in refused.err or "cannot be saved" in refused.err
-        if os.path.ismount(target):
-            root.run("unmount", "--force", target)
-        before.assert_same(root, 5.0)
-    subprocess.run(["e2fsck", "-fp", image], capture_output=True, check=False)
-    assert content(image, "ext4", "before") == KEPT
-
-
-def test_a_medium_that_is_slow_is_waited_for(root: Person, folder: Path, program: Callable[[str], str]) -> None:
-    image, target = made(root, folder, "ext4"), folder / "m"
-    with mapped(image, program) as put:
-        device = put("0 {sectors} linear {loop} 0")
-        root.run("mount", "--write", device, target).ok()
-        put("0 {sectors} delay {loop} 0 0 {loop} 0 300")
-        written(root, target / "file")
-        root.run("unmount", target).ok()
-    assert content(image, "ext4", "file") == KEPT
-    sh(*kills.CHECK["ext4"], image)
 
 
 def test_a_virtual_machine_that_does_not_answer_hangs_no_unmount(root: Person, folder: Path) -> None:
