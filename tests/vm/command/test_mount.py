@@ -115,9 +115,9 @@ def test_a_plain_image(person: Person, folder: Path, image: Image) -> None:
             ],
         }
         assert person.run("list", "--json").ok().json() == [record]
-        listed = person.run("list").ok().out.split()
-        headings = ["SOURCE", "TYPE", "LABEL", "ACCESS", "MOUNTED", "ON"]
-        assert listed == [*headings, str(source), "ext4", "EXT4", "read-only", str(target)]
+        headings, row = (line.split() for line in person.run("list").ok().out.splitlines())
+        assert headings == ["SOURCE", "TYPE", "LABEL", "ACCESS", "MOUNTED", "ON"]
+        assert row == [str(source), "ext4", "EXT4", "read-only", str(target)]
         check_tree(person, target, images.expected("ext4"))
         assert person.run(target / "README.txt", program=["stat", "-c", "%u"]).ok().out.strip() == str(person.uid)
         writing = person.python("import sys; open(sys.argv[1], 'w')", target / "new")

@@ -195,24 +195,24 @@ def test_what_code_in_a_box_can_do(
 # --- the medium itself ----------------------------------------------------------------------------------------------
 TRIES = {  # where each process has the medium and is confined: what is called there, right before or after which line
     "appliance/serve.py": (
-        'guest.attach(fds[0], model, message.get("offset", 0), message.get("size"))',
-        "__import__('mountsafe.changes').changes.tell(fds[0]); {}",
+        'guest.attach(fds[0], model, *part, writable=message.get("writable") is True)',
+        "__import__('mountsafe.attempts').attempts.tell(fds[0]); {}",
     ),
     "container/serve.py": (
         "qemu, qmp, said = _open(settings)",
-        "__import__('mountsafe.changes').changes.tell(settings['medium']); {}",
+        "__import__('mountsafe.attempts').attempts.tell(settings['medium']); {}",
     ),
     "encrypted/derive.py": (
         "landlock.enclose()",
-        "tell = __import__('mountsafe.changes').changes.tell; {}; settings.stack.raw and tell(settings.fds[0])",
+        "tell = __import__('mountsafe.attempts').attempts.tell; {}; settings.stack.raw and tell(settings.fds[0])",
     ),
     "encrypted/serve.py": (
         "landlock.enclose()",
-        "tell = __import__('mountsafe.changes').changes.tell; {}; stack.raw and tell(_settings.disk)",
+        "tell = __import__('mountsafe.attempts').attempts.tell; {}; stack.raw and tell(_settings.disk)",
     ),
     "session/server.py": (
         "held_in = landlock.enclose()",
-        "tell = __import__('mountsafe.changes').changes.tell; {}; settings.medium and tell(settings.medium)",
+        "tell = __import__('mountsafe.attempts').attempts.tell; {}; settings.medium and tell(settings.medium)",
     ),
 }
 # Who has the medium, by its kind.
@@ -231,7 +231,7 @@ def changing(stage: Stage) -> dict[bool, list[str]]:
     programs = {}
     for sealed in (True, False):
         program = stage.variant(f"changing-{sealed}", tries | ({} if sealed else UNSEALED))
-        (program.parent / "lib/mountsafe/changes.py").write_bytes(Path(changes.__file__).read_bytes())
+        (program.parent / "lib/mountsafe/attempts.py").write_bytes(Path(changes.__file__).read_bytes())
         programs[sealed] = [str(program)]
     return programs
 
