@@ -235,12 +235,18 @@ class Starting:
             with suppress(subprocess.TimeoutExpired):  # the kernel does not let it go
                 self._process.wait(STOP_DEADLINE)
         finally:
-            self._report.settimeout(0.0)
-            while (told := self.heard()) is not None and len(self.unheard) < UNHEARD:
-                self.unheard = (*self.unheard, told)
-            self._report.close()
+            self._hear_last_words()
         if self._process.returncode != ExitCode.OK:
             running()
+
+    def _hear_last_words(self) -> None:
+        """Take what it has told, and close the report. Nothing is done if that is closed."""
+        if self._report.fileno() < 0:
+            return
+        self._report.settimeout(0.0)
+        while (told := self.heard()) is not None and len(self.unheard) < UNHEARD:
+            self.unheard = (*self.unheard, told)
+        self._report.close()
 
     def _ask_to_end(self) -> None:
         if not self._unit.stop:
