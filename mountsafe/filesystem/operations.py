@@ -270,6 +270,11 @@ def release(parent_inode: int, name: bytes) -> None:
     pyfuse3.invalidate_entry_async(parent_inode, name, ignore_enoent=True)
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is one: not that an answer came when nobody waited any more (fuse(4): ENOENT)."""
+    return not record.getMessage().endswith(f"fuse_reply_* failed with {os.strerror(errno.ENOENT)}")
+
+
 async def serve(operations: Operations, fd: int, started: Callable[[], Awaitable[None]]) -> None:
     """Serve the /dev/fuse descriptor `fd` until it is unmounted. `started` is called when requests can come."""
     pyfuse3.init(operations, f"/dev/fd/{fd}", {"fsname=mountsafe"})
