@@ -64,6 +64,12 @@ def installed(machine: Machine) -> None:
             machine.say(f"  {line}")
 
 
+def is_let_go(machine: Machine) -> bool:
+    """Whether no stick is kept any more: until then the kernel gives its name to no other one."""
+    told = machine.run("sh", "-c", "mountsafe devices --json")  # it may be uninstalled
+    return told.code != 0 or {each["state"] for each in told.json()} <= {"lost"}
+
+
 @contextmanager
 def plugged(machine: Machine, image: Path, written: bool = False, removable: bool = True) -> Iterator[None]:
     """A stick is plugged in and pulled out; no byte of it may change unless it is `written`."""
@@ -76,8 +82,7 @@ def plugged(machine: Machine, image: Path, written: bool = False, removable: boo
         machine.pull("stick")
         machine.wait_for(lambda: machine.run("test", "-e", STICK).code != 0, "the stick's end")
         machine.wait_for(lambda: mounts(machine) == [], "the end of its mounts")
-        # Until it is let go the kernel gives its name to no other.
-        machine.wait_for(lambda: set(states(machine)) <= {"lost"}, "what the service still has of it")
+        machine.wait_for(lambda: is_let_go(machine), "what the service still has of it")
 
 
 def mounts(machine: Machine) -> list[str]:
