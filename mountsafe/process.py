@@ -164,7 +164,7 @@ class Child:
     async def wait(self) -> int:
         """Wait until the process, and all that lives in its box, has ended; return its code, negative for a signal."""
         if self._popen.poll() is None:
-            await _ended(self.pid)
+            await ended(self.pid)
         code = self._popen.wait()
         await end_orphans()
         return code
@@ -182,7 +182,8 @@ class Child:
                 await self.wait()
 
 
-async def _ended(pid: int) -> None:
+async def ended(pid: int) -> None:
+    """Return when a process has ended; at once if there is none of that number."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -199,7 +200,7 @@ async def end_orphans() -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         with trio.move_on_after(STOP_DEADLINE):
-            await _ended(pid)
+            await ended(pid)
         _reap(pid)
 
 

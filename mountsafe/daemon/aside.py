@@ -5,7 +5,6 @@ So each such call has a deadline, and a thread of its own that nobody else needs
 """
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -105,18 +104,6 @@ class Remembered(Generic[T]):
                 self._result = await aside(self._work, self._age + ANSWER_PATIENCE)
                 self._until = trio.current_time() + self._age
             return self._result
-
-
-async def ended(pid: int) -> None:
-    """Return when a process has ended; at once if there is none of that number."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        await trio.lowlevel.wait_readable(pidfd)
-    finally:
-        os.close(pidfd)
 
 
 async def quietly(work: Callable[[], object], what: str, deadline: float) -> None:

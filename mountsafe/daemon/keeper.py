@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from mountsafe.daemon.aside import aside, ended, quietly
+from mountsafe.daemon.aside import aside, quietly
 from mountsafe.daemon.claiming import claimed, let_go, medium_for, until_detached
 from mountsafe.daemon.contents import noted, told_of_locked, told_of_mounts
 from mountsafe.daemon.inside import HeldBack, Inside, Otherwise
@@ -27,6 +27,7 @@ from mountsafe.limits import SILENCE_DEADLINE
 from mountsafe.medium.claim import Claim
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Options, Verdict
+from mountsafe.process import ended
 from mountsafe.session.messages import Changing, Incident, KeyForm, Mount, MountOptions, NotSaved, Record, Report
 from mountsafe.session.places import Place
 from mountsafe.session.start import Lost, Starting

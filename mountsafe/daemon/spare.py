@@ -6,7 +6,8 @@ from functools import partial
 
 import trio
 
-from mountsafe.daemon.aside import aside, ended, quietly
+from mountsafe.daemon.aside import aside, quietly
+from mountsafe.process import ended
 from mountsafe.session.start import Starting
 from mountsafe.system.units import Unit
 

@@ -223,17 +223,16 @@ class Journal:
 
     async def _begin_writing(self) -> None:
         """Get a VM that writes; another one if the first dies before it has mounted anything."""
-        for attempt in range(1, ATTEMPTS + 1):
+
+        async def attempt(again: bool) -> GuestRefused | None:
             try:
-                return await self._agents.write()
-            except GuestRefused:
-                raise
-            except MountsafeError as error:
-                log.info("nothing can be written yet: %s", error)
-                if attempt == ATTEMPTS:
-                    raise
-            await trio.sleep((attempt - 1) * BETWEEN)
-        raise AssertionError
+                await self._agents.write()
+            except GuestRefused as refused:  # another VM would say the same
+                return refused
+            return None
+
+        if (refused := await _tried(attempt)) is not None:
+            raise refused
 
     async def _answered(
         self,
@@ -242,21 +241,15 @@ class Journal:
         deadline: float = ANSWER_DEADLINE,
     ) -> T:
         """Ask until a guest answers, of which the last may have done already what it is asked for."""
-        for attempt in range(1, ATTEMPTS + 1):
 
-            async def asked(again: bool = attempt > 1) -> tuple[int, bytes]:
+        async def attempt(again: bool) -> T:
+            async def asked() -> tuple[int, bytes]:
                 self._require_whole()  # in the VM that there is by now
                 return await question(again)
 
-            try:
-                body = await self._agents.ask_once(asked, deadline)
-                return self._agents.unpack(decode, body)
-            except MountsafeError as error:
-                log.info("a change is not answered: %s", error)
-                if attempt == ATTEMPTS:
-                    raise
-            await trio.sleep((attempt - 1) * BETWEEN)
-        raise AssertionError
+            return self._agents.unpack(decode, await self._agents.ask_once(asked, deadline))
+
+        return await _tried(attempt)
 
     def _require_whole(self) -> None:
         if self._broken:
@@ -360,6 +353,19 @@ class Journal:
             except (OSError, MountsafeError) as error:
                 await self._lost(str(error), len(self._log))
             await self._settle()
+
+
+async def _tried(attempt: Callable[[bool], Awaitable[T]]) -> T:
+    """Try until a VM lives for long enough, `ATTEMPTS` times; `attempt` is told whether it is not the first."""
+    for number in range(1, ATTEMPTS + 1):
+        try:
+            return await attempt(number > 1)
+        except MountsafeError as error:
+            log.info("a change is not answered: %s", error)
+            if number == ATTEMPTS:
+                raise
+        await trio.sleep((number - 1) * BETWEEN)
+    raise AssertionError
 
 
 def _require_empty(untrusted_body: bytes) -> None:

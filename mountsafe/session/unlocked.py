@@ -3,18 +3,16 @@ for itself.
 """
 
 import os
-from dataclasses import replace
 
 import trio
 
 from mountsafe.encrypted.serving import Plaintext
-from mountsafe.medium.encryption import Layer, Stack
-from mountsafe.medium.part import WHOLE
-from mountsafe.session.maker import Maker
-from mountsafe.session.storage import Lender, Storage
+from mountsafe.medium.encryption import Layer
+from mountsafe.session.layered import LayeredDisk
+from mountsafe.session.storage import Lender
 
 
-class Unlocked(Maker):
+class Unlocked(LayeredDisk):
     """A disk made of another one: see `mountsafe.session.storage.Lender`. `open` first.
 
     `key`: a descriptor of it, sealed, which this closes. Nobody is asked for a passphrase again: a process that died is
@@ -25,11 +23,7 @@ class Unlocked(Maker):
 
     def __init__(self, below: Lender, layer: Layer, key: int, nursery: trio.Nursery) -> None:
         assert layer.layout is not None
-        super().__init__("the decrypting process", self._plaintext, nursery)
-        self.part = WHOLE
-        self.size = layer.layout.size
-        self.below = below
-        self._layer = layer
+        super().__init__("the decrypting process", self._plaintext, below, layer, nursery)
         self._key = key
 
     async def _plaintext(self) -> Plaintext:
@@ -55,16 +49,6 @@ class Unlocked(Maker):
         """What the disk is called in the guest: by the size of its sectors."""
         assert self._layer.layout is not None
         return f"sector {self._layer.layout.sector}"
-
-    @property
-    def base(self) -> Storage:
-        """The disk in the medium."""
-        return self.below.base
-
-    @property
-    def stack(self) -> Stack:
-        """How the plaintext is made of that."""
-        return replace(self.below.stack, layers=(*self.below.stack.layers, self._layer))
 
     @property
     def keys(self) -> tuple[int, ...]:

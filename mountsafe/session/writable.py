@@ -1,23 +1,21 @@
 """The window of a medium that one file system may write to, as a disk: a boxed process alone can write there."""
 
 import os
-from dataclasses import replace
 
 import trio
 
 from mountsafe.encrypted.serving import Plaintext
 from mountsafe.encrypted.tally import Counts, Tally
 from mountsafe.errors import MountsafeError
-from mountsafe.medium.encryption import Layer, Stack
+from mountsafe.medium.encryption import Layer
 from mountsafe.medium.flag import ReadOnlyFlag
-from mountsafe.medium.part import WHOLE
 from mountsafe.medium.swapped import Exchanged, is_same
-from mountsafe.session.maker import Maker
-from mountsafe.session.storage import Lender, Storage
+from mountsafe.session.layered import LayeredDisk
+from mountsafe.session.storage import Lender
 from mountsafe.trios import in_thread
 
 
-class Writable(Maker):
+class Writable(LayeredDisk):
     """A window of `size` bytes from `start` on of a disk: see `mountsafe.session.storage.Lender`.
 
     `below`: the disk in the medium, or one that was unlocked. `medium`: a descriptor of the medium that is open for
@@ -30,13 +28,9 @@ class Writable(Maker):
     def __init__(
         self, below: Lender, medium: int, start: int, size: int, nursery: trio.Nursery, flag: ReadOnlyFlag | None = None
     ) -> None:
-        super().__init__("the writing process", self._serving, nursery, size)
-        self.part = WHOLE
-        self.size = size
-        self.below = below
+        super().__init__("the writing process", self._serving, below, Layer(((0, start, size),), size, None), nursery)
         self._medium = medium
         self.flag = flag or ReadOnlyFlag(medium)
-        self._layer = Layer(((0, start, size),), size, None)
         self._tally = Tally.made()
 
     async def _serving(self) -> Plaintext:
@@ -44,16 +38,6 @@ class Writable(Maker):
             raise Exchanged("another medium is in its place")
         self.flag.lift(self)
         return Plaintext.start(self.stack, self._medium, self.keys, self._tally)
-
-    @property
-    def base(self) -> Storage:
-        """The disk in the medium."""
-        return self.below.base
-
-    @property
-    def stack(self) -> Stack:
-        """How the window is made of that."""
-        return replace(self.below.stack, layers=(*self.below.stack.layers, self._layer))
 
     @property
     def keys(self) -> tuple[int, ...]:
