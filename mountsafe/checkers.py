@@ -1,7 +1,7 @@
 """Which program checks a type's file systems, and what its exit codes and words mean, for both ends of the wall.
 
-No command here writes to what it is given, but those of `repair` and `replay`. Regular expressions are searched for in
-what a program has said.
+No command here writes to what it is given, but those of `preen`, `repair` and `replay`. Regular expressions are
+searched for in what a program has said.
 """
 
 from typing import NamedTuple
@@ -16,6 +16,8 @@ class Checker(NamedTuple):
     `wrong`: words that say it has errors, whatever the code. `finished`: words without which it did not look at all.
     `unreplayed`: words of one that has left out a journal's changes; `replay` replays them, into a copy. Without a
     command, mounting does.
+    `preen`: the command that asks nothing, and mends what is safe to mend: 1 says that this was all. None where the
+    driver does it, or nobody should.
     `repair`: the command that writes; none where there is none, or none that is safe: `no_repair` says why.
     `partial`: what is to be known of a check that is no full one.
     """
@@ -29,6 +31,7 @@ class Checker(NamedTuple):
     finished: str = ""
     unreplayed: str = ""
     replay: tuple[str, ...] = ()
+    preen: tuple[str, ...] = ()
     repair: tuple[str, ...] = ()
     no_repair: str = "there is no program that repairs it"
     partial: str = ""
@@ -41,6 +44,7 @@ _EXT = Checker(
     wrong="checksum does not match superblock",  # and there was no copy of it
     unreplayed="skipping journal recovery",
     replay=("e2fsck", "-y", "-E", "journal_only"),
+    preen=("e2fsck", "-p"),
     repair=("e2fsck", "-y", "-f"),
 )
 _FAT = Checker(
@@ -49,6 +53,7 @@ _FAT = Checker(
     (("fsck.fat", "-n"),),
     frozenset({1}),
     finished=r"\d+ files, \d+/\d+ clusters",
+    preen=("fsck.fat", "-a"),
     repair=("fsck.fat", "-a", "-w"),
 )
 _NTFS = Checker(
@@ -77,7 +82,13 @@ CHECKERS = {
     "ext4dev": _EXT,
     "vfat": _FAT,
     "msdos": _FAT,
-    "exfat": Checker("fsck.exfat", "exfatprogs", (("fsck.exfat", "-n"),), repair=("fsck.exfat", "-y")),
+    "exfat": Checker(
+        "fsck.exfat",
+        "exfatprogs",
+        (("fsck.exfat", "-n"),),
+        preen=("fsck.exfat", "-p"),
+        repair=("fsck.exfat", "-y"),
+    ),
     "ntfs": _NTFS,
     "ntfs3": _NTFS,
     "xfs": Checker(

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import settings
 
 from images import images
+from mountsafe.encrypted import serving
+from mountsafe.errors import UserError
 
 # No example has a deadline: how long one takes says more about the machine than about the code.
 settings.register_profile("mountsafe", deadline=None, print_blob=True)
@@ -43,6 +45,15 @@ def missing(what: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{what} is missing, and CI must have it")
     pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture
+def nbdkit() -> None:
+    """What serves disks from a box is there, or the test is given up for want of it."""
+    try:
+        serving.require()
+    except UserError as error:
+        missing(error.message)
 
 
 @pytest.fixture(scope="session")

@@ -13,16 +13,11 @@ from mountsafe.agent import copies
 from mountsafe.agent.copies import Read
 from mountsafe.agent.fsck import is_there, said_by
 from mountsafe.agent.programs import Refused
+from mountsafe.checkers import CHECKERS
 from mountsafe.wire import MountState
 
 PATIENCE = 90.0  # seconds of a check; the host waits for a mount for two minutes
-# Type -> checker, with the options by which it asks nothing and mends what is safe to mend. 1: it has mended it all.
-CHECKERS: dict[bytes, tuple[str, ...]] = {
-    **dict.fromkeys(copies.EXT, ("e2fsck", "-p")),
-    **dict.fromkeys(copies.FAT, ("fsck.fat", "-a")),
-    b"exfat": ("fsck.exfat", "-p"),
-}
-IN_ORDER = (0, 1)
+IN_ORDER = (0, 1)  # exit codes: there was nothing to mend, and all of it is mended
 _EXT_VALID, _EXT_ERRORS, _EXT_HAS_JOURNAL = 0x1, 0x2, 0x4
 _FAT_DIRTY, _EXFAT_DIRTY, _NTFS_DIRTY = 0x1, 0x2, 0x1
 _NTFS_VOLUME, _NTFS_INFORMATION, _NTFS_END = 3, 0x70, 0xFFFFFFFF  # the record of $Volume, and types of attributes
@@ -39,7 +34,8 @@ def put_in_order(fstype: bytes, read: Read, device: str) -> int:
     elif fstype in copies.FAT:
         wanted, state = _fat_is_dirty(read(0, 512)), MountState.CLEAN
     elif fstype == b"exfat":
-        wanted, state = bool(read(0, 512)[106:107] and read(0, 512)[106] & _EXFAT_DIRTY), MountState.CLEAN
+        boot = read(0, 512)
+        wanted, state = bool(boot and boot[106] & _EXFAT_DIRTY), MountState.CLEAN
     else:
         _refuse_what_others_mend(fstype, read)
         return MountState.CLEAN
@@ -51,10 +47,10 @@ def put_in_order(fstype: bytes, read: Read, device: str) -> int:
 
 def _check(fstype: bytes, device: str) -> None:
     unclean = f"this {os.fsdecode(fstype)} was not left clean"
-    program, *options = CHECKERS[fstype]
-    if not is_there(program):
-        raise Refused(errno.EROFS, f"{unclean}, and the appliance has no {program} to check it")
-    said = said_by([program, *options, device], time.monotonic() + PATIENCE)
+    checker = CHECKERS[os.fsdecode(fstype)]
+    if not is_there(checker.program):
+        raise Refused(errno.EROFS, f"{unclean}, and the appliance has no {checker.program} to check it")
+    said = said_by([*checker.preen, device], time.monotonic() + PATIENCE)
     if said.code is None:
         raise Refused(errno.EROFS, f"{unclean}, and checking it was not done in {PATIENCE:.0f} s")
     if said.code not in IN_ORDER:

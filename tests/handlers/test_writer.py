@@ -16,7 +16,6 @@ import nbd
 import pytest
 import trio
 
-from mountsafe.encrypted import serving
 from mountsafe.errors import GuestGone, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
@@ -26,7 +25,6 @@ from mountsafe.session.mounter import MountRequest
 from mountsafe.session.storage import Lender, Storage
 from mountsafe.session.writable import Writable
 from mountsafe.session.writing import Writer, Writers
-from tests.conftest import missing
 from tests.handlers.test_hostile_session import READY, FakeMachines, Session, patched, session
 
 __all__ = ["patched"]  # a fixture
@@ -34,12 +32,7 @@ SIZE, START, WINDOW = 1 << 20, 8192, 65536
 PATIENCE = 60.0
 
 
-@pytest.fixture(autouse=True)
-def nbdkit() -> None:
-    try:
-        serving.require()
-    except UserError as error:
-        missing(error.message)
+pytestmark = pytest.mark.usefixtures("nbdkit")
 
 
 class Heard(Listener):

@@ -153,6 +153,7 @@ def test_a_repair_that_there_is_not(monkeypatch: pytest.MonkeyPatch, device: Pat
 def test_no_command_that_looks_is_one_that_repairs() -> None:
     for each in CHECKERS.values():
         assert each.repair not in each.looks
+        assert each.preen not in each.looks
         assert all(look[0] for look in each.looks)
         assert each.program == each.looks[0][0]
     assert said_by(["true"], time.monotonic() + FAR) == Said(0, "")

@@ -11,14 +11,13 @@ import pytest
 import trio
 
 from mountsafe import trios
-from mountsafe.encrypted import serving
 from mountsafe.encrypted.serving import Plaintext
 from mountsafe.errors import DiskGone, GuestGone, MediumError, ProtocolFault, UserError
 from mountsafe.medium.encryption import Cipher, Layer, Layout, Segment, SegmentKind, Stack
 from mountsafe.medium.nbd import BlockingNbd
 from mountsafe.medium.stacked import open_blocking
 from mountsafe.process import descendants
-from tests.conftest import missing
+from tests.served import work_with
 
 SIZE = 4 << 20
 KEY = random.Random(7).randbytes(64)
@@ -31,12 +30,7 @@ LAYOUT = Layout(Cipher.AES_XTS, 64, 512, 512, (2 << 20) + (64 << 10), SEGMENTS)
 STACK = Stack(True, SIZE, 0, SIZE, (Layer(((0, 0, SIZE),), SIZE, LAYOUT),))
 
 
-@pytest.fixture(autouse=True)
-def nbdkit() -> None:
-    try:
-        serving.require()
-    except UserError as error:
-        missing(error.message)
+pytestmark = pytest.mark.usefixtures("nbdkit")
 
 
 @pytest.fixture
@@ -56,21 +50,16 @@ Work = Callable[[Plaintext], object]
 
 
 def served(disk: int, work: Callable[[Plaintext], object], stack: Stack = STACK) -> None:
-    """Start a server, and work with it in a thread of its own."""
+    """Work with a server that has a key for each layer."""
 
-    async def run() -> None:
+    def start() -> Plaintext:
         held = key()
-        server = Plaintext.start(stack, disk, [held] * sum(layer.layout is not None for layer in stack.layers))
-        os.close(held)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.log_words)
-            try:
-                await server.opened()
-                await trio.to_thread.run_sync(work, server)
-            finally:
-                await server.stop()
+        try:
+            return Plaintext.start(stack, disk, [held] * sum(layer.layout is not None for layer in stack.layers))
+        finally:
+            os.close(held)
 
-    trios.run(run)
+    work_with(start, work)
 
 
 def connected(server: Plaintext, relayed: bool = False) -> int:

@@ -10,14 +10,12 @@ import nbd
 import pytest
 import trio
 
-from mountsafe import trios
-from mountsafe.encrypted import serving
 from mountsafe.encrypted.serving import Plaintext
 from mountsafe.encrypted.tally import Counts, Tally
-from mountsafe.errors import GuestGone, ProtocolFault, UserError
+from mountsafe.errors import GuestGone, ProtocolFault
 from mountsafe.medium.encryption import Layer, Stack
 from mountsafe.process import descendants
-from tests.conftest import missing
+from tests.served import work_with
 
 SIZE = 8 << 20
 START, WINDOW = 1 << 20, (3 << 20) + 512
@@ -25,12 +23,7 @@ STACK = Stack(True, SIZE, 0, SIZE, (Layer(((0, START, WINDOW),), WINDOW, None),)
 ERROR = "Input/output error"
 
 
-@pytest.fixture(autouse=True)
-def nbdkit() -> None:
-    try:
-        serving.require()
-    except UserError as error:
-        missing(error.message)
+pytestmark = pytest.mark.usefixtures("nbdkit")
 
 
 class Ground:
@@ -44,19 +37,8 @@ class Ground:
         self.tally = Tally.made()
 
     def serve(self, work: Callable[[Plaintext], object], stack: Stack = STACK) -> None:
-        """Start a server, and work with it in a thread of its own."""
-
-        async def run() -> None:
-            server = Plaintext.start(stack, self.fd, [], self.tally)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(server.log_words)
-                try:
-                    await server.opened()
-                    await trio.to_thread.run_sync(work, server)
-                finally:
-                    await server.stop()
-
-        trios.run(run)
+        """Work with a server."""
+        work_with(lambda: Plaintext.start(stack, self.fd, [], self.tally), work)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import hashlib
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,32 +13,13 @@ from tests.damage import DAMAGES, damaged
 from tests.luks import PASSPHRASE, luks
 from tests.vm import qemu_img
 from tests.vm.command.stage import PATH, Person, Stage
+from tests.vm.command.terminal import at_a_terminal
 from tests.vm.command.test_errors import refused
 from tests.vm.command.test_interrupt import interrupted
 from tests.vm.command.traces import Traces
 from tests.vm.test_sectors import gpt
 
 Image = Callable[[str], Path]
-# Answers one question on a terminal.
-ON_A_TERMINAL = """
-import os, pty, sys
-child, terminal = pty.fork()
-if child == 0:
-    os.execv(sys.argv[2], sys.argv[2:])
-said = b""
-while True:
-    try:
-        data = os.read(terminal, 4096)
-    except OSError:
-        break
-    if not data:
-        break
-    if b"[y/N]" in data:
-        os.write(terminal, sys.argv[1].encode() + b"\\n")
-    said += data
-print(said.decode(errors="replace"))
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
 ESCAPE = b"\x1b[2Jgone\x07"
 
 
@@ -209,10 +189,10 @@ def test_who_says_no_has_nothing_written(user: Person, image: Image, folder: Pat
     source = user.give(ext4_with_errors(image, folder))
     with unchanged(source):
         refused(user, ExitCode.USAGE, "nobody can be asked", "check", source, "--repair")
-        said = user.run("n", user.program, "check", source, "--repair", program=[sys.executable, "-c", ON_A_TERMINAL])
+        said = at_a_terminal(user, "[y/N]:", ["n\n"], "check", source, "--repair")
         assert said.code == ExitCode.DAMAGED, said.out
         assert "Write to damaged.img?" in said.out
-    said = user.run("y", user.program, "check", source, "--repair", program=[sys.executable, "-c", ON_A_TERMINAL])
+    said = at_a_terminal(user, "[y/N]:", ["y\n"], "check", source, "--repair")
     assert (said.code, "had errors, which were repaired" in said.out) == (0, True), said.out
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mountsafe.errors import ExitCode
 from tests.done import Done
 from tests.luks import PASSPHRASE, luks, volume_key
 from tests.vm.command.stage import Person
+from tests.vm.command.terminal import at_a_terminal
 from tests.vm.command.test_faults import wait_for
 from tests.vm.command.test_mount import check_tree, mounted
 from tests.vm.command.traces import command, descendants
@@ -25,29 +25,6 @@ from tests.vm.test_layers import parted
 MIB = 1 << 20
 NUMBERS = b"".join(b"%d\n" % number for number in range(300_000))
 Image = Callable[[str], Path]
-
-# Answers what is asked on a terminal, one line each, and prints what was said there.
-ON_A_TERMINAL = """
-import os, pty, sys
-answers = sys.argv[1].split(",")
-child, terminal = pty.fork()
-if child == 0:
-    os.execv(sys.argv[2], sys.argv[2:])
-said = b""
-while True:
-    try:
-        data = os.read(terminal, 4096)
-    except OSError:
-        break
-    if not data:
-        break
-    said += data
-    if said.rstrip().endswith(b"skips it:") and answers:
-        said += b"..."
-        os.write(terminal, answers.pop(0).encode() + b"\\n")
-print(said.decode(errors="replace"))
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +81,7 @@ def test_files_are_read_directly(
 
 
 def on_a_terminal(person: Person, answers: list[str], *arguments: str | Path) -> Done:
-    return person.run(",".join(answers), person.program, *arguments, program=[sys.executable, "-c", ON_A_TERMINAL])
+    return at_a_terminal(person, "skips it:", [f"{answer}\n" for answer in answers], *arguments)
 
 
 def test_a_passphrase_on_a_terminal(user: Person, folder: Path, image: Image) -> None:
@@ -138,10 +115,7 @@ def test_a_wrong_key_file(user: Person, folder: Path, image: Image, secret: Path
 
 
 def test_an_interrupted_prompt_leaves_nothing(user: Person, folder: Path, image: Image) -> None:
-    code = ON_A_TERMINAL.replace('answers.pop(0).encode() + b"\\n"', 'b"\\x03"')
-    done = user.run(
-        "-", user.program, "mount", image("encrypted-luks"), folder / "m", program=[sys.executable, "-c", code]
-    )
+    done = at_a_terminal(user, "skips it:", ["\x03"], "mount", image("encrypted-luks"), folder / "m")
     assert done.code == ExitCode.INTERRUPTED
     assert not (folder / "m").exists()
 
