@@ -91,10 +91,7 @@ class Changing:
 
     def read_into(self, number: int, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` with an open file's bytes from `offset` on; return how many there are."""
-        fd, done = self._handle(number).fd, 0
-        while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
-            done += count
-        return done
+        return Tree.fill(self._handle(number).fd, offset, buffer)
 
     def sync(self, body: bytes) -> bytes:
         """Answer a SYNC."""

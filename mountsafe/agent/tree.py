@@ -213,17 +213,18 @@ class Tree:
         fd = self._file(path)
         written = self._amended.written(path)
         if written is None:
-            return self._fill(fd, offset, buffer)
+            return self.fill(fd, offset, buffer)
         valid, size = written
         wanted = max(0, min(len(buffer), size - offset))
         there = max(0, min(wanted, valid - offset))
-        if there and (count := self._fill(fd, offset, buffer[:there])) < there:
+        if there and (count := self.fill(fd, offset, buffer[:there])) < there:
             return count
         buffer[there:wanted] = bytes(wanted - there)
         return wanted
 
     @staticmethod
-    def _fill(fd: int, offset: int, buffer: memoryview) -> int:
+    def fill(fd: int, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer with the bytes of what is open; return how many there are."""
         done = 0
         while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
             done += count

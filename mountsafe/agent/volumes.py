@@ -257,7 +257,7 @@ def _search(name: str) -> Graph:
     with open(disk.path, "rb") as file, suppress(OSError):
         fcntl.ioctl(file, BLKRRPART)  # returns when the kernel's scan for partitions is complete
     _look(disk)
-    if _is_a_partitions(disk, sectors.partitions_of(name)):
+    if disk.fstype in RAID_MEMBERS and _is_a_partitions(disk, sectors.partitions_of(name)):
         disk.facts = {key: value for key, value in disk.facts.items() if not key.startswith("ID_FS_")}
     disk.places = (wire.Place(0, 0, disk.size),)
     if disk.fstype not in RAID_MEMBERS:

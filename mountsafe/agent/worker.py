@@ -67,7 +67,7 @@ class Worker:
     def _require_turn(self, kind: int) -> None:
         if self._ended and kind != wire.Kind.UNMOUNT:
             raise Refused(errno.ENOTCONN, "it is unmounted")
-        if kind in wire.AFTER_MOUNT | wire.CHANGING and self._mounted is None:
+        if self._mounted is None and (kind in wire.AFTER_MOUNT or kind in wire.CHANGING):
             raise Refused(errno.ENOTCONN, "nothing is mounted")
         if kind in wire.CHANGING and self._changing is None:
             raise Refused(errno.EROFS, READ_ONLY)

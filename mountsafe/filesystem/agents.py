@@ -113,11 +113,14 @@ class Agents:
 
     async def _usable(self) -> AgentClient:
         async with self._starting:
-            while self._faults:
-                await self._report(*self._faults.pop())
-            if self._client is None or self._client.ended is not None:
-                self._client = await self._another()
-            return self._client
+            return await self._current()
+
+    async def _current(self) -> AgentClient:
+        while self._faults:
+            await self._report(*self._faults.pop())
+        if self._client is None or self._client.ended is not None:
+            self._client = await self._another()
+        return self._client
 
     async def _another(self) -> AgentClient:
         log.info("the virtual machine is gone: starting another")
@@ -182,10 +185,8 @@ class Agents:
     async def _unmounted(self) -> str:
         for attempt in range(1, UNMOUNT_ATTEMPTS + 1):
             try:
-                if self._client is None or self._client.ended is not None:
-                    self._client = await self._another()
-                self._leaving = self._client
-                await self._answered_by(self._client, wire.Kind.UNMOUNT, b"", SYNC_DEADLINE)
+                self._leaving = client = await self._current()
+                await self._answered_by(client, wire.Kind.UNMOUNT, b"", SYNC_DEADLINE)
             except OSError as refused:
                 return f"it could not be unmounted: {refused.strerror}"
             except MountsafeError:
@@ -230,6 +231,8 @@ class Agents:
 
     async def _request(self, kind: int, body: Question, deadline: float) -> bytes:
         if callable(body):
+            if self.writable is None:  # no path ever changes
+                return await self._repeated(kind, body(), deadline)
             async with self.paths.together():
                 return await self._repeated(kind, body(), deadline)
         return await self._repeated(kind, body, deadline)

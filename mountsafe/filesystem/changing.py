@@ -17,7 +17,7 @@ from mountsafe.changes import MAX_VALUE, NO_TIME, Act, Change, Flag
 from mountsafe.filesystem.journal import Journal
 from mountsafe.filesystem.nodes import Node
 from mountsafe.filesystem.opened import FileSystem
-from mountsafe.filesystem.operations import SHOWN_XATTRS, Operations, View, within
+from mountsafe.filesystem.operations import SHOWN_XATTRS, Operations, View, boundary, within
 from mountsafe.filesystem.work import Work, error
 from mountsafe.limits import CHANGE_DEADLINE, SYNC_DEADLINE
 
@@ -201,7 +201,7 @@ class ChangingOperations(Operations):
             self._failures[fh] = self._journal.failures
             raise error(errno.EIO)
 
-    @syncing
+    @boundary
     async def flush(self, fh: int) -> None:
         """Somebody closes it: say what went wrong. That the disk has it is said by fsync alone."""
         self._report(fh)

@@ -1,7 +1,7 @@
 """What a change does to what was learned: the index as it is after the guest has done it.
 
 Folders that are changed were learned to their ends before (`Index.whole`), and nothing is awaited in here. The entries
-of an answer are checked before anything is done with them: `checked_answer` says what is wrong with them.
+of an answer are checked before anything is done with them: `require_fitting` says what is wrong with them.
 """
 
 import stat
@@ -88,9 +88,3 @@ class Edits:
             else:
                 node.gone = True
         return node
-
-    @staticmethod
-    def renew(node: Node, untrusted: wire.Entry) -> None:
-        """Take the attributes that an answer tells of a node. Raises WireError, as `require_fitting`."""
-        if untrusted.mode:
-            node.renew(require_fitting(untrusted, stat.S_IFMT(node.mode)))

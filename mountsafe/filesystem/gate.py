@@ -24,7 +24,11 @@ class Gate:
         try:
             yield
         finally:
-            self._inside -= 1
+            self._leave()
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        if self._closed:
             self._wake()
 
     @asynccontextmanager

@@ -62,7 +62,7 @@ class Index:
         self._entries = 0
         self._learned: OrderedDict[int, Node] = OrderedDict()
         self._pinned: Counter[int] = Counter()  # folders that stay learned
-        self.editable = False  # whether what is learned may change
+        self._editable = agents.writable is not None  # whether what is learned may change
         self._kept: dict[tuple[int, bytes], Node] = {}  # then: held nodes of folders that were forgotten, by place
         self.doubtful = Doubtful()
         root = mounted.root._replace(name=b"")
@@ -254,7 +254,7 @@ class Index:
 
     def also_at(self, node: Node, folder: Node, name: bytes) -> None:
         """The file has this name as well; or again one, if it had none that was known."""
-        if not self.editable:
+        if not self._editable:
             return
         if node.gone:
             node.parent, node.name, node.gone = folder, name, False
@@ -333,7 +333,7 @@ class Index:
                 self._release(folder.ino, name)
             if child.others:
                 child.others.pop((folder, name), None)
-            if self.editable and (child.lookups or child.listing is not None):
+            if self._editable and (child.lookups or child.listing is not None):
                 self._kept[folder.ino, name] = child
             self._drop_unused(child)
         self._drop_unused(folder)
@@ -360,7 +360,7 @@ def _same_place(known: Node, folder: Node | None, name: bytes) -> bool:
     parent = known.parent
     if parent is None or folder is None or known.gone:
         return False
-    return (parent.ino, parent.depth, known.name) == (folder.ino, folder.depth, name)
+    return known.name == name and (parent is folder or (parent.ino == folder.ino and parent.depth == folder.depth))
 
 
 def _same_file(known: Node, entry: wire.Entry | Node) -> bool:

@@ -277,6 +277,7 @@ def is_news(record: logging.LogRecord) -> bool:
 
 async def serve(operations: Operations, fd: int, started: Callable[[], Awaitable[None]]) -> None:
     """Serve the /dev/fuse descriptor `fd` until it is unmounted. `started` is called when requests can come."""
+    logging.getLogger("pyfuse3").addFilter(is_news)
     pyfuse3.init(operations, f"/dev/fd/{fd}", {"fsname=mountsafe"})
     await started()
     await pyfuse3.main()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from mountsafe import wire
-from mountsafe.changes import MAX_WRITE, Act, Change, Flag
+from mountsafe.changes import Act, Change, Flag
 from mountsafe.filesystem.changelog import Subjects
 from mountsafe.filesystem.edits import Edits, require_fitting
 from mountsafe.filesystem.index import UNSTABLE_INODES
@@ -35,7 +35,6 @@ class Work:
 
     def __init__(self, opened: FileSystem, journal: Journal) -> None:
         self._index = opened.index
-        self._index.editable = True
         self._reader = opened.reader
         self._journal = journal
         self._edits = Edits(opened.index)
@@ -72,9 +71,9 @@ class Work:
         if not 1 <= len(untrusted) <= 1 + len(folders):
             raise wire.WireError(f"{len(untrusted)} entries of one change")
         entry = require_fitting(untrusted[0], kind, name)
-        for folder, untrusted_folder in zip(folders, untrusted[1:], strict=False):
-            require_fitting(untrusted_folder, stat.S_IFDIR, folder.name)
-        for folder, checked in zip(folders, untrusted[1:], strict=False):
+        pairs = zip(folders, untrusted[1:], strict=False)
+        told = [(folder, require_fitting(each, stat.S_IFDIR, folder.name)) for folder, each in pairs]
+        for folder, checked in told:
             folder.renew(checked)
         return entry
 
@@ -216,10 +215,7 @@ class Work:
     async def write(self, node: Node, offset: int, data: bytes) -> None:
         """Write all of it to a file."""
         self._reader.changing(node)
-        for start in range(0, len(data), MAX_WRITE):
-            part = data[start : start + MAX_WRITE]
-            apply = partial(self._wrote, node, offset + start + len(part))
-            await self._journal.write(node, offset + start, part, apply)
+        await self._journal.write(node, offset, data, partial(self._wrote, node, offset + len(data)))
 
     def _wrote(self, node: Node, end: int, untrusted: list[wire.Entry]) -> None:
         entry = self._told(untrusted, stat.S_IFREG, None)

@@ -24,7 +24,7 @@ from mountsafe.filesystem.agents import Agents, Writable
 from mountsafe.filesystem.changing import ChangingOperations
 from mountsafe.filesystem.journal import Journal
 from mountsafe.filesystem.opened import FileSystem
-from mountsafe.filesystem.operations import Operations, View, is_news, release, serve
+from mountsafe.filesystem.operations import Operations, View, release, serve
 from mountsafe.filesystem.reader import Reader
 from mountsafe.limits import NAME_SHOWN, PREFETCH_ENTRIES
 from mountsafe.medium.block import BlockReader, Disk
@@ -273,8 +273,6 @@ def main() -> NoReturn:
     """Run with one argument, a `SessionSettings` as JSON. The first message says which file system."""
     # Whose words they are is said by the parent.
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s: %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(is_news)
     settings = codec.read(SessionSettings, json.loads(sys.argv[1]))
     control = socket.socket(fileno=settings.control)
     disks = disk_opener(settings.medium), disk_maker(settings.decrypts)

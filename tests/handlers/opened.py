@@ -161,8 +161,12 @@ async def opened(
     view: View = AS_ON_MEDIUM,
     limit: int = INDEX_ENTRIES,
     writable: bool = False,
+    begun: bool = False,
 ) -> AsyncIterator[Opened]:
-    """Open a medium whose virtual machines are the guests that `make` makes. `writable`: it can be changed."""
+    """Open a medium whose virtual machines are the guests that `make` makes. `writable`: it can be changed.
+
+    `begun`: the root's first names are learned before anything is served, as by a session process.
+    """
     fd = os.open(medium or "/dev/null", os.O_RDONLY)
     size = os.fstat(fd).st_size
     try:
@@ -173,6 +177,8 @@ async def opened(
             way = Writable(host.writer, host.end_misbehaving, writing, host.settle) if writable else None
             agents = Agents(host.client, host.end_misbehaving, wire.pack_mount(*what), window or Window(0, size), way)
             inside = await FileSystem.open(agents, lambda: BlockReader(fd, size), nursery, limit)
+            if begun:
+                await inside.begun()
             operations, journal = Operations(inside, view), None
             if writable:
                 journal = Journal(agents, nursery, IDLE, host.unsaved, inside.doubt_all, inside.index.settled)

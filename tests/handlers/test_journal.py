@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Callable
 
 import pytest
@@ -74,6 +75,18 @@ def test_a_death_at_every_change(story: str) -> None:
     for dies in range(1, 16):
         for seed in range(6):
             compare(STORIES[story], [(0, True), (dies, bool(seed % 3))], seed)
+
+
+async def test_a_name_that_was_learned_before_anything_could_be_changed_stays() -> None:
+    """The session process learns the root's first names before the kernel can ask for anything."""
+    disk = Disk()
+    disk.now.make(b"a", stat.S_IFREG | 0o644, 0, b"bytes")
+    disk.now.link(b"b", b"a")
+    async with opened(lambda: DiskGuest(disk), writable=True, begun=True) as mount:
+        await mount.operations.unlink(ROOT, b"a", CTX)  # type: ignore[attr-defined]
+        assert bytes(await mount.read(b"b")) == b"bytes"
+        assert mount.journal is not None
+        await mount.journal.end()
 
 
 # --- who waits, and for how much -------------------------------------------------------------------------------------
