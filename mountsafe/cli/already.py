@@ -31,8 +31,9 @@ def mounted(
             hint = f"It is being unmounted; mountsafe unmount {shlex.quote(_printed(record.target))} does so at once."
             message = f"{_printed(record.target)} is a mount of what was in {shown} before"
             raise UserError(message, hint, ExitCode.TARGET)
-        if part != Part(record.offset, record.sizelimit) or not _shows(record, options.partition):
-            if (options.write or _writes(record)) and not _is_beside(record, options.partition, part):
+        same = part == Part(record.offset, record.sizelimit)
+        if not same or not _shows(record, options.partition):
+            if (options.write or _writes(record)) and not (same and _is_beside(record, options.partition)):
                 raise _otherwise(record, source, options)
             continue
         if not _so(record, options, format_, sector_size):
@@ -110,10 +111,10 @@ def _shows(record: Record, partition: int | str | None) -> bool:
     return partition in (asked, *(each.name for each in record.mounts))
 
 
-def _is_beside(record: Record, partition: int | str | None, part: Part) -> bool:
+def _is_beside(record: Record, partition: int | str | None) -> bool:
     """Whether a partition that is asked for is none that it shows: else what one writes the other would not see."""
     asked = record.asked.partition if record.asked is not None else None
-    return partition is not None and asked is not None and part == Part(record.offset, record.sizelimit)
+    return partition is not None and asked is not None
 
 
 def _so(record: Record, options: MountOptions, format_: Format | None, sector_size: int | None) -> bool:

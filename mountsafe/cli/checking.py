@@ -30,11 +30,11 @@ from mountsafe.cli.opening import require_formats
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, option
 from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
-from mountsafe.errors import ExitCode, NoRight, UserError
+from mountsafe.errors import ExitCode, UserError
 from mountsafe.jobs.checking import Approve, Wish, checked
 from mountsafe.jobs.checks import Checks, Outcome, Result
 from mountsafe.limits import CHECK_SECONDS
-from mountsafe.medium.exclusive import HINT, open_for_writing
+from mountsafe.medium.exclusive import open_for_writing
 from mountsafe.medium.source import Medium, explained, open_medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.medium.wrappers import NOTHING_FOUND
@@ -102,7 +102,7 @@ def check(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     medium = open_medium(source, named(format_), checked_sectors(sector_size), part)
     nothing = explained(medium, UserError(f"{NOTHING_FOUND} on {medium.name}"))  # it is closed when it was looked at
     if repair:
-        medium = _for_writing(medium)
+        medium = replace(medium, writable_fd=open_for_writing(medium, "Without --repair it is only looked at."))
     wish = Wish(partition, fstype, time_limit, verbose, repair)
     try:
         found = _find(medium, wish, json or verbose, unlocker(keys), partial(_approved, medium, yes))
@@ -115,15 +115,6 @@ def check(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         _tell(medium, found, verbose)
     if code := found.code():
         raise typer.Exit(int(code))
-
-
-def _for_writing(medium: Medium) -> Medium:
-    """Return the medium, open for writing as well. Raises UserError if it is write-protected, or in use."""
-    try:
-        return replace(medium, writable_fd=open_for_writing(medium))
-    except UserError as error:
-        hint = error.hint.replace(HINT, "Without --repair it is only looked at.")
-        raise type(error)(error.message, hint, *([] if isinstance(error, NoRight) else [error.code])) from error
 
 
 def _approved(medium: Medium, yes: bool, volumes: Sequence[Volume]) -> bool:

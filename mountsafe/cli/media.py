@@ -13,7 +13,7 @@ from mountsafe.desktop.notices import state_of
 from mountsafe.encrypted import secrecy
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.volumes import NO_SIGNATURE
-from mountsafe.session.messages import Locked
+from mountsafe.session.messages import READ_ONLY, Locked
 
 INTERVAL = 0.2  # seconds between two looks at a medium that is being opened
 _ON_THE_WAY = ("new", "busy", "opening", "waiting for a user")
@@ -77,7 +77,7 @@ def devices(json: Json = False) -> None:
 
 def _access(medium: dict[str, Any]) -> str:
     """Whether it can be written to; a daemon of an earlier version has all of it only read."""
-    access = str(medium.get("access", "read-only" if medium["mounts"] else ""))
+    access = str(medium.get("access", READ_ONLY if medium["mounts"] else ""))
     return f"{access}, saving" if medium.get("changing") else access
 
 

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from mountsafe.system import handed
 from mountsafe.text import printable
 
 log = logging.getLogger(__name__)
-# Seconds until what blocks is left behind. The kernel tries a command that a stick does not answer for 30 s, and again.
+# Seconds until what blocks is left behind.
 FILES_PATIENCE, END_PATIENCE = 20.0, 60.0
 
 
@@ -303,17 +303,6 @@ class Keeper:
         assert self._claim is not None
         base = self._display.hidden if wished.hide else self._display.base
         target = await aside(lambda: held(Path(folder_of(person, base))), FILES_PATIENCE, undo=Place.close)
-        options = MountOptions(
-            fstype=self._keys.said.fstype or None,
-            owner=wished.owner,
-            timezone=wished.timezone,
-            idle=self._display.idle,
-            foreground=True,
-            by_label=True,
-            judged=True,
-            unlock=True,
-            if_possible=True,
-        )
         self.problem = ""
         self._writes.begin()
         self._become(State.OPENING)
@@ -321,8 +310,19 @@ class Keeper:
         self._showing = True
         try:
             async with medium_for(self._claim, wished.access) as medium:
-                how = replace(options, write=medium.writable_fd is not None)
-                starting.order(medium, target, how, (person.uid, person.gid))
+                options = MountOptions(
+                    fstype=self._keys.said.fstype or None,
+                    owner=wished.owner,
+                    timezone=wished.timezone,
+                    idle=self._display.idle,
+                    foreground=True,
+                    by_label=True,
+                    judged=True,
+                    unlock=True,
+                    write=medium.writable_fd is not None,
+                    if_possible=True,
+                )
+                starting.order(medium, target, options, (person.uid, person.gid))
             target.close()
             asked = partial(self._inside.judge, self._keys, None if settled else wished)
             told = self._log.info, self._log.warning

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from mountsafe.policy.risk import risk_of
+from mountsafe.session.messages import READ_ONLY
 from mountsafe.text import printable
 
 Medium = Mapping[str, Any]  # as `mountsafe.daemon.client.media` returns it
@@ -94,7 +95,7 @@ def notice_of(medium: Medium) -> Notice | None:
         return replace(plain, summary=f"{name} {plain.summary}")
     match medium["state"]:
         case "open":
-            access = _told(medium, "access") or "read-only"
+            access = _told(medium, "access") or READ_ONLY
             how = ", ".join(filter(None, (_text(medium, "fstype"), access, "in a virtual machine")))
             body = "\n".join(filter(None, (how, _note(medium), problem)))
             return Notice(f"{name} is open", body, _OPEN, category="device.added")

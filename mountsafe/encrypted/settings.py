@@ -1,4 +1,4 @@
-"""What the plaintext server is started with, and how it tells what it wrote."""
+"""What a server of disks is started with: of plaintext, or of a window to write to."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,8 @@
-"""Check the file systems of a medium: each by its type's own checker, inside a virtual machine that cannot write."""
+"""Check the file systems of a medium, each by its type's own checker, inside a virtual machine; and repair them.
 
-import os
+Who looks cannot write: a repair has another virtual machine.
+"""
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,10 +22,10 @@ from mountsafe.medium.volumes import Volume
 from mountsafe.medium.windows import ReadOnly
 from mountsafe.session.ahead import Ahead
 from mountsafe.session.choice import Choice, Chosen
-from mountsafe.session.finding import machine_settings, open_storage
+from mountsafe.session.finding import greeted, machine_settings, open_storage
 from mountsafe.session.machines import Listener, Machines, started
-from mountsafe.session.messages import Found, Judged, Key, KeyForm, Locked, MountOptions, Report
-from mountsafe.session.start import Unlock
+from mountsafe.session.messages import Found, Judged, Key, Locked, MountOptions, Report
+from mountsafe.session.start import NO_KEY, Unlock
 from mountsafe.session.storage import Lender, Storage
 from mountsafe.session.writable import Writable
 from mountsafe.session.writing import window_of, writable_disk
@@ -72,7 +74,7 @@ class _Person(Listener):
         """Ask for a key, here and now: nothing else is to be done meanwhile, and Ctrl-C ends the question itself."""
         await trio.lowlevel.checkpoint()
         answer = self._unlock(locked) if self._unlock else None
-        return answer or (Key(KeyForm.PASSPHRASE, given=False), [])
+        return answer or (NO_KEY, [])
 
     def approves(self, volumes: Sequence[Volume]) -> bool:
         """Ask whether file systems are to be written to, here and now."""
@@ -182,9 +184,6 @@ class _Job:
             await disk.settle()
         except MountsafeError as error:
             return replace(result, outcome=Outcome.FAILED, why=str(error))
-        if disk.counts.failures:
-            why = f"{disk.counts.failures} writes to the medium failed: {os.strerror(disk.counts.error)}"
-            return replace(result, outcome=Outcome.FAILED, why=why)
         return result
 
 
@@ -202,16 +201,11 @@ async def asked(
     machines: Machines, volume: Volume, seconds: int, nursery: trio.Nursery, user: object, repair: bool = False
 ) -> Result:
     """Ask a virtual machine for a check. One that breaks a rule or the deadline is ended. `user` keeps it."""
-    number = machines.number
+    number = 0  # of none
     try:
-        client = AgentClient(await machines.stream(user))
-        number = machines.number
-        nursery.start_soon(client.run)
-        try:
-            await client.hello()
+        stream, number = await machines.numbered(user)
+        async with greeted(stream, nursery) as client:
             told = await _answer(client, volume, seconds, repair)
-        finally:
-            client.end(MountsafeError("done"))
         return told_of(volume, CHECKERS[volume.fstype], told, seconds)
     except GuestRefused as refused:
         return Result(volume, Outcome.FAILED, why=str(refused))

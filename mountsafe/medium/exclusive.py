@@ -31,50 +31,53 @@ LOOPS = Path("/sys/block")
 HINT = "Without --write it can be mounted read-only."
 
 
-def open_for_writing(medium: Medium) -> int:
+def open_for_writing(medium: Medium, otherwise: str = HINT) -> int:
     """Return a descriptor of an open medium that is open for reading and writing, and locked. Raises UserError.
 
-    It is opened with the rights of who calls. SOURCE if it is write-protected, or others have it in use.
+    It is opened with the rights of who calls. SOURCE if it is write-protected, or others have it in use. `otherwise`:
+    what can be done with a medium that cannot be written to.
     """
     shown = printable(os.fsencode(medium.path))
     try:
         check_medium(medium)
     except ReadOnly as error:
-        hint = f"qemu-img convert -O raw makes an image of it that can be written to. {HINT}"
+        hint = f"qemu-img convert -O raw makes an image of it that can be written to. {otherwise}"
         raise UserError(f"{shown} cannot be written to: {error}", hint, ExitCode.SOURCE) from error
     if medium.block_device and is_read_only(medium.fd):
-        raise UserError(f"{shown} is write-protected", HINT, ExitCode.SOURCE)
+        raise UserError(f"{shown} is write-protected", otherwise, ExitCode.SOURCE)
     if loop := _loop_over(medium):
-        hint = f"sudo umount it, then sudo losetup -d {loop}. {HINT}"
+        hint = f"sudo umount it, then sudo losetup -d {loop}. {otherwise}"
         raise UserError(f"{shown} is in use by this machine's kernel, as {loop}", hint, ExitCode.SOURCE)
-    fd = _opened(medium, shown)
+    fd = _opened(medium, shown, otherwise)
     try:
-        _lock(fd, shown)
+        _lock(fd, shown, otherwise)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _opened(medium: Medium, shown: str) -> int:
+def _opened(medium: Medium, shown: str, otherwise: str) -> int:
     """Open it. A device is held alone by the descriptor that there is; one of a file may not lead to a writable one."""
     path = f"/proc/self/fd/{medium.fd}" if medium.block_device else medium.path
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise _cannot(shown, error) from error
+        raise _cannot(shown, error, otherwise) from error
     if not os.path.samestat(os.fstat(fd), os.fstat(medium.fd)):
         os.close(fd)
         raise UserError(f"{shown} changed while it was opened", "Try again.", ExitCode.SOURCE)
     return fd
 
 
-def _cannot(shown: str, error: OSError) -> UserError:
+def _cannot(shown: str, error: OSError, otherwise: str) -> UserError:
     if error.errno in PROTECTED:
-        return UserError(f"{shown} is write-protected", f"{error.strerror}. {HINT}", ExitCode.SOURCE)
+        return UserError(f"{shown} is write-protected", f"{error.strerror}. {otherwise}", ExitCode.SOURCE)
     if isinstance(error, PermissionError):
-        return NoRight(f"you may read {shown}, and not write to it", HINT)
-    return UserError(f"{shown} cannot be opened for writing: {(error.strerror or '').lower()}", HINT, ExitCode.SOURCE)
+        return NoRight(f"you may read {shown}, and not write to it", otherwise)
+    return UserError(
+        f"{shown} cannot be opened for writing: {(error.strerror or '').lower()}", otherwise, ExitCode.SOURCE
+    )
 
 
 def _loop_over(medium: Medium) -> str:
@@ -90,17 +93,17 @@ def _loop_over(medium: Medium) -> str:
     return ""
 
 
-def _lock(fd: int, shown: str) -> None:
+def _lock(fd: int, shown: str, otherwise: str) -> None:
     """Lock the medium for one who writes. Raises UserError (SOURCE)."""
     if not _locked(fd, fcntl.F_WRLCK, OURS):
-        hint = f"mountsafe list shows your mounts. {HINT}"
+        hint = f"mountsafe list shows your mounts. {otherwise}"
         raise UserError(f"{shown} is mounted for writing already, by mountsafe", hint, ExitCode.SOURCE)
     # Who comes at the same time does this in the same order: then both hear of it, and neither goes on.
     done = [_locked(fd, fcntl.F_RDLCK, at) for at in (DOES + READ, DOES + WRITE, MINDS + WRITE, MINDS + RESIZE)]
     others = [at for at in (DOES + WRITE, DOES + RESIZE, MINDS + READ, MINDS + WRITE) if _is_locked(fd, at)]
     if others or not all(done):
         doing = "writes to it" if DOES + WRITE in others else "has it open"
-        hint = f"A virtual machine, for example: shut it down. fuser {shown} shows which program it is. {HINT}"
+        hint = f"A virtual machine, for example: shut it down. fuser {shown} shows which program it is. {otherwise}"
         raise UserError(f"{shown} is in use: another program {doing}", hint, ExitCode.SOURCE)
 
 

@@ -28,7 +28,7 @@ class Medium:
 
     `sector_size`: the one that the user says its partition table counts, or None. `part`: what counts of the
     disk in it. `sequence`: the number of the medium in a device (`medium.swapped`); 0 if it is not known.
-    `writable_fd`: a descriptor that is open for writing as well, if it may be written to (`medium.opening`).
+    `writable_fd`: a descriptor that is open for writing as well, if it may be written to (`medium.exclusive`).
     """
 
     path: Path

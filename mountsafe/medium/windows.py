@@ -12,15 +12,12 @@ from mountsafe.errors import MountsafeError
 from mountsafe.medium.encryption import UNIT, SegmentKind, Stack
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium
-from mountsafe.medium.volumes import ENCRYPTED, Volume
+from mountsafe.medium.volumes import ENCRYPTED, NO_SIGNATURE, Volume
 
 # Of these types the guest's drivers write what other machines read.
 TYPES = frozenset(
     ["ext2", "ext3", "ext4", "vfat", "msdos", "exfat", "ntfs", "xfs", "btrfs", "f2fs", "hfsplus", "hfsx", "udf"]
 )
-
-# In their free space a hidden volume may lie, and nothing tells that it does.
-HIDING = frozenset(["VeraCrypt", "TrueCrypt"])
 
 
 class ReadOnly(MountsafeError):
@@ -60,7 +57,7 @@ def why_read_only(volume: Volume, told: Sequence[Volume], size: int, medium: Med
 
 def check_host(host: Volume, told: Sequence[Volume], medium: Medium | None) -> None:
     """Raise ReadOnly for what is in an encrypted volume that is only read: as `window` says."""
-    if host.fstype in HIDING:
+    if host.fstype in NO_SIGNATURE:  # in its free space one may lie, and nothing tells that it does
         raise ReadOnly(f"{ENCRYPTED[host.fstype]} may have a hidden volume in it, which would be written over")
     _check(host, told, medium)
 

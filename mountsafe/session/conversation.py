@@ -41,8 +41,8 @@ class Assignment:
     """Which file system it serves, and how. `start`, `size`, `places`: the window of its disk, in bytes.
 
     `stack`: how that disk is made of the one that it has; a descriptor comes along for each key. `uid` and `gid`: whose
-    its files are, None for as the medium says. `idle` and `entries` as in `mountsafe.session.served.Presentation`, and
-    its `zone` in hexadecimal digits. `writing`: None if it is read-only.
+    its files are, None for as the medium says. `idle` and `entries` as in `session.presentation.Presentation`, and its
+    `zone` in hexadecimal digits. `writing`: None if it is read-only.
     """
 
     device: str

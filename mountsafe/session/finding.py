@@ -1,7 +1,8 @@
 """The first steps with a medium, for a mount and for any other job: how to start a virtual machine, what is there."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
@@ -26,16 +27,23 @@ async def open_storage(storage: Storage) -> None:
         raise UserError(str(error), "--verbose shows what it said.", ExitCode.APPLIANCE) from error
 
 
+@asynccontextmanager
+async def greeted(stream: socket.socket, nursery: trio.Nursery) -> AsyncIterator[AgentClient]:
+    """Give whom to ask on a stream for once, who has been greeted. Raises what `AgentClient.hello` does."""
+    client = AgentClient(stream)
+    nursery.start_soon(client.run)
+    try:
+        await client.hello()
+        yield client
+    finally:
+        client.end(MountsafeError("done"))
+
+
 async def inspect_medium(machines: Machines, nursery: trio.Nursery) -> list[Volume]:
     """Return what the guest finds on the disk, which is open. Raises UserError (APPLIANCE)."""
     try:
-        client = AgentClient(await machines.stream(machines.storage))
-        nursery.start_soon(client.run)
-        try:
-            await client.hello()
+        async with greeted(await machines.stream(machines.storage), nursery) as client:
             untrusted_volumes = await client.probe()
-        finally:
-            client.end(MountsafeError("done"))
     except (GuestRefused, DeadlinePassed, MountsafeError, OSError) as error:
         raise UserError(str(error), "--verbose shows the virtual machine's console.", ExitCode.APPLIANCE) from error
     return checked(untrusted_volumes, machines.storage.size, Incidents())

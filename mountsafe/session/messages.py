@@ -31,7 +31,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """What the user asked for. `links` as in `mountsafe.session.served.Presentation`.
+    """What the user asked for. `links` as in `mountsafe.session.presentation.Presentation`.
 
     `by_label`: each file system gets a folder of its own in the target, named after its label. `judged`:
     `Starting.follow` is given a judge of what is found. `timezone`: by which local times are told, as

@@ -10,7 +10,7 @@ from contextlib import suppress
 from mountsafe import channel, codec, pieces
 from mountsafe.environment import caller
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
-from mountsafe.limits import STOP_DEADLINE, UNMOUNT_DEADLINE
+from mountsafe.limits import LAST_SAVE_DEADLINE, STOP_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.policy.inside import Judgement, Seen
 from mountsafe.sandbox import PACKAGE, PYTHON
@@ -53,7 +53,7 @@ class Lost(UserError):
 class Starting:
     """A supervisor that is mounting, or waits to be told what. Closing it before it has mounted makes it undo all.
 
-    `spare`: it starts a virtual machine ahead.
+    `spare`: it starts a virtual machine ahead. `unheard`: what it told until its end, and nobody has heard.
     """
 
     unheard: tuple[Report, ...] = ()
@@ -229,7 +229,7 @@ class Starting:
         """
         self._ask_to_end()
         try:
-            self._process.wait(UNMOUNT_DEADLINE)
+            self._process.wait(LAST_SAVE_DEADLINE + UNMOUNT_DEADLINE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             with suppress(subprocess.TimeoutExpired):  # the kernel does not let it go

@@ -274,8 +274,9 @@ class Supervisor:
 
     async def _end_all(self) -> None:
         with trio.move_on_after(LAST_SAVE_DEADLINE):
-            for served in [each for each in self._served if each.changing or not self._exchanged]:
-                await served.settled(LAST_SAVE_DEADLINE)
+            async with trio.open_nursery() as saving:
+                for served in [each for each in self._served if each.changing or not self._exchanged]:
+                    saving.start_soon(served.settled, LAST_SAVE_DEADLINE)
         for served in list(self._served):  # whose tasks still run, and take them out
             await trio.to_thread.run_sync(served.detach)
             await served.end()

@@ -102,8 +102,11 @@ class _Attempts:
         """Give the process of one attempt, which ends with that."""
         first, self._first = self._first, None
         if first is not None and memory == KEY_MEMORY:
-            yield first
-            await first.stop()
+            try:
+                yield first
+            finally:
+                with trio.CancelScope(shield=True):
+                    await first.stop()
         else:
             async with key_process(self._disk, self._volume, memory) as process:
                 yield process

@@ -32,6 +32,7 @@ class Writable(LayeredDisk):
         self._medium = medium
         self.flag = flag or ReadOnlyFlag(medium)
         self._tally = Tally.made()
+        self._failures = 0  # that were told of
 
     async def _serving(self) -> Plaintext:
         if not is_same(self._medium, self.base.medium.sequence):
@@ -59,6 +60,11 @@ class Writable(LayeredDisk):
             await in_thread(os.fdatasync, self._medium)
         except OSError as error:
             raise MountsafeError(f"the medium did not keep what was written: {error.strerror}") from error
+        else:
+            counts = self.counts
+            new, self._failures = counts.failures - self._failures, counts.failures
+            if new > 0:
+                raise MountsafeError(f"{new} writes to the medium failed: {os.strerror(counts.error)}")
         finally:
             self.flag.lower(self)
 

@@ -50,7 +50,6 @@ class Writer:
         self._device = device
         self._listener = listener
         self._turned = turned
-        self._failures = 0  # that were told of
         self._losses = Losses()
         self._told = 0  # losses that were said
         self._closed = False
@@ -79,13 +78,9 @@ class Writer:
         """
         if self._closed:
             raise GuestGone("the medium is not written to any more")
-        before = self.changing
-        self._turn(True)
-        try:
-            return await self._machines.numbered(self)
-        except BaseException:
-            self._turn(before)
-            raise
+        given = await self._machines.numbered(self)
+        self._turn(True)  # nothing was awaited since: nobody has written yet
+        return given
 
     def _turn(self, changing: bool) -> None:
         if self.changing != changing:
@@ -103,7 +98,6 @@ class Writer:
             await self._disk.settle()
         except MountsafeError as error:
             why = str(error)
-        why = why or self._failed_writes()
         if self._closed and self.changing:
             why = why or "the medium is not written to any more"
         await self._reading.renew("what it has read was changed")
@@ -113,12 +107,6 @@ class Writer:
         else:
             self._turn(False)
         return Settled(why[:WHY])
-
-    def _failed_writes(self) -> str:
-        """Return what the server says of writes that failed since the last time; "" if none did."""
-        counts = self._disk.counts
-        new, self._failures = counts.failures - self._failures, counts.failures
-        return f"{new} writes to the medium failed: {os.strerror(counts.error)}" if new > 0 else ""
 
     async def end_misbehaving(self, number: int, why: str) -> None:
         """End the virtual machine of that number, if it is still there."""

@@ -27,17 +27,17 @@ async def check(say: Callable[[bytes], bytes]) -> tuple[Result, list[str]]:
     ended: list[str] = []
     async with trio.open_nursery() as nursery:
 
-        async def stream(_: object) -> socket.socket:
+        async def numbered(_: object) -> tuple[socket.socket, int]:
             ours, theirs = socket.socketpair()
             nursery.start_soon(serve, liar, theirs)
             await trio.lowlevel.checkpoint()
-            return ours
+            return ours, 7
 
         async def end_misbehaving(number: int, why: str) -> None:
             await trio.lowlevel.checkpoint()
             ended.append(f"{number}: {why}")
 
-        machines: Any = SimpleNamespace(stream=stream, end_misbehaving=end_misbehaving, number=7, crash="")
+        machines: Any = SimpleNamespace(numbered=numbered, end_misbehaving=end_misbehaving, crash="")
         result = await asked(machines, VOLUME, 60, nursery, None)
         nursery.cancel_scope.cancel()
     return result, ended

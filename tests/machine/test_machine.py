@@ -302,7 +302,13 @@ def test_a_stick_that_is_pulled_while_it_is_used_is_gone(machine: Machine, image
         machine.wait_for(lambda: machine.run("systemctl", "is-active", "reader").code == 0, "the reader")
         writer = f"while :; do head -c 1000000 /dev/zero >'{MEDIA}/EXT4/Under way.bin' || exit; done"
         machine.run("systemd-run", f"--uid={USER}", "--unit=writer", "bash", "-c", writer).ok()
-        machine.wait_for(lambda: bool(medium().get("changing")), "something that is not saved yet", SHOWN_DEADLINE)
+        there = f"test -s '{MEDIA}/EXT4/Under way.bin'"
+        machine.wait_for(
+            lambda: machine.run("sh", "-c", there, user=True).code == 0, "a file under way", SHOWN_DEADLINE
+        )
+        assert medium()["changing"]
+    machine.wait_for(lambda: medium().get("state") == "lost", "what is said of it", SHOWN_DEADLINE)
+    assert "Under way.bin" in str(medium()["lost"])
     machine.run("systemctl", "stop", "writer")
     said = journal(machine)
     assert "it was pulled out while it was written to" in said
