@@ -212,6 +212,21 @@ class Volume(NamedTuple):
     inside: bool = False
 
 
+class MountRequest(NamedTuple):
+    """What MOUNT asks: to mount `device` (a name as PROBE gave it), read-only or `writable`.
+
+    `zone`: by which local times are told, a TZif file's bytes or a rule as POSIX's TZ has it. `options` are those of
+    `mountsafe.fsoptions`. `again`: another virtual machine has died while it wrote to it.
+    """
+
+    device: bytes
+    fstype: bytes
+    zone: bytes
+    options: tuple[bytes, ...] = ()
+    writable: bool = False
+    again: bool = False
+
+
 class Mounted(NamedTuple):
     """The answer to MOUNT: the type that the kernel took, MountState, whether DATA extents can be told, the root, and
     bits of `Resort`.
@@ -428,19 +443,15 @@ def unpack_volumes(untrusted_body: bytes) -> list[Volume]:
 _WRITABLE, _AGAIN = 1, 2  # bits of the last byte of a MOUNT
 
 
-def pack_mount(
-    device: bytes, fstype: bytes, zone: bytes, options: tuple[bytes, ...] = (), writable: bool = False
-) -> bytes:
-    """Ask to mount `device` (a name as PROBE gave it), read-only or `writable`, with options of `mountsafe.fsoptions`.
-
-    `zone`: by which local times are told, a TZif file's bytes or a rule as POSIX's TZ has it.
-    """
-    texts = _pack_text(device, fstype, zone)
-    return texts + _U16.pack(len(options)) + _pack_text(*options) + bytes([writable])
+def pack_mount(request: MountRequest) -> bytes:
+    """Ask to mount."""
+    texts = _pack_text(request.device, request.fstype, request.zone)
+    flags = _WRITABLE * request.writable | _AGAIN * request.again
+    return texts + _U16.pack(len(request.options)) + _pack_text(*request.options) + bytes([flags])
 
 
-def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes, bytes, tuple[bytes, ...], bool]:
-    """Return (device, fstype, zone, options, writable)."""
+def unpack_mount(body_bytes: bytes) -> MountRequest:
+    """Return what is to be mounted."""
     body = _Body(body_bytes)
     device, fstype, zone = _unpack_text(body), _unpack_text(body), _unpack_text(body, MAX_ZONE)
     (count,) = body.unpack(_U16)
@@ -449,17 +460,7 @@ def unpack_mount(body_bytes: bytes) -> tuple[bytes, bytes, bytes, tuple[bytes, .
     options = tuple(_unpack_text(body) for _ in range(count))
     (flags,) = body.take(1, 1)
     body.end()
-    return device, fstype, zone, options, bool(flags & _WRITABLE)
-
-
-def mounted_again(mount: bytes) -> bytes:
-    """Return a question of `pack_mount` for the next virtual machine, where the last one died while it wrote."""
-    return mount[:-1] + bytes([mount[-1] | _AGAIN])
-
-
-def is_mounted_again(body_bytes: bytes) -> bool:
-    """Whether it is one of those; to be asked of what `unpack_mount` takes."""
-    return bool(body_bytes[-1] & _AGAIN)
+    return MountRequest(device, fstype, zone, options, bool(flags & _WRITABLE), bool(flags & _AGAIN))
 
 
 def pack_mounted(mounted: Mounted) -> bytes:

@@ -224,8 +224,7 @@ class ChangingWorker(FolderWorker):
             raise Refused(errno.ENOTCONN, "it is not mounted for writing")
 
     def _mount(self, body: bytes) -> bytes:
-        *_, writable = wire.unpack_mount(body)
-        if writable:
+        if wire.unpack_mount(body).writable:
             if self._control.refuses:
                 raise Refused(errno.EROFS, "it is write-protected")
             if self._synced.exists():

@@ -116,17 +116,17 @@ class FolderWorker(Worker):
         return wire.pack_hello(wire.VERSION, b"6.1.0-test")
 
     def _mount(self, body: bytes) -> bytes:
-        device, fstype, *_, writable = wire.unpack_mount(body)  # and leave this process in its zone
-        if fstype.decode() != self._fstype:
+        request = wire.unpack_mount(body)  # and leave this process in its zone
+        if request.fstype.decode() != self._fstype:
             raise Refused(22, "wrong fs type")
-        tree = Tree(str(self._folder), "no extents", device.startswith(b"dm-"), [])
+        tree = Tree(str(self._folder), "no extents", request.device.startswith(b"dm-"), [])
         if self._layout is not None:
             tree._map = self._layout  # type: ignore[assignment]
         self._mounted = tree
-        if writable:
+        if request.writable:
             self._umask = os.umask(0)
             self._changing = Changing(tree, Amended(self._fstype), self._fstype, str(self._folder))
-        return wire.pack_mounted(wire.Mounted(fstype, wire.MountState.CLEAN, tree.direct, tree.root()))
+        return wire.pack_mounted(wire.Mounted(request.fstype, wire.MountState.CLEAN, tree.direct, tree.root()))
 
     def _unmount(self) -> bytes:
         self._changed.close()

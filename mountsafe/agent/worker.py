@@ -19,7 +19,7 @@ from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused, read_text, run
 from mountsafe.agent.tree import Tree
 from mountsafe.agent.volumes import device_of, find_medium, probe
-from mountsafe.agent.writable import bound_what_is_not_written_yet, mount_writable
+from mountsafe.agent.writable import mount_writable
 
 PORT_PREFIX = "org.mountsafe."
 READ_ONLY = "it is mounted to be read"
@@ -80,43 +80,30 @@ class Worker:
         return wire.pack_hello(wire.VERSION, os.uname().release.encode())
 
     def _mount(self, body: bytes) -> bytes:
-        device, fstype, zone, options, writable = wire.unpack_mount(body)
-        if writable:
-            return self._mount_writable(fstype, zone, options, wire.is_mounted_again(body))
-        path, placed = device_of(os.fsdecode(device))
-        layers = (CowLayer(path, self._tag), Patched(self._tag))
-        self._target = Target(path, fstype, self._where, *layers, options=tuple(map(os.fsdecode, options)))
-        mount = mount_medium(self._target)
-        times = LocalTimes(zone, f"/run/mountsafe/zone-{self._tag}")
+        request = wire.unpack_mount(body)
+        device, placed = _only_disk() if request.writable else device_of(os.fsdecode(request.device))
+        layers = (CowLayer(device, self._tag), Patched(self._tag))
+        options = tuple(map(os.fsdecode, request.options))
+        self._target = Target(device, request.fstype, self._where, *layers, options=options)
+        mount = mount_writable(self._target, request.again) if request.writable else mount_medium(self._target)
+        times = LocalTimes(request.zone, f"/run/mountsafe/zone-{self._tag}")
         amended = Amended(mount.fstype, self._target.layer.device, times)
-        tree = Tree(self._where, mount.fstype, not placed, mount.changed, path, amended)
-        tree.share_work()
+        tree = Tree(self._where, mount.fstype, not placed, mount.changed, device, amended)
+        if request.writable:
+            if mount.fstype in localtimes.STAMPED:
+                localtimes.set_clock_ahead(times)
+            os.umask(0)
+            self._changing = Changing(tree, amended, mount.fstype, self._where, device)
+        else:
+            tree.share_work()
         self._mounted = tree
         told = wire.Mounted(mount.fstype.encode(), mount.state, tree.direct, tree.root(), mount.resorts)
         return wire.pack_mounted(told)
 
     def _check(self, body: bytes) -> bytes:
         device, fstype, seconds, repair = wire.unpack_check(body)
-        # What may be written to is the only disk there is, whatever the host calls it.
-        path = f"/dev/{find_medium()}" if repair else device_of(os.fsdecode(device))[0]
+        path, _ = _only_disk() if repair else device_of(os.fsdecode(device))
         return wire.pack_checked(check(path, fstype, seconds, repair, CowLayer(path, f"check-{self._tag}")))
-
-    def _mount_writable(self, fstype: bytes, zone: bytes, options: tuple[bytes, ...], again: bool) -> bytes:
-        """Mount the disk to be changed: it is the file system, whatever the host calls it, and there is no other."""
-        path = f"/dev/{find_medium()}"
-        layers = (CowLayer(path, self._tag), Patched(self._tag))  # that are not begun
-        self._target = Target(path, fstype, self._where, *layers, options=tuple(map(os.fsdecode, options)))
-        bound_what_is_not_written_yet()
-        mount = mount_writable(self._target, again)
-        times = LocalTimes(zone, f"/run/mountsafe/zone-{self._tag}")
-        if mount.fstype in localtimes.STAMPED:
-            localtimes.set_clock_ahead(times)
-        os.umask(0)
-        amended = Amended(mount.fstype, path, times)
-        tree = Tree(self._where, mount.fstype, False, [], path, amended)
-        self._changing = Changing(tree, amended, mount.fstype, self._where, path)
-        self._mounted = tree
-        return wire.pack_mounted(wire.Mounted(mount.fstype.encode(), mount.state, tree.direct, tree.root()))
 
     def _unmount(self) -> bytes:
         """Unmount what was changed. Even if that fails there is nothing any more that could be asked."""
@@ -188,6 +175,11 @@ class Worker:
             # What is made ahead may be old when it is asked for.
             if self._mounted is not None and self._changing is None and not select.select([fd], [], [], 0)[0]:
                 self._mounted.work_ahead()
+
+
+def _only_disk() -> tuple[str, bool]:
+    """Return what `device_of` does in a virtual machine that may write: it has one disk, whatever the host calls it."""
+    return f"/dev/{find_medium()}", True
 
 
 def ports() -> dict[str, str]:

@@ -43,7 +43,7 @@ _QUIET = "rw,nosuid,nodev,noexec,noatime"
 INSTEAD = "it can only be read: copy from it what is to be changed"
 
 
-def bound_what_is_not_written_yet() -> None:
+def _bound_what_is_not_written_yet() -> None:
     """Have the kernel write soon, so that neither a SYNC nor the unmounting of a slow medium takes long."""
     for name, size in (("dirty_background_bytes", BEGIN_TO_WRITE), ("dirty_bytes", MOST_UNWRITTEN)):
         with suppress(OSError), open(f"/proc/sys/vm/{name}", "w", encoding="ascii") as file:
@@ -66,6 +66,7 @@ def mount_writable(target: Target, again: bool = False) -> Mount:
     if left := ONLY_TO_READ.intersection(option.partition("=")[0] for option in target.options):
         raise Refused(errno.EROFS, f"with the mount option {min(left)} it can only be read")
     os.makedirs(target.where, exist_ok=True)
+    _bound_what_is_not_written_yet()
     found_before = _found_by_checks(target) if again and target.fstype in copies.FAT else None
     state = _looked_at(target)
     options = fsoptions.merged(kernel_type, plain, target.options)

@@ -47,14 +47,14 @@ class Writable:
 
     get_client: Callable[[], Awaitable[AgentClient]]
     misbehaved: Callable[[int, MountsafeError], Awaitable[None]]
-    mount: bytes
+    mount: wire.MountRequest
     settled: Callable[[], Awaitable[str]]
 
 
 class Agents:
     """Hands out answers of the guest's agent, over as many VMs as it takes.
 
-    `mount` is the question that has each VM mount the same in the same way. `get_client` returns a fresh, running
+    `mount` is what has each VM mount the same in the same way. `get_client` returns a fresh, running
     stream to a VM that has the medium (it starts one if it must); `misbehaved` is told when the guest broke a rule or a
     deadline, and in which VM: another may have taken its place.
     """
@@ -63,7 +63,7 @@ class Agents:
         self,
         get_client: Callable[[], Awaitable[AgentClient]],
         misbehaved: Callable[[int, MountsafeError], Awaitable[None]],
-        mount: bytes,
+        mount: wire.MountRequest,
         window: Window,
         writable: Writable | None = None,
     ) -> None:
@@ -94,14 +94,14 @@ class Agents:
         """Return a stream to a VM, and what it says of the medium that it has mounted."""
         if self.writing and self.writable is not None:
             client = await self.writable.get_client()
-            return client, await self._begun(client, wire.mounted_again(self.writable.mount))
+            return client, await self._begun(client, self.writable.mount._replace(again=True))
         client = await self._get_client()
         return client, await self._begun(client, self._mount)
 
-    async def _begun(self, client: AgentClient, mount: bytes) -> wire.Mounted:
+    async def _begun(self, client: AgentClient, mount: wire.MountRequest) -> wire.Mounted:
         try:
             await client.hello()
-            body = await client.request(wire.Kind.MOUNT, mount, MOUNT_DEADLINE)
+            body = await client.request(wire.Kind.MOUNT, wire.pack_mount(mount), MOUNT_DEADLINE)
             return wire.unpack_mounted(body)
         except wire.WireError as error:
             fault = GuestFault(str(error))

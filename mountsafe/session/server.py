@@ -187,11 +187,11 @@ class SessionProcess:
         names = tuple(printable(path, NAME_SHOWN) for path in untrusted_paths)
         await self._parent.tell(Unsaved(printable(why, wire.MAX_MESSAGE), count, names))
 
-    def _writable(self, what: tuple[bytes, bytes, bytes, tuple[bytes, ...]]) -> Writable | None:
-        """How it is mounted for writing; `what` as for reading, as of `wire.pack_mount`."""
+    def _writable(self, to_read: wire.MountRequest) -> Writable | None:
+        """How it is mounted for writing, if it may be."""
         if self._assigned.writing is None:
             return None
-        mount = wire.pack_mount(os.fsencode(self._assigned.writing.device), *what[1:], writable=True)
+        mount = to_read._replace(device=os.fsencode(self._assigned.writing.device), writable=True)
         return Writable(partial(self._client, True), partial(self._misbehaved, True), mount, self._settled)
 
     async def _resting(self, reader: Reader) -> None:
@@ -207,9 +207,10 @@ class SessionProcess:
         assigned = self._assigned
         window = Window(assigned.start, assigned.size, tuple(wire.Place(*place) for place in assigned.places))
         options = tuple(map(os.fsencode, assigned.options))
-        what = (os.fsencode(assigned.device), os.fsencode(assigned.fstype), bytes.fromhex(assigned.zone), options)
+        names = (os.fsencode(assigned.device), os.fsencode(assigned.fstype))
+        mount = wire.MountRequest(*names, bytes.fromhex(assigned.zone), options)
         misbehaved = partial(self._misbehaved, False)
-        agents = Agents(self._client, misbehaved, wire.pack_mount(*what), window, self._writable(what))
+        agents = Agents(self._client, misbehaved, mount, window, self._writable(mount))
         try:
             opened = await FileSystem.open(agents, self._disk, self._nursery, assigned.entries, release)
             await opened.begun()

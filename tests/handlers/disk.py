@@ -199,7 +199,7 @@ class DiskGuest:
             case Kind.HELLO:
                 return wire.pack_hello(wire.VERSION, b"6.1.0-disk")
             case Kind.MOUNT:
-                self.writing = wire.unpack_mount(body)[-1]
+                self.writing = wire.unpack_mount(body).writable
                 if self.writing and self._deaths:
                     self.dies, self.after = self._deaths.pop(0)
                 root = wire.unpack_page(wire.pack_page(0, [tree.entry(2, b"")]))[1][0]

@@ -172,10 +172,10 @@ async def opened(
     try:
         async with trio.open_nursery() as nursery:
             host = Host(nursery, make)
-            what = (b"sdx", b"ext4", b"UTC0")
-            writing = wire.pack_mount(*what, writable=True)
+            mount = wire.MountRequest(b"sdx", b"ext4", b"UTC0")
+            writing = mount._replace(writable=True)
             way = Writable(host.writer, host.end_misbehaving, writing, host.settle) if writable else None
-            agents = Agents(host.client, host.end_misbehaving, wire.pack_mount(*what), window or Window(0, size), way)
+            agents = Agents(host.client, host.end_misbehaving, mount, window or Window(0, size), way)
             inside = await FileSystem.open(agents, lambda: BlockReader(fd, size), nursery, limit)
             if begun:
                 await inside.begun()

@@ -197,7 +197,7 @@ class Stillborn(DiskGuest):
     left = 0
 
     def _body(self, kind: int, body: bytes) -> bytes:
-        if kind == Kind.MOUNT and wire.unpack_mount(body)[-1] and Stillborn.left:
+        if kind == Kind.MOUNT and wire.unpack_mount(body).writable and Stillborn.left:
             Stillborn.left -= 1
             raise HangUp
         return super()._body(kind, body)

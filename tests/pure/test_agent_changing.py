@@ -24,7 +24,7 @@ class Asking:
     def __init__(self, folder: Path, writable: bool = True) -> None:
         self.folder = folder
         self.worker = FolderWorker(folder)
-        self.ask(Kind.MOUNT, wire.pack_mount(b"sdx", b"ext4", b"UTC0", (), writable))
+        self.ask(Kind.MOUNT, wire.pack_mount(wire.MountRequest(b"sdx", b"ext4", b"UTC0", writable=writable)))
 
     def ask(self, kind: int, body: bytes) -> bytes:
         [frame] = wire.Decoder().feed(bytes(self.worker.answer(wire.Frame(1, kind, body))))

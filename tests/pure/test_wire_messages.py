@@ -85,9 +85,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "mount": (
         st.tuples(
-            TEXT, TEXT, st.binary(max_size=400), st.lists(TEXT, max_size=wire.MAX_OPTIONS).map(tuple), st.booleans()
+            *(TEXT, TEXT, st.binary(max_size=400), st.lists(TEXT, max_size=wire.MAX_OPTIONS).map(tuple)),
+            *(st.booleans(), st.booleans()),
         ),
-        wire.pack_mount,
+        lambda *asked: wire.pack_mount(wire.MountRequest(*asked)),
         wire.unpack_mount,
     ),
     "mounted": (
@@ -205,8 +206,8 @@ def too_many_volumes() -> bytes:
         (wire.unpack_list, wire.pack_list(b"p" * (wire.MAX_PATH + 1), 0)),
         (wire.unpack_hello, wire.pack_hello(1, b"r" * (wire.MAX_TEXT + 1))),
         (wire.unpack_error, b"\0\1" + b"w" * (wire.MAX_MESSAGE + 1)),
-        (wire.unpack_mount, wire.pack_mount(b"d" * (wire.MAX_TEXT + 1), b"", b"")),
-        (wire.unpack_mount, wire.pack_mount(b"sda", b"vfat", b"z" * (wire.MAX_ZONE + 1))),
+        (wire.unpack_mount, wire.pack_mount(wire.MountRequest(b"d" * (wire.MAX_TEXT + 1), b"", b""))),
+        (wire.unpack_mount, wire.pack_mount(wire.MountRequest(b"sda", b"vfat", b"z" * (wire.MAX_ZONE + 1)))),
         (changes.unpack_change, changes.pack_change(changes.Change(changes.Act.MKDIR, b"p" * (wire.MAX_PATH + 1)))),
         (changes.unpack_change, changes.pack_change(changes.Change(1, b"", b"o" * (wire.MAX_PATH + 1)))),
         (changes.unpack_change, changes.pack_change(changes.Change(1, value=bytes(changes.MAX_VALUE + 1)))),

@@ -56,7 +56,9 @@ class Changer:
     ) -> wire.Mounted:
         await self.client.hello()
         device = b"" if writable else next(each.device for each in await self.client.probe())
-        body = wire.pack_mount(device, fstype.encode(), zone, tuple(map(os.fsencode, options)), writable)
+        body = wire.pack_mount(
+            wire.MountRequest(device, fstype.encode(), zone, tuple(map(os.fsencode, options)), writable)
+        )
         return wire.unpack_mounted(await self.client.request(Kind.MOUNT, body, MOUNT_DEADLINE))
 
     async def ask(self, kind: int, body: bytes = b"") -> bytes:
