@@ -39,37 +39,34 @@ class LetGo(GuestGone):
 
 
 @dataclass(frozen=True, slots=True)
-class Writable:
-    """How the file system is mounted for writing: `get_client`, `misbehaved` and `mount` as of `Agents`.
+class Way:
+    """How the file system is reached: in which VMs, and mounted how.
 
-    `settled` is called when the guest has unmounted, and returns why the medium does not have all of it, or "".
+    `mount` is what has each VM mount the same in the same way. `get_client` returns a fresh, running stream to a VM
+    that has the medium (it starts one if it must); `misbehaved` is told when the guest broke a rule or a deadline, and
+    in which VM: another may have taken its place.
     """
 
     get_client: Callable[[], Awaitable[AgentClient]]
     misbehaved: Callable[[int, MountsafeError], Awaitable[None]]
     mount: wire.MountRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Writable(Way):
+    """The way that writes.
+
+    `settled` is called when the guest has unmounted, and returns why the medium does not have all of it, or "".
+    """
+
     settled: Callable[[], Awaitable[str]]
 
 
 class Agents:
-    """Hands out answers of the guest's agent, over as many VMs as it takes.
+    """Hands out answers of the guest's agent, over as many VMs as it takes."""
 
-    `mount` is what has each VM mount the same in the same way. `get_client` returns a fresh, running
-    stream to a VM that has the medium (it starts one if it must); `misbehaved` is told when the guest broke a rule or a
-    deadline, and in which VM: another may have taken its place.
-    """
-
-    def __init__(
-        self,
-        get_client: Callable[[], Awaitable[AgentClient]],
-        misbehaved: Callable[[int, MountsafeError], Awaitable[None]],
-        mount: wire.MountRequest,
-        window: Window,
-        writable: Writable | None = None,
-    ) -> None:
-        self._get_client = get_client
-        self._misbehaved = misbehaved
-        self._mount = mount
+    def __init__(self, readable: Way, window: Window, writable: Writable | None = None) -> None:
+        self._readable = readable
         self.writable = writable
         self.writing = False  # whether the VM that is asked may change it
         self.replay: Callable[[Ask], Awaitable[None]] = _nothing  # done in a new VM that writes, before all else
@@ -92,11 +89,12 @@ class Agents:
 
     async def _new_client(self) -> tuple[AgentClient, wire.Mounted]:
         """Return a stream to a VM, and what it says of the medium that it has mounted."""
-        if self.writing and self.writable is not None:
-            client = await self.writable.get_client()
-            return client, await self._begun(client, self.writable.mount._replace(again=True))
-        client = await self._get_client()
-        return client, await self._begun(client, self._mount)
+        way = self._way_of(self.writing)
+        client = await way.get_client()
+        return client, await self._begun(client, way.mount._replace(again=self.writing))
+
+    def _way_of(self, writing: bool) -> Way:
+        return self.writable if writing and self.writable is not None else self._readable
 
     async def _begun(self, client: AgentClient, mount: wire.MountRequest) -> wire.Mounted:
         try:
@@ -138,7 +136,7 @@ class Agents:
         """Raise GuestFault, and end the VM, if the medium is mounted otherwise than it should be."""
         before = self.mounted
         if not self.writing:
-            same = _way(mounted) == _way(before)
+            same = _how(mounted) == _how(before)
         else:
             drivers = [DRIVERS.get(each.fstype, each.fstype) for each in (mounted, before)]
             same = drivers[0] == drivers[1] and mounted.state in WRITABLE_STATES
@@ -267,10 +265,7 @@ class Agents:
     async def _report(self, client: AgentClient, error: MountsafeError) -> None:
         if self._reported is not client:  # once for all tasks that waited
             self._reported = client
-            if client.writing and self.writable is not None:
-                await self.writable.misbehaved(client.machine, error)
-            else:
-                await self._misbehaved(client.machine, error)
+            await self._way_of(client.writing).misbehaved(client.machine, error)
 
     async def rest_when_idle(self, seconds: float, resting: Callable[[], Awaitable[None]]) -> None:
         """Let the VM go whenever it was not used for so long, and tell `resting`. The next request gets another."""
@@ -317,6 +312,6 @@ async def _nothing(ask: Ask) -> None:
     pass
 
 
-def _way(mounted: wire.Mounted) -> tuple[bytes, int, int]:
+def _how(mounted: wire.Mounted) -> tuple[bytes, int, int]:
     """How it was mounted."""
     return mounted.fstype, mounted.state, mounted.resorts

@@ -20,7 +20,7 @@ import trio
 from mountsafe import channel, codec, landlock, wire
 from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import GuestGone, MountsafeError
-from mountsafe.filesystem.agents import Agents, Writable
+from mountsafe.filesystem.agents import Agents, Way, Writable
 from mountsafe.filesystem.changing import ChangingOperations
 from mountsafe.filesystem.journal import Journal
 from mountsafe.filesystem.opened import FileSystem
@@ -187,12 +187,17 @@ class SessionProcess:
         names = tuple(printable(path, NAME_SHOWN) for path in untrusted_paths)
         await self._parent.tell(Unsaved(printable(why, wire.MAX_MESSAGE), count, names))
 
-    def _writable(self, to_read: wire.MountRequest) -> Writable | None:
-        """How it is mounted for writing, if it may be."""
-        if self._assigned.writing is None:
-            return None
-        mount = to_read._replace(device=os.fsencode(self._assigned.writing.device), writable=True)
-        return Writable(partial(self._client, True), partial(self._misbehaved, True), mount, self._settled)
+    def _agents(self, window: Window) -> Agents:
+        assigned = self._assigned
+        options = tuple(map(os.fsencode, assigned.options))
+        names = (os.fsencode(assigned.device), os.fsencode(assigned.fstype))
+        mount = wire.MountRequest(*names, bytes.fromhex(assigned.zone), options)
+        readable = Way(self._client, partial(self._misbehaved, False), mount)
+        if assigned.writing is None:
+            return Agents(readable, window)
+        mount = mount._replace(device=os.fsencode(assigned.writing.device), writable=True)
+        to_write = (partial(self._client, True), partial(self._misbehaved, True), mount)
+        return Agents(readable, window, Writable(*to_write, self._settled))
 
     async def _resting(self, reader: Reader) -> None:
         reader.rest()
@@ -206,11 +211,7 @@ class SessionProcess:
         """Mount in the guest, take /dev/fuse, serve until unmounted."""
         assigned = self._assigned
         window = Window(assigned.start, assigned.size, tuple(wire.Place(*place) for place in assigned.places))
-        options = tuple(map(os.fsencode, assigned.options))
-        names = (os.fsencode(assigned.device), os.fsencode(assigned.fstype))
-        mount = wire.MountRequest(*names, bytes.fromhex(assigned.zone), options)
-        misbehaved = partial(self._misbehaved, False)
-        agents = Agents(self._client, misbehaved, mount, window, self._writable(mount))
+        agents = self._agents(window)
         try:
             opened = await FileSystem.open(agents, self._disk, self._nursery, assigned.entries, release)
             await opened.begun()

@@ -16,7 +16,7 @@ import trio
 from mountsafe import wire
 from mountsafe.appliance.client import AgentClient
 from mountsafe.errors import MountsafeError
-from mountsafe.filesystem.agents import Agents, Writable
+from mountsafe.filesystem.agents import Agents, Way, Writable
 from mountsafe.filesystem.changing import ChangingOperations
 from mountsafe.filesystem.index import ROOT, Index
 from mountsafe.filesystem.journal import Journal
@@ -173,9 +173,9 @@ async def opened(
         async with trio.open_nursery() as nursery:
             host = Host(nursery, make)
             mount = wire.MountRequest(b"sdx", b"ext4", b"UTC0")
-            writing = mount._replace(writable=True)
-            way = Writable(host.writer, host.end_misbehaving, writing, host.settle) if writable else None
-            agents = Agents(host.client, host.end_misbehaving, mount, window or Window(0, size), way)
+            readable = Way(host.client, host.end_misbehaving, mount)
+            to_write = Writable(host.writer, host.end_misbehaving, mount._replace(writable=True), host.settle)
+            agents = Agents(readable, window or Window(0, size), to_write if writable else None)
             inside = await FileSystem.open(agents, lambda: BlockReader(fd, size), nursery, limit)
             if begun:
                 await inside.begun()

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyfuse3
@@ -109,7 +110,7 @@ async def test_no_guest_to_be_had_is_an_error_until_there_is_one(monkeypatch: py
             raise GuestGone("it died three times")
 
         with monkeypatch.context() as patch:
-            patch.setattr(mount.agents, "_get_client", none)
+            patch.setattr(mount.agents, "_readable", replace(mount.agents._readable, get_client=none))
             async with fails(errno.EIO):
                 await mount.operations.opendir(ROOT, None)
         assert b"file" in await mount.names()
