@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from mountsafe import wire
-from mountsafe.agent.mounting import MOUNT_AS, CowLayer
+from mountsafe.agent.mounting import MOUNT_AS, READ_ONLY, CowLayer, attempt
 from mountsafe.agent.programs import Refused, run
 from mountsafe.checkers import CHECKERS, Checker
 from mountsafe.wire import CheckOutcome, MountState
@@ -136,9 +136,13 @@ class _Check:
             return said_by([*self._checker.replay, device], self._until).code in (0, 1)
         os.makedirs(MOUNTED, exist_ok=True)
         kind, options = MOUNT_AS.get(self._fstype, [(os.fsdecode(self._fstype), "")])[0]
-        quiet = ",".join(filter(None, ("ro,nosuid,nodev,noexec,noatime", options)))
-        mounted = said_by(["mount", "-n", "-t", kind, "-o", quiet, device, MOUNTED], self._until).code == 0
+        mounted = not attempt(device, MOUNTED, kind, READ_ONLY, options, self._run).complaint
         return mounted and run("umount", "-n", MOUNTED)[0] == 0
+
+    def _run(self, *command: str) -> tuple[int, str]:
+        """Run a program as `programs.run` does, until the time is over."""
+        said = said_by(command, self._until)
+        return (-signal.SIGKILL if said.code is None else said.code), said.words
 
     def repair(self, found: wire.Checked) -> wire.Checked:
         """Have errors that were found repaired, on the medium."""

@@ -13,13 +13,13 @@ from mountsafe import fsoptions, wire
 from mountsafe.agent import copies
 from mountsafe.agent.claimed import claimed, too_large_blocks
 from mountsafe.agent.patched import Patched, replaced
-from mountsafe.agent.programs import Refused, run
+from mountsafe.agent.programs import Program, Refused, run
 
 COW_BYTES = 64 << 20  # what a journal's replay may write, kept in the guest's memory
 COW_CHUNK = 4096
 KERNEL_LINES = 3  # the last ones of its log, in the answer to a mount that failed
 
-_QUIET = "ro,nosuid,nodev,noexec,noatime"
+READ_ONLY = "ro,nosuid,nodev,noexec,noatime"
 # blkid's name -> the (kernel type, options) to try in turn
 MOUNT_AS: dict[bytes, list[tuple[str, str]]] = {
     # A superblock can ask for a kernel panic at the first error that is found.
@@ -57,7 +57,7 @@ WITHOUT_REPLAY = {
 
 def _mount(device: str, where: str, fstype: str, options: str) -> str:
     """Mount read-only; return "" or what mount(8) and the kernel said."""
-    return attempt(device, where, fstype, _QUIET, options).complaint
+    return attempt(device, where, fstype, READ_ONLY, options).complaint
 
 
 class Said(NamedTuple):
@@ -67,8 +67,11 @@ class Said(NamedTuple):
     kernel: list[str]
 
 
-def attempt(device: str, where: str, fstype: str, common: str, options: str) -> Said:
-    """Mount with options of all types, which say whether it is read-only, and those of this one."""
+def attempt(device: str, where: str, fstype: str, common: str, options: str, program: Program = run) -> Said:
+    """Mount with options of all types, which say whether it is read-only, and those of this one.
+
+    `program` runs mount(8), for who has a deadline.
+    """
     if fstype == "ntfs-3g":
         options += ",allow_other"
     for module in (*NEEDS.get(fstype, ()), *(f"mac-{name}" for name in _MAC.findall(options))):
@@ -76,7 +79,8 @@ def attempt(device: str, where: str, fstype: str, common: str, options: str) -> 
     log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.lseek(log, 0, os.SEEK_END)
-        code, words = run("mount", "-n", "-t", fstype, "-o", ",".join(filter(None, (common, options))), device, where)
+        options = ",".join(filter(None, (common, options)))
+        code, words = program("mount", "-n", "-t", fstype, "-o", options, device, where)
         kernel = _kernel_lines(log)
         if code == 0:
             return Said("", kernel)

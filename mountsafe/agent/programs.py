@@ -1,9 +1,10 @@
 """The appliance's programs, and how a request is refused."""
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 NO_PROGRAM = 127
+Program = Callable[..., tuple[int, str]]  # runs a command, as `run` does
 NO_UDEV = {"DM_DISABLE_UDEV": "1"}  # libdm then makes its device nodes itself
 
 

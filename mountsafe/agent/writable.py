@@ -13,7 +13,7 @@ from mountsafe import fsoptions, wire
 from mountsafe.agent import copies
 from mountsafe.agent.checking import put_in_order
 from mountsafe.agent.claimed import claimed
-from mountsafe.agent.mounting import Mount, Target, attempt
+from mountsafe.agent.mounting import READ_ONLY, Mount, Target, attempt
 from mountsafe.agent.programs import Refused, run
 
 # blkid's name -> (kernel type, options): those of `mounting.MOUNT_AS`, so that the same is shown of each file.
@@ -39,7 +39,7 @@ ONLY_TO_READ = fsoptions.WITHOUT_REPLAY | {"sb", "sbsector", "session", "anchor"
 _FOUND = re.compile("FSCK[0-9]{4}[.]REC", re.IGNORECASE)
 _REPLAYED = re.compile("recover(?!y is not)|replay", re.IGNORECASE)
 BEGIN_TO_WRITE, MOST_UNWRITTEN = 4 << 20, 32 << 20  # bytes in the guest's page cache
-_QUIET = "rw,nosuid,nodev,noexec,noatime"
+READ_WRITE = "rw,nosuid,nodev,noexec,noatime"
 INSTEAD = "it can only be read: copy from it what is to be changed"
 
 
@@ -70,7 +70,7 @@ def mount_writable(target: Target, again: bool = False) -> Mount:
     found_before = _found_by_checks(target) if again and target.fstype in copies.FAT else None
     state = _looked_at(target)
     options = fsoptions.merged(kernel_type, plain, target.options)
-    said = attempt(target.device, target.where, kernel_type, _QUIET, options)
+    said = attempt(target.device, target.where, kernel_type, READ_WRITE, options)
     if said.complaint:
         raise Refused(errno.EROFS, f"it cannot be mounted to be changed: {said.complaint}")
     if os.statvfs(target.where).f_flag & os.ST_RDONLY:
@@ -87,7 +87,7 @@ def mount_writable(target: Target, again: bool = False) -> Mount:
 
 def _found_by_checks(target: Target) -> set[str] | None:
     """Return which files there are already that fsck.fat has made of what belonged to no file; None if unknown."""
-    if run("mount", "-n", "-t", "vfat", "-o", "ro,nosuid,nodev,noexec", target.device, target.where)[0] != 0:
+    if attempt(target.device, target.where, "vfat", READ_ONLY, "").complaint:
         return None
     try:
         return _names_of_found(target.where)
