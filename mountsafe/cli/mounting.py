@@ -251,6 +251,9 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         screen.print_json(record.facts())
     else:
         _tell(record)
+    for mounted in record.mounts:
+        if mounted.read_only:
+            screen.warn(mounted.read_only)
     tell_missing(record)
     if foreground:
         _stay(starting, quiet=json)

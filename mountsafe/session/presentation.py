@@ -26,8 +26,7 @@ class Presentation:
     `links`: "nofollow" (never followed where the kernel can be told so), "contained" (followed inside the mount),
     "follow" (as on any mount). `idle`: seconds without a question after which the VM is ended; 0 for never.
     `entries`: how many of the tree's entries are remembered. `zone`: by which local times are told
-    (`mountsafe.system.zones`). `note`: what else is to be known of it. `read_only`: why it cannot be written to, if it
-    was to be.
+    (`mountsafe.system.zones`). `read_only`: why it cannot be written to, if it was to be.
     """
 
     owner: tuple[int, int] | None
@@ -37,7 +36,6 @@ class Presentation:
     idle: float = 0.0
     entries: int = INDEX_ENTRIES
     zone: bytes = UTC
-    note: str = ""
     read_only: str = ""
 
 

@@ -252,7 +252,7 @@ class ServedVolume:
         self.landlock = ready.landlock
         self._resorts = ready.resorts | self.volume.resorts
         told = resorts.words(ready.resorts & ~self.volume.resorts)
-        self.note = "; ".join(filter(None, (STATE_WORDS[ready.state], *told, self.volume.condition, self._shown.note)))
+        self.note = "; ".join(filter(None, (STATE_WORDS[ready.state], *told, self.volume.condition)))
         shown = self._shown
         source = mount_source(self._source)
         request = MountRequest(

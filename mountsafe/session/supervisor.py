@@ -176,7 +176,7 @@ class Supervisor:
         for each, place in zip(choice.chosen, places, strict=False):
             writer, why = access.of(each.volume)
             box = self._boxes.take(decrypts=each.volume.host is not None)
-            how = replace(shown, note="" if self._options.if_possible else why, read_only=why)
+            how = replace(shown, read_only=why)
             served = ServedVolume(each.volume, place, each.machines, how, box, self._medium.name, writer)
             self._served.append(served)
             self._nursery.start_soon(self._serve, served)

@@ -212,7 +212,7 @@ class Writers:
     def make(self, chosen: Sequence[Chosen], read_only: Collection[str] = (), demanded: bool = True) -> None:
         """Make a writer of each that can have one. `read_only`: the names of those that may not.
 
-        `demanded`: say which cannot, and raise UserError (SOURCE) if none can.
+        `demanded`: raise UserError (SOURCE) if none can.
         """
         for each in chosen:
             try:
@@ -221,13 +221,9 @@ class Writers:
                 self._made[each.volume.name] = self._writer(each)
             except ReadOnly as error:
                 self._why[each.volume.name] = f"{each.volume.title} cannot be written to: {error}"
-        if not demanded:
-            return
-        if not self._made:
+        if demanded and not self._made:
             why = next(iter(self._why.values()), "nothing of it can be written to")
             raise UserError(why, "Without --write it can be mounted read-only.", ExitCode.SOURCE)
-        for words in self._why.values():
-            self._listener.warn(words)
 
     def _writer(self, chosen: Chosen) -> Writer:
         """Return the writer of a file system. Raises ReadOnly."""

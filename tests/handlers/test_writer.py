@@ -235,11 +235,10 @@ ONE = Volume("sdb1", "partition", 1, START, WINDOW, "ext4", "filesystem", "", ""
 TWO = Volume("sdb2", "partition", 2, START + WINDOW, WINDOW, "squashfs", "filesystem", "", "", "", "", "2")
 
 
-async def made(tmp_path: Path, *volumes: Volume) -> tuple[Writers, Heard]:
+async def made(tmp_path: Path, *volumes: Volume) -> Writers:
     """Who writes to volumes that are to be mounted."""
     path = tmp_path / "medium"
     path.write_bytes(bytes(SIZE))
-    heard = Heard()
     with path.open("r+b") as file:
         medium = Medium(path, file.fileno(), SIZE, False, writable_fd=file.fileno())
         async with trio.open_nursery() as nursery:
@@ -248,20 +247,19 @@ async def made(tmp_path: Path, *volumes: Volume) -> tuple[Writers, Heard]:
                 assert disk.writable
                 return FakeWriting(disk)  # type: ignore[arg-type]
 
-            writers = Writers(medium, machined, nursery, heard)
+            writers = Writers(medium, machined, nursery, Listener())
             machines: Any = types.SimpleNamespace(storage=Storage(medium, nursery))
             writers.make([Chosen(each, machines, (DISK, ONE, TWO)) for each in volumes])
-    return writers, heard
+    return writers
 
 
 async def test_some_of_several_can_be_written_to(tmp_path: Path) -> None:
-    writers, heard = await made(tmp_path, ONE, TWO)
+    writers = await made(tmp_path, ONE, TWO)
     writer, why = writers.of(ONE)
     assert writer is not None
     assert why == ""
     assert writer.assigned.device == "sdb"
     assert writers.of(TWO) == (None, "partition 2 cannot be written to: squashfs is only read")
-    assert heard.warnings == ["partition 2 cannot be written to: squashfs is only read"]
 
 
 async def test_none_of_them_is_an_error(tmp_path: Path) -> None:
@@ -323,15 +321,13 @@ async def test_after_the_medium_was_exchanged_what_is_lost_can_still_be_told(
 async def test_the_policy_may_have_one_only_read_and_nobody_need_be_told(tmp_path: Path) -> None:
     path = tmp_path / "medium"
     path.write_bytes(bytes(SIZE))
-    heard = Heard()
     with path.open("r+b") as file:
         medium = Medium(path, file.fileno(), SIZE, False, writable_fd=file.fileno())
         async with trio.open_nursery() as nursery:
             storage = Storage(medium, nursery)
             machined: Any = lambda disk, _: FakeWriting(disk)  # noqa: E731
-            writers = Writers(medium, machined, nursery, heard)
+            writers = Writers(medium, machined, nursery, Listener())
             machines: Any = FakeWriting(storage)  # type: ignore[arg-type]
             writers.make([Chosen(each, machines, (DISK, ONE, TWO)) for each in (ONE, TWO)], {"1"}, demanded=False)
-    assert heard.warnings == []
     assert writers.of(ONE) == (None, "partition 1 cannot be written to: the policy has it only read")
     assert writers.of(TWO) == (None, "partition 2 cannot be written to: squashfs is only read")
