@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, MutableMapping
 from pathlib import Path
 
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -83,7 +83,7 @@ def require_folder(path: Path, owners: Collection[int]) -> None:
     """Raise UserError (TARGET) if others than the `owners` could put a link in a folder, for root to write through."""
     place = os.path.abspath(path)
     if os.geteuid() == 0 and not (is_roots_alone(place, owners) and not _is_open(Path(place))):
-        shown = printable(os.fsencode(place), 500)
+        shown = shown_path(place)
         hint = "Choose a folder that nobody but you can change, and that is in such folders."
         raise UserError(f"others may change what is in {shown}, or where it leads", hint, ExitCode.TARGET)
 

@@ -1,6 +1,7 @@
 """The one way for text from a medium to reach a terminal, a log or a notification."""
 
 import logging
+import os
 import unicodedata
 from typing import Any
 
@@ -26,6 +27,11 @@ def printable(untrusted_text: str | bytes, limit: int = 255) -> str:
     while length >= limit:
         length -= len(shown.pop())
     return "".join(shown) + "…"
+
+
+def shown_path(path: str | os.PathLike[str], limit: int = 500) -> str:
+    """Return a path of the host as `printable` shows it: its names may be no text, and are somebody's."""
+    return printable(os.fsencode(path), limit)
 
 
 def _visible(char: str) -> str:

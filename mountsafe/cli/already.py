@@ -15,7 +15,7 @@ from mountsafe.medium.swapped import number_of
 from mountsafe.session import asking, running
 from mountsafe.session.messages import READ_ONLY, READ_WRITE, Asked, MountOptions, Record
 from mountsafe.session.runtime import Runtime
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 
 def mounted(
@@ -27,9 +27,9 @@ def mounted(
     """
     for runtime, record in _of(source):
         if not _of_this_medium(record, source):
-            shown = printable(os.fsencode(source.name))
-            hint = f"It is being unmounted; mountsafe unmount {shlex.quote(_printed(record.target))} does so at once."
-            message = f"{_printed(record.target)} is a mount of what was in {shown} before"
+            shown = shown_path(source.name)
+            hint = f"It is being unmounted; mountsafe unmount {shlex.quote(shown_path(record.target))} does so at once."
+            message = f"{shown_path(record.target)} is a mount of what was in {shown} before"
             raise UserError(message, hint, ExitCode.TARGET)
         same = part == Part(record.offset, record.sizelimit)
         if not same or not _shows(record, options.partition):
@@ -44,12 +44,12 @@ def mounted(
 
 def _otherwise(record: Record, source: Path, options: MountOptions) -> UserError:
     """Return what is said of what is mounted in another way than is asked for."""
-    shown = printable(os.fsencode(source.name))
-    hint = f"mountsafe unmount {shlex.quote(_printed(record.target))}, then it can be mounted in this way."
+    shown = shown_path(source.name)
+    hint = f"mountsafe unmount {shlex.quote(shown_path(record.target))}, then it can be mounted in this way."
     how = ", with other options"
     if _writes(record) != options.write:
         how = f", {READ_WRITE if _writes(record) else READ_ONLY}"
-    message = f"{shown} is already mounted on {_printed(record.target)}{how}"
+    message = f"{shown} is already mounted on {shown_path(record.target)}{how}"
     return UserError(message, hint, ExitCode.TARGET)
 
 
@@ -123,7 +123,3 @@ def _so(record: Record, options: MountOptions, format_: Format | None, sector_si
         return True
     same = Asked.of(options) == replace(record.asked, partition=options.partition)
     return same and format_ in (None, record.format) and sector_size == record.sector_size
-
-
-def _printed(path: str) -> str:
-    return printable(os.fsencode(path), 500)

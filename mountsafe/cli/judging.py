@@ -14,7 +14,7 @@ from mountsafe.policy.facts import Facts
 from mountsafe.policy.inside import Judgement, Seen, judge
 from mountsafe.policy.rules import Decision
 from mountsafe.session.start import Judge
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 
 def judge_of(medium: Medium) -> Judge:
@@ -54,7 +54,5 @@ def _known(medium: Medium) -> Facts:
 
 def _refusal(medium: Medium, decision: Decision) -> UserError:
     rule = f' (rule "{decision.rule}")' if decision.rule else ""
-    hint = (
-        f"mountsafe policy explain {shlex.quote(printable(os.fsencode(medium.path), 500))} says where that is written."
-    )
+    hint = f"mountsafe policy explain {shlex.quote(shown_path(medium.path))} says where that is written."
     return UserError(f"the policy refuses {medium.name}: {decision.reason}{rule}", hint, ExitCode.SOURCE)

@@ -1,14 +1,12 @@
 """`list`."""
 
-import os
-
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import Json, tell_missing
 from mountsafe.cli.shown import DAEMON, by_daemon, to_me
 from mountsafe.cli.typers import App
 from mountsafe.session import running
 from mountsafe.session.messages import READ_ONLY, Mount
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 
 def register(app: App) -> None:
@@ -33,7 +31,7 @@ def list_mounts(json: Json = False) -> None:
         screen.print_json(told + [medium.facts() for medium in kept.values()])
         return
     rows = [
-        [_printed(record.source), mounted.fstype, mounted.label, _access(mounted), _printed(mounted.target), by]
+        [shown_path(record.source), mounted.fstype, mounted.label, _access(mounted), shown_path(mounted.target), by]
         for record in records
         for by in [DAEMON if kept.pop(record.source, None) else "mount"]
         for mounted in record.mounts
@@ -49,7 +47,3 @@ def list_mounts(json: Json = False) -> None:
         screen.note("nothing is mounted")
     for record in records:
         tell_missing(record)
-
-
-def _printed(path: str) -> str:
-    return printable(os.fsencode(path), 500)

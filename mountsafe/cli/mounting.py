@@ -1,6 +1,5 @@
 """`mount` and `unmount`."""
 
-import os
 import re
 from dataclasses import replace
 from enum import StrEnum
@@ -26,7 +25,7 @@ from mountsafe.session import running
 from mountsafe.session.messages import READ_ONLY, MountOptions, Record
 from mountsafe.session.start import Starting
 from mountsafe.system import zones
-from mountsafe.text import printable
+from mountsafe.text import printable, shown_path
 from mountsafe.wire import SECTOR_SIZES
 
 # For mount(8), which the guest calls, "noext4" is every type but ext4.
@@ -288,7 +287,7 @@ def _tell(record: Record) -> None:
     for mounted in record.mounts:
         label = f' "{mounted.label}"' if mounted.label else ""
         where = f", unlocked from {mounted.encryption}" if mounted.encryption else ""
-        screen.say(f"mounted {mounted.fstype}{label}{where} on {_shown(mounted.target)} ({mounted.access})")
+        screen.say(f"mounted {mounted.fstype}{label}{where} on {shown_path(mounted.target)} ({mounted.access})")
         if mounted.note:
             screen.warn(mounted.note)
 
@@ -322,14 +321,10 @@ def _already(medium: ShownMedium | Record, partition: str | None, json: bool, wr
             screen.say(f"{medium.source} is already shown on {folder.target}, by the daemon")
     else:
         for mounted in [each for each in medium.mounts if each.name == partition] or medium.mounts:
-            screen.say(f"{_shown(medium.source)} is already mounted on {_shown(mounted.target)}")
+            screen.say(f"{shown_path(medium.source)} is already mounted on {shown_path(mounted.target)}")
     if isinstance(medium, Record) and medium.missing and partition is None:
         tell_missing(medium)
         raise typer.Exit(int(ExitCode.PARTIAL))
-
-
-def _shown(path: str) -> str:
-    return printable(os.fsencode(path), 500)
 
 
 def unmount(
@@ -363,7 +358,7 @@ def unmount(
         screen.print_json({"unmounted": gone})
     elif not json:
         for source in gone:
-            screen.say(f"unmounted {_shown(source)}")
+            screen.say(f"unmounted {shown_path(source)}")
     if failed:
         for other in failed[1:]:
             screen.warn(f"{other.message}. {other.hint}")

@@ -18,7 +18,7 @@ from mountsafe.limits import KEYFILE_BYTES, MAX_SECRET
 from mountsafe.medium.volumes import NO_SIGNATURE
 from mountsafe.session.messages import Key, KeyForm, Locked
 from mountsafe.session.start import Unlock
-from mountsafe.text import printable, size
+from mountsafe.text import printable, shown_path, size
 
 TRIES = 3
 MAX_KEY_FILES = 4
@@ -144,7 +144,7 @@ def _content(path: Path, most: int = MAX_SECRET, cut: bool = False) -> bytes:
     """Return what a key file has in it; `cut`: only so much of it. Raises UserError (USAGE)."""
     if os.fspath(path) == "-":
         return _read(sys.stdin.fileno(), "standard input", most, cut)
-    name = printable(os.fsencode(path))
+    name = shown_path(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:

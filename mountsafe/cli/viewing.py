@@ -1,6 +1,5 @@
 """`view`: an image that is double-clicked in a file manager."""
 
-import os
 from pathlib import Path
 
 from mountsafe.cli import already, screen
@@ -12,7 +11,7 @@ from mountsafe.medium.part import WHOLE
 from mountsafe.medium.source import open_medium
 from mountsafe.session.messages import Locked, MountOptions, Record
 from mountsafe.session.running import unmount_one
-from mountsafe.text import printable
+from mountsafe.text import printable, shown_path
 
 
 def register(app: App) -> None:
@@ -37,13 +36,13 @@ def view(source: Source, json: Json = False) -> None:
         if json:
             screen.print_json(record.facts())
         else:
-            screen.say(f"{_printed(record.source)} is open on {_printed(record.target)}")
+            screen.say(f"{shown_path(record.source)} is open on {shown_path(record.target)}")
         what = ", ".join(" ".join(filter(None, (each.fstype, each.label))) for each in record.mounts)
         notes = dict.fromkeys(filter(None, (each.note for each in record.mounts)))
         words = [*notes, *(each.message for each in record.missing)]
         return Opened(record.target, printable(what), printable("; ".join(words), 500), record.supervisor)
 
-    run(Viewer(printable(os.fsencode(source.name)), mount, lambda: unmount_one(Path(records[-1].target))).run)
+    run(Viewer(shown_path(source.name), mount, lambda: unmount_one(Path(records[-1].target))).run)
 
 
 def _mounted(source: Path) -> Record:
@@ -60,7 +59,3 @@ def _asked(locked: Locked) -> bytes | None:
     title, hint = f"Unlock {locked.name} ({locked.kind})", f" {locked.hint}." if locked.hint else ""
     question = prompts.Question(title, f"{locked.name} is encrypted.{hint} It opens with its key.", locked.why)
     return run(prompts.ask, question)
-
-
-def _printed(path: str) -> str:
-    return printable(os.fsencode(path), 500)

@@ -8,7 +8,7 @@ from mountsafe.hotplug.devices import Device
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.inside import Seen
 from mountsafe.session.messages import Locked, Mount
-from mountsafe.text import printable
+from mountsafe.text import printable, shown_path
 
 NOTE = 1000  # characters of what is to be known of a medium's mounts
 MOST = 500  # characters of all labels, or of all types
@@ -64,7 +64,7 @@ def told_of_mounts(mounts: Sequence[Mount]) -> dict[str, str | list[str]]:
     """Return what others are told of what is shown."""
     return {
         "note": noted(mounts),
-        "mounts": [printable(os.fsencode(mounted.target), 500) for mounted in mounts],
+        "mounts": [shown_path(mounted.target) for mounted in mounts],
         "types": [printable(mounted.fstype) for mounted in mounts],
         "labels": [printable(mounted.label) for mounted in mounts],
         "accesses": [mounted.access for mounted in mounts],

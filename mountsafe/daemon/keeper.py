@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,7 +32,7 @@ from mountsafe.session.places import Place
 from mountsafe.session.start import Lost, Starting
 from mountsafe.session.targets import held
 from mountsafe.system import handed
-from mountsafe.text import printable
+from mountsafe.text import printable, shown_path
 
 log = logging.getLogger(__name__)
 # Seconds until what blocks is left behind.
@@ -353,7 +352,7 @@ class Keeper:
         self.mounts = record.mounts
         self._inside.found(self.mounts)
         for mounted in self.mounts:
-            self._log.info("%s is on %s", self._shown, printable(os.fsencode(mounted.target), 500))
+            self._log.info("%s is on %s", self._shown, shown_path(mounted.target))
         if note := noted(self.mounts):
             self._log.warning("%s: %s", self._shown, note)
         missing = [each for each in record.missing if each.code is not ExitCode.LOCKED]

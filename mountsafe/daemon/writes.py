@@ -1,6 +1,5 @@
 """What is written to one medium: which mounts can be, what is on its way, what is lost, and how all of it is saved."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mountsafe.session.attached import FSTYPE
 from mountsafe.session.messages import READ_ONLY, READ_WRITE, Changing, Mount, NotSaved, Record, Report
 from mountsafe.session.mounter import unmount_at
 from mountsafe.session.running import end_of
-from mountsafe.text import printable
+from mountsafe.text import printable, shown_path
 
 # For all of it to be on the medium and unmounted: the supervisor's own deadlines, and some more.
 SAVE_PATIENCE = SAVE_DEADLINE + SETTLE_DEADLINE + 2 * UNMOUNT_DEADLINE
@@ -78,7 +77,7 @@ class Writes:
 
     def told(self) -> dict[str, str | list[str]]:
         """Return what others are told of it."""
-        changing = [printable(os.fsencode(each), 500) for each in self.changing]
+        changing = [shown_path(each) for each in self.changing]
         return {"access": self.access, "changing": changing, "lost": self.lost}
 
     def left(self) -> bool:

@@ -20,7 +20,7 @@ from mountsafe.desktop.notifications import NOBODY, Notifications
 from mountsafe.desktop.signals import subscribe
 from mountsafe.errors import UserError
 from mountsafe.system.messages import Heard, Malformed
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 from mountsafe.trios import in_thread
 
 GRACE = 1.0  # seconds: a server may tell that a notification is closed before it tells which button did that
@@ -106,7 +106,7 @@ class Viewer:
 
     def _open(self, opened: Opened) -> Notice:
         how = f"{opened.what}, read-only, in a virtual machine"
-        body = "\n".join(filter(None, (how, printable(os.fsencode(opened.folder), TEXT), opened.problem)))
+        body = "\n".join(filter(None, (how, shown_path(opened.folder, TEXT), opened.problem)))
         actions = (Action.DEFAULT, Action.OPEN, Action.UNMOUNT)
         return Notice(f"{self._name} is open", body, actions, category="device.added", lasts=True)
 

@@ -12,7 +12,7 @@ import pyudev
 
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.policy.facts import Facts, facts_of_device
-from mountsafe.text import printable
+from mountsafe.text import printable, shown_path
 
 log = logging.getLogger(__name__)
 SECTOR = 512  # the unit of the sysfs attribute "size", whatever the device's own is
@@ -81,7 +81,7 @@ def facts_of(path: Path) -> list[Facts]:
     try:
         device = pyudev.Devices.from_device_file(context, os.path.realpath(path))
     except (pyudev.DeviceNotFoundError, OSError, ValueError) as error:
-        shown = printable(os.fsencode(path))
+        shown = shown_path(path)
         raise UserError(f"udev does not know {shown}", "lsblk shows what is there.", ExitCode.SOURCE) from error
     found = [_facts(each) for each in context.list_devices(subsystem="block").match_parent(device)]
     return sorted((facts for facts in found if facts is not None), key=lambda facts: facts.device)

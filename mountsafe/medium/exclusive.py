@@ -17,7 +17,7 @@ from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.medium.flag import is_read_only
 from mountsafe.medium.source import Medium
 from mountsafe.medium.windows import ReadOnly, check_medium
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 F_OFD_GETLK, F_OFD_SETLK = 36, 37  # include/uapi/asm-generic/fcntl.h
 _FLOCK = struct.Struct("=hhxxxxqqixxxx")  # struct flock of 64-bit machines: kind, whence, start, length, pid
@@ -37,7 +37,7 @@ def open_for_writing(medium: Medium, otherwise: str = HINT) -> int:
     It is opened with the rights of who calls. SOURCE if it is write-protected, or others have it in use. `otherwise`:
     what can be done with a medium that cannot be written to.
     """
-    shown = printable(os.fsencode(medium.path))
+    shown = shown_path(medium.path)
     try:
         check_medium(medium)
     except ReadOnly as error:

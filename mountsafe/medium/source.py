@@ -16,7 +16,7 @@ from mountsafe.medium.formats import Format, detect
 from mountsafe.medium.part import WHOLE, Part
 from mountsafe.medium.sealed import sealed
 from mountsafe.medium.swapped import number_of
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 from mountsafe.wire import SECTOR_SIZES
 
 BLKGETSIZE64, BLKSSZGET = 0x80081272, 0x1268  # include/uapi/linux/fs.h
@@ -44,7 +44,7 @@ class Medium:
     @property
     def name(self) -> str:
         """The file's name, fit to be shown."""
-        return printable(os.fsencode(self.path.name))
+        return shown_path(self.path.name)
 
     def model(self) -> str:
         """Return what the disk in the guest is called: by that the agent learns of sectors (`agent.sectors.wished`)."""
@@ -68,7 +68,7 @@ def open_medium(
     mount of the same user holds already, which is shared with it, and so held until the last of both is gone.
     Raises UserError: SOURCE for anything that cannot be a medium, USAGE for a part that it does not have.
     """
-    shown = printable(os.fsencode(source))
+    shown = shown_path(source)
     try:
         kind = source.stat().st_mode
     except OSError as error:
@@ -94,7 +94,7 @@ def open_medium(
         if wanted is None:
             wanted = Format.RAW if stat.S_ISBLK(opened.st_mode) else detect(partial(_readable, fd), size)
         if wanted is Format.RAW:  # of the disk in a container the size is not known yet
-            part.within(size, printable(os.fsencode(source.name)))
+            part.within(size, shown_path(source.name))
         device = stat.S_ISBLK(opened.st_mode)
         return Medium(source.absolute(), fd, size, device, wanted, sector_size, part, number_of(opened))
     except BaseException:
@@ -146,7 +146,7 @@ def explained(medium: Medium, error: UserError) -> UserError:
     """Return what a user is told when a medium could not be mounted: what the file is, if that is another thing."""
     if medium.block_device or medium.format is not Format.RAW or medium.part != WHOLE:
         return error
-    path = printable(os.fsencode(medium.path))
+    path = shown_path(medium.path)
     return wrappers.explained(error, medium.name, path, partial(_readable, medium.fd), medium.size)
 
 

@@ -12,7 +12,7 @@ from mountsafe import channel, codec, pieces
 from mountsafe.errors import ProtocolFault, UserError
 from mountsafe.session.messages import ANSWERS, Answer, Failed, Request, Verb
 from mountsafe.session.runtime import RecordFault, Runtime
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 PATIENCE = 1.0  # seconds that somebody waits without a word
 
@@ -74,7 +74,7 @@ def _how_to_end(runtime: Runtime) -> str:
         return fault.hint
     if record is None:
         return ""
-    force = f"mountsafe unmount --force {shlex.quote(printable(os.fsencode(record.target), 500))}"
+    force = f"mountsafe unmount --force {shlex.quote(shown_path(record.target))}"
     return f"It may be stopped: ps -fp {record.supervisor} shows it; {force} ends it."
 
 

@@ -21,7 +21,7 @@ from mountsafe.environment import caller
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.mountinfo import Mounted, mounted
 from mountsafe.session.places import FOLDER, number_of
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 LINKS = 40  # as many as the kernel follows: path_resolution(7)
 ANYTHING = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,7 +32,7 @@ class LedAside(UserError):
     """A symbolic link in a path is another's, or others could put one in its place."""
 
     def __init__(self, link: str) -> None:
-        shown = printable(os.fsencode(link), 500)
+        shown = shown_path(link)
         hint = "Name the folder itself that it leads to, or one that nobody but you can change."
         super().__init__(f"{shown} is a symbolic link that others may change", hint, ExitCode.TARGET)
 

@@ -36,7 +36,7 @@ from mountsafe.session.attached import (
     top_at,
 )
 from mountsafe.session.places import Place, number_of, walk
-from mountsafe.text import printable
+from mountsafe.text import printable, shown_path
 
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8  # include/linux/fs.h
 ATTEMPTS = 64  # others may be mounted on it, or move it, while it is unmounted
@@ -190,7 +190,7 @@ def _mount_as_root(request: MountRequest) -> FuseMount:
     except OSError as error:
         os.close(fd)
         raise UserError(
-            f"cannot mount on {_shown(request.place.path)}: {error.strerror}", HINT, ExitCode.TARGET
+            f"cannot mount on {shown_path(request.place.path)}: {error.strerror}", HINT, ExitCode.TARGET
         ) from error
     return _in_place(FuseMount(which, fd, request.follow_links), request.place)
 
@@ -212,7 +212,7 @@ def _in_place(mount: FuseMount, place: Place) -> FuseMount:
     mount.close_descriptor()
     mount.unmount(lazy=True)
     raise UserError(
-        f"{_shown(place.path)} was moved away while it was being mounted on", "See who did that.", ExitCode.TARGET
+        f"{shown_path(place.path)} was moved away while it was being mounted on", "See who did that.", ExitCode.TARGET
     )
 
 
@@ -237,7 +237,7 @@ def _mount_as_user(request: MountRequest) -> FuseMount:
     with ours:
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
     words = helper.communicate()[1].decode("utf-8", "replace").strip()
-    shown = _shown(request.place.path)
+    shown = shown_path(request.place.path)
     if not fds:
         raise UserError(f"cannot mount on {shown}: {printable(words)}", HINT, ExitCode.TARGET)
     os.set_inheritable(fds[0], False)
@@ -258,7 +258,7 @@ def unmount(which: MountId, lazy: bool = False) -> None:
     words, attempts = "", 0
     while (found := find(which)) is not None:
         if attempts == ATTEMPTS or (words and not lazy):
-            point = _shown(Path(found.point))
+            point = shown_path(Path(found.point))
             place = shlex.quote(point)
             hint = f"fuser -vm {place} shows what uses it; mountsafe unmount --force {place} detaches it now."
             raise UserError(f"cannot unmount {point}: {printable(words)}", hint, ExitCode.BUSY)
@@ -313,7 +313,3 @@ def mounts() -> dict[str, str]:
 def is_mounted(target: Path) -> bool:
     """Whether one of our mounts is at `target`, alive or not."""
     return mounts().get(os.fspath(target)) == FSTYPE
-
-
-def _shown(path: Path) -> str:
-    return printable(os.fsencode(path), 500)

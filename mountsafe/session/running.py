@@ -18,7 +18,7 @@ from mountsafe.session.messages import READ_WRITE, Held, Mounted, Record, Reques
 from mountsafe.session.mounter import unmount
 from mountsafe.session.places import removed
 from mountsafe.session.runtime import RecordFault, Runtime, runtimes
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def end(runtime: Runtime, record: Record, force: bool, say: Callable[[str], None
     deadline, late = UNMOUNT_DEADLINE, None
     if any(mount.access == READ_WRITE for mount in record.mounts):
         deadline += SETTLE_DEADLINE + (2 * LAST_SAVE_DEADLINE if force else SAVE_DEADLINE)
-        late = partial(say, f"saving what was changed in {printable(os.fsencode(record.target), 500)}")
+        late = partial(say, f"saving what was changed in {shown_path(record.target)}")
     try:
         ask(runtime, Request(Verb.UNMOUNT, force), until_gone=True, deadline=deadline, late=late)
     except NoAnswer:
@@ -145,7 +145,7 @@ def unmount_one(name: Path, force: bool = False, say: Callable[[str], None] = lo
         if (which := at(Path(wanted))) is not None:
             unmount(which, lazy=force)
             return wanted
-    shown = printable(os.fsencode(name), 500)
+    shown = shown_path(name)
     raise UserError(f"{shown} is not mounted by mountsafe", "mountsafe list shows what is.", ExitCode.NOT_MOUNTED)
 
 

@@ -23,7 +23,7 @@ from mountsafe.codec import OtherVersion
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import CONTROL_WHOLE
 from mountsafe.session.messages import Record
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 RECORD = "record.json"
 LOCK = "lock"
@@ -91,7 +91,7 @@ class RecordFault(UserError):
     """A record that cannot be read: torn, foreign, or of another version (`of_another_version`)."""
 
     def __init__(self, path: Path, fault: ProtocolFault) -> None:
-        shown = printable(os.fsencode(path), 500)
+        shown = shown_path(path)
         self.of_another_version = isinstance(fault, OtherVersion)
         hint = f"What it has mounted is unknown: findmnt -t fuse.mountsafe shows all, and {shown} can then be removed."
         super().__init__(f"the record of a mount in {shown} cannot be read: {fault}", hint)

@@ -9,7 +9,7 @@ from mountsafe.errors import ExitCode, NoRight, UserError
 from mountsafe.session.chase import chase
 from mountsafe.session.mounter import mounts
 from mountsafe.session.places import Place
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 CHOOSE = "Choose an empty folder, or one that does not exist yet."
 
@@ -25,14 +25,14 @@ def _chased(target: Path) -> tuple[Path, int]:
         return chase(target)
     except OSError as error:
         hint = "Its parent folder must exist and be yours."
-        raise _target_error(f"cannot reach {_shown(target)}: {error.strerror}", hint, error) from error
+        raise _target_error(f"cannot reach {shown_path(target)}: {error.strerror}", hint, error) from error
 
 
 def _held(path: Path, parent: int) -> Place:
     try:
         return Place.of(path, parent)
     except OSError as error:
-        raise UserError(f"{_shown(path)} is not a folder: {error.strerror}", CHOOSE, ExitCode.TARGET) from error
+        raise UserError(f"{shown_path(path)} is not a folder: {error.strerror}", CHOOSE, ExitCode.TARGET) from error
 
 
 def prepare_target(target: Path) -> Place:
@@ -46,13 +46,13 @@ def prepare_target(target: Path) -> Place:
             pass
         except OSError as error:
             hint = "Its parent folder must exist and be yours."
-            raise _target_error(f"cannot make {_shown(path)}: {error.strerror}", hint, error) from error
+            raise _target_error(f"cannot make {shown_path(path)}: {error.strerror}", hint, error) from error
         if os.fspath(path) in mounts():  # asked first: who looks at a mount waits for its process
-            hint = f"mountsafe unmount {shlex.quote(_shown(path))}"
-            raise UserError(f"something is already mounted on {_shown(path)}", hint, ExitCode.TARGET)
+            hint = f"mountsafe unmount {shlex.quote(shown_path(path))}"
+            raise UserError(f"something is already mounted on {shown_path(path)}", hint, ExitCode.TARGET)
         place = _held(path, os.dup(parent))
     try:
-        _check_target(place.fd, _shown(path))
+        _check_target(place.fd, shown_path(path))
     except UserError:
         place.close()
         raise
@@ -76,7 +76,3 @@ def _target_error(message: str, hint: str, error: OSError) -> UserError:
     if isinstance(error, PermissionError):
         return NoRight(message, hint)
     return UserError(message, hint, ExitCode.TARGET)
-
-
-def _shown(path: Path) -> str:
-    return printable(os.fsencode(path), 500)

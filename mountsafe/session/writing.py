@@ -21,7 +21,7 @@ from mountsafe.session.losses import WHY, Losses
 from mountsafe.session.machines import Listener, Machines
 from mountsafe.session.places import number_of, walk
 from mountsafe.session.writable import Writable
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 from mountsafe.trios import in_thread
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def sync(which: MountId) -> None:
 
 async def save(which: MountId, target: Path, deadline: float = SAVE_DEADLINE) -> None:
     """Have a mount's session process save what it has. Raises UserError (FAILURE) if it does not."""
-    shown = printable(os.fsencode(target), WHY)
+    shown = shown_path(target, WHY)
     hint = f"mountsafe unmount --force {shown} unmounts it all the same; what is not saved is then lost."
     try:
         with trio.fail_after(deadline):

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from mountsafe.mountinfo import mounted
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 
 class InUse:
@@ -27,7 +27,7 @@ class InUse:
 
     def _read_mounts(self, path: Path) -> None:
         for each in mounted(path):
-            words = f"mounted on {printable(os.fsencode(each.point), 500)}"
+            words = f"mounted on {shown_path(each.point)}"
             if each.number[0]:
                 self._by.setdefault(each.number, words)
             else:  # btrfs and others make up a number; the source is a device all the same
