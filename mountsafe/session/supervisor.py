@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -274,9 +274,7 @@ class Supervisor:
 
     async def _end_all(self) -> None:
         with trio.move_on_after(LAST_SAVE_DEADLINE):
-            async with trio.open_nursery() as saving:
-                for served in [each for each in self._served if each.changing or not self._exchanged]:
-                    saving.start_soon(served.settled, LAST_SAVE_DEADLINE)
+            await _settle([each for each in self._served if each.changing or not self._exchanged], LAST_SAVE_DEADLINE)
         for served in list(self._served):  # whose tasks still run, and take them out
             await trio.to_thread.run_sync(served.detach)
             await served.end()
@@ -294,19 +292,46 @@ class Supervisor:
             return Mounted(self._record())
         if request.do is Verb.LEND:
             return Done(request.do)
+        return await self._unmount(request.force)
+
+    async def _unmount(self, force: bool) -> Answer:
+        """Unmount all, once all is saved."""
         told = list(self._served)
-        for served in told:
-            try:
-                await served.save(LAST_SAVE_DEADLINE if request.force else SAVE_DEADLINE, request.force)
-                await trio.to_thread.run_sync(partial(served.unmount, request.force))
-            except UserError as error:
-                return Failed.of(error)
-        for served in told:
-            await served.settled(LAST_SAVE_DEADLINE if request.force else SETTLE_DEADLINE)
+        try:
+            await _save(told, LAST_SAVE_DEADLINE if force else SAVE_DEADLINE, force)
+            for served in told:
+                await trio.to_thread.run_sync(partial(served.unmount, force))
+        except UserError as error:
+            return Failed.of(error)
+        await _settle(told, LAST_SAVE_DEADLINE if force else SETTLE_DEADLINE)
         self._done.set()
         if lost := next(filter(None, (served.unsaved for served in told)), ""):
             return Failed(f"{self._medium.name} is unmounted, and {lost}", "Look at what is on it.", ExitCode.FAILURE)
-        return Done(request.do)  # The caller waits for the end of this connection, which is the end of this process.
+        return Done(Verb.UNMOUNT)  # The caller waits for the end of this connection, which is the end of this process.
+
+
+async def _save(all_served: Sequence[ServedVolume], deadline: float, force: bool) -> None:
+    """Have all save what was changed, beside each other. Raises UserError if one does not, unless by `force`."""
+    failures: list[UserError] = []
+
+    async def save(served: ServedVolume) -> None:
+        try:
+            await served.save(deadline, force)
+        except UserError as error:
+            failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for served in all_served:
+            nursery.start_soon(save, served)
+    if failures:
+        raise failures[0]
+
+
+async def _settle(all_served: Sequence[ServedVolume], deadline: float) -> None:
+    """Have all save what they have and end, beside each other."""
+    async with trio.open_nursery() as nursery:
+        for served in all_served:
+            nursery.start_soon(served.settled, deadline)
 
 
 class _Ending:

@@ -22,6 +22,7 @@ from mountsafe.session.choice import Chosen
 from mountsafe.session.messages import (
     ANSWERS,
     REPORTS,
+    Done,
     Failed,
     Missing,
     Mount,
@@ -30,6 +31,8 @@ from mountsafe.session.messages import (
     Order,
     Progress,
     Report,
+    Request,
+    Verb,
     Warned,
 )
 from mountsafe.session.places import Place
@@ -223,3 +226,58 @@ async def test_what_is_no_request_is_answered_and_does_nothing(
                 assert isinstance(told, Failed)
                 assert words in told.message
     assert not made._done.is_set()
+
+
+class Saving(Served):
+    """Has something to save; it saves only while all the others do too, as `together` says."""
+
+    lasts = True
+    together: "Together"
+
+    async def save(self, deadline: float, force: bool) -> None:
+        await self.together.come()
+        if self.volume.label == "BAD":
+            raise UserError("it is full")
+
+    async def settled(self, deadline: float) -> None:
+        await self.together.come()
+
+    def unmount(self, lazy: bool) -> None:
+        self.together.unmounted.append(self.volume.number)
+
+
+class Together:
+    """Lets nobody go on before all have come."""
+
+    def __init__(self, count: int) -> None:
+        self._left = self._count = count
+        self._all = trio.Event()
+        self.unmounted: list[int] = []
+
+    async def come(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._all.set()
+            self._left, self._all = self._count, trio.Event()
+        else:
+            await self._all.wait()
+
+
+@pytest.mark.usefixtures("patched")
+@pytest.mark.parametrize("label", ["", "BAD"])
+async def test_what_was_changed_is_saved_beside_each_other_before_anything_is_unmounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str
+) -> None:
+    monkeypatch.setattr(module, "ServedVolume", Saving)
+    Saving.together = Together(3)
+    made = supervisor(tmp_path, Reporter(), [volume(1), volume(2, label), volume(3)])
+    monkeypatch.setattr(made, "_record", lambda: None)
+    async with trio.open_nursery() as nursery:
+        made._nursery = nursery
+        await made._mount_all(made._machines[0].storage, made.found, nothing)
+        with trio.fail_after(PATIENCE):
+            told = await made._do(Request(Verb.UNMOUNT))
+        nursery.cancel_scope.cancel()
+    assert isinstance(told, Failed if label else Done)
+    assert Saving.together.unmounted == ([] if label else [1, 2, 3])
+    assert made._done.is_set() is not bool(label)
