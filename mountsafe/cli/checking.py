@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from mountsafe import sandbox
-from mountsafe.appliance import build
 from mountsafe.cli import completion, screen
 from mountsafe.cli.inspecting import Shown
 from mountsafe.cli.mounting import (
@@ -26,7 +24,7 @@ from mountsafe.cli.mounting import (
     checked_sectors,
     named,
 )
-from mountsafe.cli.opening import require_formats
+from mountsafe.cli.opening import prepared
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, option
 from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
@@ -129,10 +127,7 @@ def _approved(medium: Medium, yes: bool, volumes: Sequence[Volume]) -> bool:
 
 
 def _find(medium: Medium, wish: Wish, quiet: bool, unlock: Unlock, approve: Approve) -> Checks:
-    sandbox.require()
-    require_formats(medium)
-    with screen.progress(quiet) as progress:
-        build.ensure(progress)
+    with prepared(medium, quiet) as progress:
         progress("starting the virtual machine")
         return checked(medium, wish, Shown(progress), unlock, approve)
 

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from mountsafe import codec, sandbox
-from mountsafe.appliance import build
+from mountsafe import codec
 from mountsafe.cli import screen
 from mountsafe.cli.mounting import (
     Format,
@@ -18,7 +17,7 @@ from mountsafe.cli.mounting import (
     checked_sectors,
     named,
 )
-from mountsafe.cli.opening import require_formats
+from mountsafe.cli.opening import prepared
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App
 from mountsafe.encrypted.description import words
@@ -67,10 +66,7 @@ def inspect(
 
 def find(medium: Medium, quiet: bool, verbose: bool = False) -> Found:
     """Return what a virtual machine finds on a medium; `quiet`: no progress is shown."""
-    sandbox.require()
-    require_formats(medium)
-    with screen.progress(quiet) as progress:
-        build.ensure(progress)
+    with prepared(medium, quiet) as progress:
         progress("starting the virtual machine")
         return inspected(medium, verbose, Shown(progress))
 

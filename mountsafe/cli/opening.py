@@ -3,6 +3,8 @@
 import re
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mountsafe import sandbox
@@ -27,11 +29,8 @@ def begin(
     Without a `directory` one is made. Interrupted, it leaves nothing; `quiet`: nothing is said of how far it is.
     `unlock` has keys, if that is among the options.
     """
-    sandbox.require()
-    require_formats(medium)
     require_fuse()
-    with screen.progress(quiet or options.verbose) as progress:
-        build.ensure(progress)
+    with prepared(medium, quiet or options.verbose) as progress:
         target = prepare_target(directory or default_target(medium))
         starting = Starting(options.verbose)
         starting.order(medium, target, options)
@@ -51,10 +50,18 @@ def begin(
     return starting, record
 
 
-def require_formats(medium: Medium) -> None:
-    """Raise UserError if what opens the medium's format is missing."""
+@contextmanager
+def prepared(medium: Medium, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Make sure that what opens a medium in a virtual machine is there; yield what shows progress. Raises UserError.
+
+    `quiet`: no progress is shown.
+    """
+    sandbox.require()
     if medium.format is not Format.RAW:
         opened.require()
+    with screen.progress(quiet) as progress:
+        build.ensure(progress)
+        yield progress
 
 
 def default_target(medium: Medium) -> Path:
