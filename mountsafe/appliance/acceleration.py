@@ -34,9 +34,6 @@ class Acceleration:
         self._memory = memory
         self._device = device
 
-    def _circumstances(self) -> list[object]:
-        return circumstances()
-
     def usable(self) -> str:
         """Return "" if the device can be opened by the process that would use it, or why not."""
         if not self._device.exists():
@@ -50,8 +47,8 @@ class Acceleration:
 
     def remembered(self) -> str | None:
         """Return "kvm" or "tcg" if a boot has decided it under today's circumstances."""
-        verdict, circumstances = self._recall()
-        return verdict if verdict != DOUBT and circumstances == self._circumstances() else None
+        verdict, then = self._recall()
+        return verdict if verdict != DOUBT and then == circumstances() else None
 
     def patience(self) -> tuple[float, float]:
         """Return how many seconds a VM may take to show that KVM works, and how many more if it has said something.
@@ -76,7 +73,7 @@ class Acceleration:
 
     def remember(self, verdict: str) -> None:
         """Store what a boot has shown. A folder that cannot be written costs the next start a trial."""
-        self._write(verdict=verdict, circumstances=self._circumstances())
+        self._write(verdict=verdict, circumstances=circumstances())
 
     def _write(self, **changed: object) -> None:
         with suppress(OSError):
@@ -102,8 +99,8 @@ class Acceleration:
 
         `hung`: it ran out of time. `complaint`: what QEMU has against KVM. `excuse`: what else it was.
         """
-        before, circumstances = self._recall()
-        known = before if circumstances == self._circumstances() else None
+        before, then = self._recall()
+        known = before if then == circumstances() else None
         if not complaint and (excuse or not (known == DOUBT or (hung and known != "kvm"))):
             if not excuse:
                 self.remember(DOUBT)

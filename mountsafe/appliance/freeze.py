@@ -191,7 +191,7 @@ def _short(scratch: Path) -> Iterator[str]:
 
 def _save(scratch: Path, saved: Path) -> None:
     with _short(scratch) as folder:
-        qmp = Qmp(f"{folder}/monitor", thaw.DEADLINE)
+        qmp = Qmp.connected(f"{folder}/monitor", thaw.DEADLINE)
     ours, theirs = socket.socketpair()
     ours.settimeout(thaw.DEADLINE)
     with closing(qmp), ours, theirs, open(saved, "wb") as file:

@@ -100,7 +100,7 @@ class Guest:
             self._thaw()
         else:
             self._running.launch()
-        self.qmp = Qmp(QMP_SOCKET, ATTACH_DEADLINE)
+        self.qmp = Qmp.connected(QMP_SOCKET, ATTACH_DEADLINE)
         self.console = _console_end()
 
     def _thaw(self) -> None:

@@ -21,25 +21,34 @@ class QmpError(MountsafeError):
 
 
 class Qmp:
-    """A connection to QEMU's monitor: the path of its socket, or a connected one. Blocks; answers take milliseconds.
+    """A connection to QEMU's monitor, over a connected socket. Blocks; answers take milliseconds.
 
     `events`: what QEMU said unasked and nobody has taken yet, oldest first.
     """
 
-    def __init__(self, monitor: str | socket.socket, seconds: float) -> None:
+    def __init__(self, monitor: socket.socket, seconds: float) -> None:
         self.events: deque[dict[str, Any]] = deque(maxlen=EVENTS)
-        path = monitor if isinstance(monitor, str) else ""
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) if isinstance(monitor, str) else monitor
+        self._sock = monitor
         self._sock.settimeout(seconds)
         self._unread = b""
         try:
-            if path:
-                self._sock.connect(path)
             self._next()  # the greeting
             self.execute("qmp_capabilities")
         except BaseException:
             self._sock.close()
             raise
+
+    @classmethod
+    def connected(cls, path: str, seconds: float) -> "Qmp":
+        """Connect to the monitor whose socket has this path. Raises OSError."""
+        monitor = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        monitor.settimeout(seconds)
+        try:
+            monitor.connect(path)
+        except BaseException:
+            monitor.close()
+            raise
+        return cls(monitor, seconds)
 
     def fileno(self) -> int:
         """The socket, for select: readable on an event, and when QEMU is gone."""

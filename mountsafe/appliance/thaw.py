@@ -122,7 +122,7 @@ def connected(monitor: str) -> Qmp:
     end = time.monotonic() + DEADLINE
     while True:
         try:
-            return Qmp(monitor, DEADLINE)
+            return Qmp.connected(monitor, DEADLINE)
         except OSError:
             if time.monotonic() > end:
                 raise GuestGone("QEMU did not open its monitor") from None

@@ -7,7 +7,7 @@ whatever may block happens in a thread (see `aside`): no disk waits for another.
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -243,16 +243,14 @@ class Service:
     async def asked(self, method: str, *arguments: str | int) -> Request:
         """Return what a method is about. Raises UserError."""
         match method, arguments:
-            case (("Open" | "Eject" | "Lock"), (str(device),)):
-                keeper = self._named(device)
-                owner = keeper.person.uid if keeper.person else None
-                do = {"Open": self._open, "Eject": self._eject, "Lock": self._lock}[method]
-                return Request(keeper.device.name, owner, partial(do, keeper, owner))
+            case "Open", (str(device),):
+                return self._asked_of(device, partial(self._open, said=NOTHING))
             case "OpenAs", (str(device), str(fstype), int(pim), bool(hidden)):
-                keeper = self._named(device)
-                owner = keeper.person.uid if keeper.person else None
-                do = partial(self._open, keeper, owner, said_of(fstype, pim, hidden))
-                return Request(keeper.device.name, owner, do)
+                return self._asked_of(device, partial(self._open, said=said_of(fstype, pim, hidden)))
+            case "Eject", (str(device),):
+                return self._asked_of(device, self._eject)
+            case "Lock", (str(device),):
+                return self._asked_of(device, self._lock)
             case "Unlock", (str(device), str(form), int(fd)):
                 return await self._asked_to_unlock(self._named(device), form, fd)
             case "Trust", (str(device), str(verdict)):
@@ -267,7 +265,13 @@ class Service:
             case _:
                 raise UserError(f"there is no {method}")
 
-    async def _open(self, keeper: Keeper, owner: int | None, said: Said = NOTHING) -> None:
+    def _asked_of(self, device: str, do: Callable[[Keeper, int | None], Awaitable[None]]) -> Request:
+        """Return what is about a medium as it is now: `do` is given its keeper and whom it is shown to."""
+        keeper = self._named(device)
+        owner = keeper.person.uid if keeper.person else None
+        return Request(keeper.device.name, owner, partial(do, keeper, owner))
+
+    async def _open(self, keeper: Keeper, owner: int | None, said: Said) -> None:
         self._require_same(keeper, owner)
         keeper.open(said)
 

@@ -117,9 +117,9 @@ class Policy:
         said: list[Access] = []
         try:
             for name, text in texts:
-                document, places = _document(name, text)
-                rules += _rules(document, places)
-                said += _access(document, places(None, "access"))
+                more, access = _parsed(name, text)
+                rules += more
+                said += access
         except PolicyError as error:
             return cls([], str(error), Access.READ_ONLY)
         return cls(rules, access=next(iter(said), None))
@@ -149,11 +149,11 @@ def _shipped(facts: Facts) -> Access:
 
 def parse_rules(origin: str, text: str) -> list[Rule]:
     """Return the rules of a TOML text. Raises PolicyError."""
-    return _rules(*_document(origin, text))
+    return _parsed(origin, text)[0]
 
 
-def _document(origin: str, text: str) -> tuple[dict[str, Any], "_Places"]:
-    """Return what a TOML text has, and who says where. Raises PolicyError."""
+def _parsed(origin: str, text: str) -> tuple[list[Rule], list[Access]]:
+    """Return the rules of a TOML text, and what it says of writing where they do not. Raises PolicyError."""
     try:
         document = tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, and what int() says of a number with thousands of digits
@@ -170,12 +170,8 @@ def _document(origin: str, text: str) -> tuple[dict[str, Any], "_Places"]:
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise PolicyError(f"{origin}: rules are tables [[rule]]")
     places = _Places(origin, text, len(tables))
-    _access(document, places(None, "access"))
-    return document, places
-
-
-def _rules(document: dict[str, Any], places: "_Places") -> list[Rule]:
-    return [_rule(table, number, places) for number, table in enumerate(document.get("rule", []), 1)]
+    access = _access(document, places(None, "access"))
+    return [_rule(table, number, places) for number, table in enumerate(tables, 1)], access
 
 
 def _access(table: dict[str, Any], origin: str) -> list[Access]:

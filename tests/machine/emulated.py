@@ -86,7 +86,7 @@ class Machine:
             self._command(base), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
         )
         try:
-            self._qmp = self._connections.enter_context(closing(Qmp(str(self._socket("qmp")), DEADLINE)))
+            self._qmp = self._connections.enter_context(closing(Qmp.connected(str(self._socket("qmp")), DEADLINE)))
             self._root = self._connections.enter_context(closing(Port(self._socket("root"))))
             self._user = self._connections.enter_context(closing(Port(self._socket(USER))))
         except BaseException:

@@ -38,7 +38,7 @@ def test_a_boot_that_failed_is_not_tried_again(kvm: Acceleration) -> None:
 def test_what_has_worked_before_is_given_more_time(kvm: Acceleration, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kvm.patience() == (KVM_PROBE_DEADLINE, KVM_SLOW_DEADLINE)
     kvm.remember("kvm")
-    monkeypatch.setattr(kvm, "_circumstances", lambda: ["another boot"])
+    monkeypatch.setattr(acceleration, "circumstances", lambda: ["another boot"])
     assert kvm.remembered() is None
     assert kvm.patience() == (LAUNCH_DEADLINE, KNOWN_SLOW_DEADLINE)
     kvm.remember("tcg")
@@ -74,7 +74,7 @@ def test_others_ask_whether_they_may_open_it(kvm: Acceleration, device: Path, mo
 
 def test_changed_circumstances_are_another_case(kvm: Acceleration, monkeypatch: pytest.MonkeyPatch) -> None:
     kvm.remember("tcg")
-    monkeypatch.setattr(Acceleration, "_circumstances", lambda self: ["another kernel"])
+    monkeypatch.setattr(acceleration, "circumstances", lambda: ["another kernel"])
     assert kvm.remembered() is None
 
 
