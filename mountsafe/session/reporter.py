@@ -1,6 +1,7 @@
 """What a supervisor tells the one who started it."""
 
 import logging
+import os
 import select
 import socket
 import time
@@ -56,6 +57,15 @@ class Asker(Protocol):
 
     async def key(self, locked: Locked) -> tuple[Key, list[int]]:
         """Return a key, and the descriptors that come with it."""
+
+
+def given() -> socket.socket:
+    """Return the connection that we have as standard input, which is left empty: no child is to have it."""
+    report = socket.socket(fileno=os.dup(0))
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
+    os.close(nowhere)
+    return report
 
 
 class Reporter(Listener):

@@ -8,13 +8,12 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import trio
 
@@ -23,16 +22,16 @@ from mountsafe.appliance.acceleration import Acceleration
 from mountsafe.appliance.machine import Machine, MachineSettings
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.limits import LAST_SAVE_DEADLINE, SAVE_DEADLINE, SETTLE_DEADLINE
-from mountsafe.medium.choosing import folder_names, label_name
 from mountsafe.medium.source import Medium
 from mountsafe.medium.swapped import until_exchanged
-from mountsafe.medium.volumes import Volume
 from mountsafe.session import logs
 from mountsafe.session.ahead import Ahead
 from mountsafe.session.answering import answer_all, listen
 from mountsafe.session.boxes import SessionBoxes
 from mountsafe.session.choice import Choice, Machined
+from mountsafe.session.ending import SIGNALS, Ending, save_all, settle_all
 from mountsafe.session.finding import machine_settings, open_storage
+from mountsafe.session.folders import Folders
 from mountsafe.session.machines import Machines, started
 from mountsafe.session.messages import (
     Answer,
@@ -51,7 +50,7 @@ from mountsafe.session.messages import (
 from mountsafe.session.missing import within_limit
 from mountsafe.session.places import Place
 from mountsafe.session.presentation import Presentation, mount_source
-from mountsafe.session.reporter import Reporter
+from mountsafe.session.reporter import Reporter, given
 from mountsafe.session.runtime import LOG, Runtime
 from mountsafe.session.served import ServedVolume
 from mountsafe.session.storage import Lender, Storage
@@ -60,8 +59,6 @@ from mountsafe.system.zones import rules_of
 from mountsafe.trios import run
 
 log = logging.getLogger(__name__)
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-MAX_NUMBERED = 1000  # media of one label that a user can have at a time
 
 
 class Supervisor:
@@ -76,12 +73,10 @@ class Supervisor:
         self._options = order.options
         self._runtime = runtime
         self._reporter = reporter
-        self._place = place
+        self._folders = Folders(place)
         self._medium = medium
         self._served: list[ServedVolume] = []
         self._missing: list[Missing] = []  # file systems that were to be mounted, and are not
-        self._folders: list[Place] = []
-        self._planned: list[Place] = []
         self._boxes = SessionBoxes(medium)
         self._machines: list[Machines] = []  # of the medium's disk, then of what was unlocked of an earlier one
         self._nursery: trio.Nursery
@@ -105,7 +100,7 @@ class Supervisor:
                         await self._end_all()
                     nursery.cancel_scope.cancel()
         finally:
-            self._remove_folders()
+            self._folders.remove()
 
     def _machined(
         self, machine: MachineSettings, acceleration: Acceleration, disk: Lender, ahead: Ahead | None
@@ -170,7 +165,8 @@ class Supervisor:
         access = Writers(self._medium, machined, self._nursery, self._reporter)
         if self._options.write:
             access.make(choice.chosen, choice.read_only, not self._options.if_possible)
-        places = self._places(volumes)
+        places = self._folders.plan(volumes, self._options.by_label)
+        self._write()
         self._reporter.progress("mounting " + "; ".join(volume.describe() for volume in volumes))
         shown = self._presentation()
         for each, place in zip(choice.chosen, places, strict=False):
@@ -198,9 +194,7 @@ class Supervisor:
         for served in failed:
             await served.end()
             await trio.to_thread.run_sync(served.detach)
-            if served.place in self._folders:
-                served.place.remove()
-                self._folders.remove(served.place)
+            self._folders.give_up(served.place)
         self._missing[:0] = [served.missing() for served in failed]
 
     def _presentation(self) -> Presentation:
@@ -208,20 +202,6 @@ class Supervisor:
         owner = None if options.owner == "image" else (uid, gid)
         zone = rules_of(options.timezone)
         return Presentation(owner, uid, gid, options.links, options.idle, options.entries, zone)
-
-    def _places(self, volumes: list[Volume]) -> list[Place]:
-        if self._options.by_label:
-            self._planned = [self._made(label_name(volume), MAX_NUMBERED) for volume in volumes]
-        elif len(volumes) == 1:
-            self._planned = [self._place]
-        else:
-            self._planned = [self._made(name) for name in folder_names(volumes)]
-        self._write()
-        return self._planned
-
-    def _made(self, name: str, most: int = 1) -> Place:
-        self._folders.append(self._place.below(name, most))
-        return self._folders[-1]
 
     async def _serve(self, served: ServedVolume) -> None:
         await served.serve()
@@ -233,9 +213,9 @@ class Supervisor:
     def _record(self) -> Record:
         return Record(
             source=self._order.source,
-            target=os.fspath(self._place.path),
+            target=os.fspath(self._folders.top.path),
             supervisor=os.getpid(),
-            created=tuple(os.fspath(place.path) for place in self._made_for_this()),
+            created=tuple(os.fspath(place.path) for place in self._folders.made),
             format=self._medium.format,
             sector_size=self._medium.sector_size,
             offset=self._order.part.offset,
@@ -258,14 +238,11 @@ class Supervisor:
         disks = [each.storage for each in self._machines[1:]]
         return tuple(disk.pid for disk in disks if disk.pid is not None and disk.writable == writable)
 
-    def _made_for_this(self) -> list[Place]:
-        return ([self._place] if self._place.created else []) + self._folders
-
     def _held(self) -> Held:
         return Held(
             mounts=tuple(served.which.told() for served in self._served if served.which is not None),
-            planned=tuple(os.fspath(place.path) for place in self._planned),
-            created=tuple(place.told() for place in self._made_for_this()),
+            planned=tuple(os.fspath(place.path) for place in self._folders.planned),
+            created=tuple(place.told() for place in self._folders.made),
             name=mount_source(self._medium.name),
         )
 
@@ -274,17 +251,15 @@ class Supervisor:
 
     async def _end_all(self) -> None:
         with trio.move_on_after(LAST_SAVE_DEADLINE):
-            await _settle([each for each in self._served if each.changing or not self._exchanged], LAST_SAVE_DEADLINE)
+            await settle_all(
+                [each for each in self._served if each.changing or not self._exchanged], LAST_SAVE_DEADLINE
+            )
         for served in list(self._served):  # whose tasks still run, and take them out
             await trio.to_thread.run_sync(served.detach)
             await served.end()
         await self._boxes.end()
         for machines in reversed(self._machines):
             await machines.close()
-
-    def _remove_folders(self) -> None:
-        for place in reversed(self._made_for_this()):
-            place.remove()
 
     # --- clients ---------------------------------------------------------------------------------------------------
     async def _do(self, request: Request) -> Answer:
@@ -298,58 +273,16 @@ class Supervisor:
         """Unmount all, once all is saved."""
         told = list(self._served)
         try:
-            await _save(told, LAST_SAVE_DEADLINE if force else SAVE_DEADLINE, force)
+            await save_all(told, LAST_SAVE_DEADLINE if force else SAVE_DEADLINE, force)
             for served in told:
                 await trio.to_thread.run_sync(partial(served.unmount, force))
         except UserError as error:
             return Failed.of(error)
-        await _settle(told, LAST_SAVE_DEADLINE if force else SETTLE_DEADLINE)
+        await settle_all(told, LAST_SAVE_DEADLINE if force else SETTLE_DEADLINE)
         self._done.set()
         if lost := next(filter(None, (served.unsaved for served in told)), ""):
             return Failed(f"{self._medium.name} is unmounted, and {lost}", "Look at what is on it.", ExitCode.FAILURE)
-        return Done(Verb.UNMOUNT)  # The caller waits for the end of this connection, which is the end of this process.
-
-
-async def _save(all_served: Sequence[ServedVolume], deadline: float, force: bool) -> None:
-    """Have all save what was changed, beside each other. Raises UserError if one does not, unless by `force`."""
-    failures: list[UserError] = []
-
-    async def save(served: ServedVolume) -> None:
-        try:
-            await served.save(deadline, force)
-        except UserError as error:
-            failures.append(error)
-
-    async with trio.open_nursery() as nursery:
-        for served in all_served:
-            nursery.start_soon(save, served)
-    if failures:
-        raise failures[0]
-
-
-async def _settle(all_served: Sequence[ServedVolume], deadline: float) -> None:
-    """Have all save what they have and end, beside each other."""
-    async with trio.open_nursery() as nursery:
-        for served in all_served:
-            nursery.start_soon(served.settled, deadline)
-
-
-class _Ending:
-    """How all of it is ended by a signal: at once, unless there is a supervisor that has something to save."""
-
-    def __init__(self, everything: trio.CancelScope) -> None:
-        self._everything = everything
-        self.supervisor: Supervisor | None = None
-
-    async def on_signal(self, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        """Wait for signals."""
-        with trio.open_signal_receiver(*ENDING) as signals:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-            task_status.started()
-            async for number in signals:
-                log.info("ended by signal %d", number)
-                if self.supervisor is None or not self.supervisor.end():
-                    self._everything.cancel()
+        return Done(Verb.UNMOUNT)  # the caller waits for the end of this connection, which is that of this process
 
 
 async def _started_ahead(
@@ -365,7 +298,7 @@ async def _started_ahead(
 async def _supervise(begin: Begin, runtime: Runtime, reporter: Reporter) -> None:
     """Start ahead what can be, wait for the order, carry it out."""
     async with trio.open_nursery() as nursery:
-        ending = _Ending(nursery.cancel_scope)
+        ending = Ending(nursery.cancel_scope)
         await nursery.start(ending.on_signal)
         with machine_settings(begin.verbose) as (machine, acceleration):
             spare = await _started_ahead(machine, acceleration, nursery, reporter) if begin.spare else None
@@ -375,29 +308,21 @@ async def _supervise(begin: Begin, runtime: Runtime, reporter: Reporter) -> None
                     told = (order.size, order.block_device, order.format, order.sector_size, order.part, order.sequence)
                     medium = Medium(Path(order.source), fd, *told, *writable)
                     place = Place(Path(order.target), parent, folder, order.created_target)
-                    ending.supervisor = Supervisor(order, medium, place, runtime, reporter)
-                    await ending.supervisor.run(machine, acceleration, spare)
+                    supervisor = Supervisor(order, medium, place, runtime, reporter)
+                    ending.gently = supervisor.end
+                    await supervisor.run(machine, acceleration, spare)
             finally:
                 if spare is not None:
                     await spare.stop()
         nursery.cancel_scope.cancel()
 
 
-def _report() -> socket.socket:
-    """Return what we have as standard input, which is left empty: no child is to have it."""
-    report = socket.socket(fileno=os.dup(0))
-    nowhere = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nowhere, 0)
-    os.close(nowhere)
-    return report
-
-
 def main() -> NoReturn:
     """Run as `mountsafe.session.start` does: a `Begin` as JSON, the report as standard input."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until somebody listens: none is lost, and nothing is left
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until somebody listens: none is lost, and nothing is left
     environment.harden()
     begin = codec.read(Begin, json.loads(sys.argv[1]))
-    reporter = Reporter(_report())
+    reporter = Reporter(given())
     code = ExitCode.OK
     try:
         runtime = Runtime.create()

@@ -264,6 +264,7 @@ class Together:
 
 
 @pytest.mark.usefixtures("patched")
+@pytest.mark.real_clock
 @pytest.mark.parametrize("label", ["", "BAD"])
 async def test_what_was_changed_is_saved_beside_each_other_before_anything_is_unmounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str

@@ -22,7 +22,7 @@ BREAKS: dict[int, list[Break]] = {
         Break("medium/source.py", "found = sealed(fd, source)", "found = None"),
         Break("appliance/qmp.py", '"read-only": True', '"read-only": False'),
         Break("appliance/guest.py", 'MEDIUM, "read-only": not writable', 'MEDIUM, "read-only": False'),
-        Break("agent/mounting.py", '_QUIET = "ro,', '_QUIET = "rw,'),
+        Break("agent/mounting.py", 'READ_ONLY = "ro,', 'READ_WRITE = "rw,'),
     ],
     2: [Break("sandbox.py", '"--unshare-all", ', '"--unshare-all", "--share-net", ')],
     3: [Break("sandbox.py", "if os.geteuid() != 0:\n        return None", "if True:\n        return None")],
@@ -63,7 +63,7 @@ BREAKS: dict[int, list[Break]] = {
     15: [Break("sandbox.py", ', "--die-with-parent"', ""), Break("process.py", "kill -s KILL 0", ":")],
     16: [
         Break("cli/opening.py", "                target.remove()  # unless", "                pass  # unless"),
-        Break("session/supervisor.py", "            self._remove_folders()\n", "            pass\n"),
+        Break("session/supervisor.py", "            self._folders.remove()\n", "            pass\n"),
     ],
     17: [Break("text.py", "import unicodedata\n", "import unicodedata\n\nimport guestfs\n")],
     18: [Break("medium/source.py", "os.O_EXCL if exclusive else 0", "0")],
