@@ -22,7 +22,7 @@ BREAKS: dict[int, list[Break]] = {
         Break("medium/source.py", "found = sealed(fd, source)", "found = None"),
         Break("appliance/qmp.py", '"read-only": True', '"read-only": False'),
         Break("appliance/guest.py", 'MEDIUM, "read-only": not writable', 'MEDIUM, "read-only": False'),
-        Break("agent/mounting.py", 'READ_ONLY = "ro,', 'READ_WRITE = "rw,'),
+        Break("agent/mounting.py", 'READ_ONLY = "ro,', 'READ_ONLY = "rw,'),
     ],
     2: [Break("sandbox.py", '"--unshare-all", ', '"--unshare-all", "--share-net", ')],
     3: [Break("sandbox.py", "if os.geteuid() != 0:\n        return None", "if True:\n        return None")],
