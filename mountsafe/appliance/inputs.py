@@ -22,7 +22,12 @@ _AGENT = (
     *("patched", "places", "programs", "reparse", "repeated", "runs", "sectors", "sessions", "signatures", "tables"),
     *("tree", "twin", "volumes", "worker", "writable"),
 )
-CODE = ("__init__.py", "changes.py", "checkers.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
+_WIRE = ("__init__", "bounds", "facts", "frames", "opening", "reading")
+CODE = (
+    *("__init__.py", "changes.py", "checkers.py", "fsoptions.py"),
+    *(f"wire/{name}.py" for name in _WIRE),
+    *(f"agent/{name}.py" for name in _AGENT),
+)
 _OURS = (*CODE, "appliance/init", "appliance/packages")
 _MAKERS = (
     *("build.py", "contents.py", "features.py", "freeze.py", "hardware.py", "inputs.py", "kernel.py", "modules.py"),

@@ -55,7 +55,8 @@ def host(tmp_path: Path) -> Inputs:
         (root / name).write_text(content)
     install(root, *PROGRAMS, paragraph("libxml2"))
     (package / "appliance").mkdir(parents=True)
-    (package / "agent").mkdir()
+    for folder in ("agent", "wire"):
+        (package / folder).mkdir()
     for name in (*CODE, "appliance/init"):
         (package / name).write_text(f"# {name}\n")
     (package / "appliance/packages").write_text("# data\ndash  # a shell\nntfs-3g optional  # ntfs\n")
@@ -109,7 +110,7 @@ def add_kernel(host: Inputs) -> None:
     "change",
     [
         pytest.param(lambda host: (host.package / "agent/tree.py").write_text("# other\n"), id="agent"),
-        pytest.param(lambda host: (host.package / "wire.py").write_text("# other\n"), id="wire"),
+        pytest.param(lambda host: (host.package / "wire/frames.py").write_text("# other\n"), id="wire"),
         pytest.param(lambda host: (host.package / "appliance/init").write_text("# other\n"), id="init"),
         pytest.param(lambda host: touch_later(host.root / f"boot/vmlinuz-{VERSION}"), id="kernel-reinstalled"),
         pytest.param(lambda host: touch_later(host.root / f"lib/modules/{VERSION}/modules.dep"), id="modules"),

@@ -180,7 +180,7 @@ def entry(**fields: Any) -> wire.Entry:
 
 
 def too_many_entries() -> bytes:
-    return wire._PAGE.pack(0, wire.MAX_PAGE_ENTRIES + 1)
+    return wire.reading._PAGE.pack(0, wire.MAX_PAGE_ENTRIES + 1)
 
 
 def too_many_volumes() -> bytes:
