@@ -1,7 +1,6 @@
 """One medium that is plugged in: claimed, shown, and let go when it is gone."""
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,13 +12,14 @@ import trio
 from mountsafe.daemon.aside import aside, quietly
 from mountsafe.daemon.claiming import claimed, let_go, medium_for, until_detached
 from mountsafe.daemon.contents import noted, told_of_locked, told_of_mounts
+from mountsafe.daemon.hearing import Hearing
 from mountsafe.daemon.inside import HeldBack, Inside, Otherwise
 from mountsafe.daemon.journal import MediumLog
 from mountsafe.daemon.keys import NOTHING, Keys, Said
 from mountsafe.daemon.person import Person, folder_of
 from mountsafe.daemon.showing import DisplaySettings, IncidentKind, Public, until_there
 from mountsafe.daemon.states import OPENABLE, State, checked
-from mountsafe.daemon.writes import SAVE_UNSAID, Writes
+from mountsafe.daemon.writes import Writes
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 from mountsafe.hotplug.devices import Device
 from mountsafe.limits import SILENCE_DEADLINE
@@ -29,7 +29,7 @@ from mountsafe.policy.rules import Decision, Options, Verdict
 from mountsafe.process import ended
 from mountsafe.session.messages import Changing, Incident, KeyForm, Mount, MountOptions, NotSaved, Record, Report
 from mountsafe.session.places import Place
-from mountsafe.session.start import Lost, Starting
+from mountsafe.session.start import Lost
 from mountsafe.session.targets import held
 from mountsafe.system import handed
 from mountsafe.text import printable, shown_path
@@ -63,7 +63,6 @@ class Keeper:
         self.person: Person | None = None  # whom it is shown to, or was until it was unmounted
         self.problem = ""  # what went wrong last
         self._writes = Writes()
-        self._overheard: list[Report | None] = []  # what a supervisor told when nobody waited for it any more
         self._public = public
         self._log = MediumLog(log, self.told)
         self._wanted = trio.Event()  # somebody wants it opened
@@ -306,6 +305,7 @@ class Keeper:
         self._writes.begin()
         self._become(State.OPENING)
         starting = await self._display.spare.take()
+        hearing = Hearing(starting, self._writes, self._take, self._say_that_it_is_saved)
         self._showing = True
         try:
             async with medium_for(self._claim, wished.access) as medium:
@@ -333,16 +333,13 @@ class Keeper:
                     self._suffer(IncidentKind.KEY, self._keys.trouble)
             self._writes.shown(record)
             self._tell_of(record)
-            await self._hear(starting)
+            await hearing.run()
             await ended(starting.pid)
             self._log.info("%s is unmounted", self._shown)
         finally:
             self.mounts = ()
             await quietly(starting.end, f"ending what shows {self.device.name}", END_PATIENCE)
-            for report in (*self._overheard, *starting.unheard):
-                if report is not None:
-                    self._take(report)
-            self._overheard.clear()
+            hearing.rest()
             if self._writes.over():
                 self._suffer(IncidentKind.UNSAVED, self._writes.lost)
             self._showing = False
@@ -361,24 +358,6 @@ class Keeper:
             self._suffer(IncidentKind.PARTIAL, words)
         self._keys.finish()
         self._become(State.OPEN if missing == list(record.missing) else State.LOCKED)
-
-    async def _hear(self, starting: Starting) -> None:
-        """Take note of what is written, and of what goes wrong, until the supervisor ends."""
-        await self._news(starting)
-        # In a thread: of a longer message there may be a piece, and its sender be stopped.
-        while (told := await aside(starting.heard, undo=self._overheard.append)) is not None:
-            self._take(told)
-            await self._news(starting)
-
-    async def _news(self, starting: Starting) -> None:
-        """Wait until the supervisor tells something; if it saves what is unmounted already, that is said meanwhile."""
-        told = False
-        while not told:
-            with trio.move_on_after(SAVE_UNSAID if self._writes.changing else math.inf):
-                await trio.lowlevel.wait_readable(starting.report)
-                told = True
-            if not told and await aside(self._writes.left, FILES_PATIENCE):
-                self._say_that_it_is_saved()
 
     def _take(self, told: Report) -> None:
         if self._writes.hear(told):

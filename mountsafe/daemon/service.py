@@ -7,7 +7,7 @@ whatever may block happens in a thread (see `aside`): no disk waits for another.
 
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,21 +22,19 @@ from mountsafe.daemon.control import Control, Request
 from mountsafe.daemon.interface import Told
 from mountsafe.daemon.journal import about
 from mountsafe.daemon.keeper import Keeper
-from mountsafe.daemon.keys import NOTHING, Said, said_of
 from mountsafe.daemon.notify import Pulse
-from mountsafe.daemon.person import Person
-from mountsafe.daemon.plugged import alike, is_idle, plugged_in, same, stands
-from mountsafe.daemon.showing import PERSON_PATIENCE, DisplaySettings
+from mountsafe.daemon.plugged import alike, plugged_in, same, stands
+from mountsafe.daemon.requests import Requests
+from mountsafe.daemon.showing import DisplaySettings
 from mountsafe.daemon.states import State
-from mountsafe.errors import ExitCode, MountsafeError, UserError
-from mountsafe.hotplug.devices import Device, cut_power, devices, of_disk
+from mountsafe.errors import MountsafeError, UserError
+from mountsafe.hotplug.devices import Device, devices, of_disk
 from mountsafe.hotplug.monitor import Monitor
 from mountsafe.medium.claim import Swapped, take_back
 from mountsafe.policy import files, trust
 from mountsafe.policy.exempt import Exemption
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Policy, Verdict
-from mountsafe.session.messages import KeyForm
 from mountsafe.session.running import running
 from mountsafe.system import generated, inforce, trusting
 from mountsafe.system.inuse import InUse
@@ -66,6 +64,7 @@ class Service:
         self._left_alone: set[str] = set()  # disks for which there was no room
         self._disks: dict[str, bool] = {}  # that are looked at now: whether something has happened meanwhile
         self._control = Control(self)
+        self._requests = Requests(self._keepers, display.person)
         self._policy: Policy
         self._exempt: list[Exemption]
         self._acceleration = Remembered(_acceleration, ACCELERATION_AGE)
@@ -243,16 +242,6 @@ class Service:
     async def asked(self, method: str, *arguments: str | int) -> Request:
         """Return what a method is about. Raises UserError."""
         match method, arguments:
-            case "Open", (str(device),):
-                return self._asked_of(device, partial(self._open, said=NOTHING))
-            case "OpenAs", (str(device), str(fstype), int(pim), bool(hidden)):
-                return self._asked_of(device, partial(self._open, said=said_of(fstype, pim, hidden)))
-            case "Eject", (str(device),):
-                return self._asked_of(device, self._eject)
-            case "Lock", (str(device),):
-                return self._asked_of(device, self._lock)
-            case "Unlock", (str(device), str(form), int(fd)):
-                return await self._asked_to_unlock(self._named(device), form, fd)
             case "Trust", (str(device), str(verdict)):
                 if verdict not in trust.VERDICTS:
                     raise UserError(f"trust is never {printable(verdict)}", f"One of: {', '.join(trust.VERDICTS)}.")
@@ -263,61 +252,7 @@ class Service:
             case "Reload", ():
                 return Request("", None, self._reload)
             case _:
-                raise UserError(f"there is no {method}")
-
-    def _asked_of(self, device: str, do: Callable[[Keeper, int | None], Awaitable[None]]) -> Request:
-        """Return what is about a medium as it is now: `do` is given its keeper and whom it is shown to."""
-        keeper = self._named(device)
-        owner = keeper.person.uid if keeper.person else None
-        return Request(keeper.device.name, owner, partial(do, keeper, owner))
-
-    async def _open(self, keeper: Keeper, owner: int | None, said: Said) -> None:
-        self._require_same(keeper, owner)
-        keeper.open(said)
-
-    async def _eject(self, keeper: Keeper, owner: int | None) -> None:
-        """Unmount a medium, let go of it, and cut its drive's power if nothing else of the drive is in use."""
-        self._require_same(keeper, owner)
-        await keeper.eject()
-        drive = keeper.device.drive
-        if drive and not self._is_kept(drive) and await aside(partial(is_idle, drive), LOOK_PATIENCE):
-            await aside(partial(cut_power, drive), FILES_PATIENCE)
-
-    async def _lock(self, keeper: Keeper, owner: int | None) -> None:
-        self._require_same(keeper, owner)
-        await keeper.lock()
-
-    async def _asked_to_unlock(self, keeper: Keeper, form: str, fd: int) -> Request:
-        """Unlock it for who is at the seat: nobody else is to see what is in it, and nothing while that one is away."""
-        if form not in list(KeyForm):
-            raise UserError(f"there is no key of the form {printable(form)}", f"One of: {', '.join(KeyForm)}.")
-        person = await self._at_seat()
-
-        async def run() -> None:
-            if (await self._at_seat()).uid != person.uid:
-                raise UserError("somebody else is at the seat by now", "Try again.")
-            if self._keepers.get(keeper.device.name) is not keeper:
-                raise Swapped(keeper.device.node)
-            await keeper.unlock(KeyForm(form), fd, person.uid)
-
-        return Request(keeper.device.name, person.uid, run)
-
-    async def _at_seat(self) -> Person:
-        """Return who is there. Raises UserError if nobody is, or his screen is locked."""
-        person = await aside(self._display.person, PERSON_PATIENCE)
-        if person is None or person.locked:
-            raise UserError("nobody is at the seat, or the screen is locked", "Nothing is unlocked while that is so.")
-        return person
-
-    def _require_same(self, keeper: Keeper, owner: int | None) -> None:
-        """Raise Swapped unless it is the medium that was asked for still, shown to the same user."""
-        now = keeper.person.uid if keeper.person else None
-        if self._keepers.get(keeper.device.name) is not keeper or now != owner:
-            raise Swapped(keeper.device.node)
-
-    def _is_kept(self, drive: str) -> bool:
-        """Whether something of a drive is kept: a card reader has several slots, a disk several partitions."""
-        return any(keeper.device.drive == drive and keeper.state != State.EJECTED for keeper in self._keepers.values())
+                return await self._requests.asked(method, *arguments)
 
     async def _asked_to_trust(self, device: str, change: Callable[[Path, Facts], trusting.Change]) -> Request:
         node, nodes, facts = await aside(partial(plugged_in, device), LOOK_PATIENCE)
@@ -345,15 +280,6 @@ class Service:
         """Read the rules anew, for what is plugged in from then on."""
         await self._load()
         log.info("the rules were read anew")
-
-    def _named(self, device: str) -> Keeper:
-        """Return the keeper of a device, or of one with a mount of this path."""
-        name = device.removeprefix("/dev/")
-        for keeper in self._keepers.values():
-            if name == keeper.device.name or device in keeper.told()["mounts"]:
-                return keeper
-        shown = printable(device)
-        raise UserError(f"{shown} is no medium that mountsafe keeps", "mountsafe devices shows them.", ExitCode.SOURCE)
 
     # --- what the policy says ----------------------------------------------------------------------------------------
     def _wanted(self, nodes: list[Device]) -> list[tuple[Device, Decision]]:

@@ -15,6 +15,7 @@ from mountsafe import channel, pieces, trios
 from mountsafe.daemon import aside as asides
 from mountsafe.daemon import claiming, writes
 from mountsafe.daemon import keeper as keepers
+from mountsafe.daemon.hearing import Hearing
 from mountsafe.daemon.keeper import Keeper
 from mountsafe.daemon.person import Person
 from mountsafe.daemon.showing import DisplaySettings
@@ -142,6 +143,10 @@ def test_a_stick_that_does_not_answer_holds_up_nobody_and_is_let_go_when_it_does
     assert Slow.held == 0
 
 
+def hearing(keeper: Keeper, starting: Starting) -> Hearing:
+    return Hearing(starting, keeper._writes, keeper._take, keeper._say_that_it_is_saved)
+
+
 def test_a_warning_is_no_incident(keeper: Keeper) -> None:
     """A later virtual machine may find that KVM does not work, which loses none."""
     ours, theirs = channel.pair()
@@ -151,7 +156,7 @@ def test_a_warning_is_no_incident(keeper: Keeper) -> None:
         theirs.close()
         starting = Starting.__new__(Starting)
         starting._report = ours
-        trios.run(keeper._hear, starting)
+        trios.run(hearing(keeper, starting).run)
     told = [call.args for call in keeper._public.incident.call_args_list]  # type: ignore[attr-defined]
     assert told == [("sdb", "guest", "its virtual machine was lost: its kernel crashed")]
 
@@ -170,7 +175,7 @@ def test_a_message_that_stops_in_the_middle_stops_nothing_else(keeper: Keeper) -
     async def run() -> None:
         async with trio.open_nursery() as nursery:
             theirs.send(b"+" + message[:5])
-            nursery.start_soon(keeper._hear, starting)
+            nursery.start_soon(hearing(keeper, starting).run)
             with trio.fail_after(20):
                 while not asides._running:  # noqa: ASYNC110  # nothing tells of it
                     await trio.sleep(0.01)

@@ -189,8 +189,8 @@ BREAKS: dict[int, list[Break]] = {
         )
     ],
     61: [
-        Break("daemon/service.py", "if (await self._at_seat()).uid != person.uid:", "if False:"),
-        Break("daemon/service.py", "if self._keepers.get(keeper.device.name) is not keeper:", "if False:"),
+        Break("daemon/requests.py", "if (await self._at_seat()).uid != person.uid:", "if False:"),
+        Break("daemon/requests.py", "if self._keepers.get(keeper.device.name) is not keeper:", "if False:"),
     ],
     62: [Break("system/messages.py", "self._brought[0][0] <= end", "True")],
     63: [Break("daemon/keys.py", "status.st_uid != 0 or stat.S_IMODE(status.st_mode) not in MODES", "False")],
