@@ -1,13 +1,12 @@
 """An open medium becomes a mount: what that needs is looked for, the supervisor is started and followed."""
 
 import re
-import signal
-import threading
+from contextlib import closing
 from pathlib import Path
 
 from mountsafe import sandbox
 from mountsafe.appliance import build
-from mountsafe.cli import screen
+from mountsafe.cli import interrupts, screen
 from mountsafe.cli.judging import judge_of
 from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
@@ -15,6 +14,7 @@ from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium, explained
 from mountsafe.session.messages import MountOptions, Record
 from mountsafe.session.mounter import require_fuse
+from mountsafe.session.places import Place
 from mountsafe.session.start import Starting, Unlock
 from mountsafe.session.targets import prepare_target
 
@@ -32,23 +32,29 @@ def begin(
     require_fuse()
     with screen.progress(quiet or options.verbose) as progress:
         build.ensure(progress)
-        target = prepare_target(directory or default_target(medium))
-        starting = Starting(options.verbose)
-        starting.order(medium, target, options)
-        try:
-            record = starting.follow(progress, screen.warn, judge_of(medium), unlock)
-            if not options.foreground and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the mount is there: Ctrl-C comes too late
-        except KeyboardInterrupt:
-            starting.abandon()
-            if target.created:
-                target.remove()  # unless the supervisor was faster
-            raise
-        except UserError as error:
-            if target.created:
-                target.remove()  # unless the supervisor was faster
-            raise explained(medium, error) from error
+        with interrupts.Held() as held, closing(_target(medium, directory)) as target:
+            try:
+                starting = Starting(options.verbose)
+                starting.order(medium, target, options)
+                try:
+                    with held.lifted():
+                        record = starting.follow(progress, screen.warn, judge_of(medium), unlock)
+                    if not options.foreground:
+                        interrupts.ignore()  # the mount is there: it comes too late
+                except KeyboardInterrupt:
+                    starting.abandon()
+                    raise
+            except BaseException as error:
+                if target.created:
+                    target.remove()  # unless the supervisor was faster
+                if isinstance(error, UserError):
+                    raise explained(medium, error) from error
+                raise
     return starting, record
+
+
+def _target(medium: Medium, directory: Path | None) -> Place:
+    return prepare_target(directory or default_target(medium))
 
 
 def require_formats(medium: Medium) -> None:
