@@ -11,8 +11,7 @@ def run() -> None:
     _open_what_is_closed()
     from mountsafe.cli.main import run as run_command_line
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    run_command_line()
+    run_command_line()  # which hears it
 
 
 def _open_what_is_closed() -> None:

@@ -15,6 +15,7 @@ from mountsafe.cli import (
     desktop,
     diagnose,
     inspecting,
+    interrupts,
     listing,
     media,
     mounting,
@@ -120,9 +121,13 @@ def run() -> None:
     _look_for_json()
     try:
         try:
+            interrupts.hear()
             code = app(standalone_mode=False)
         finally:
+            interrupts.hear_no_more()
             sys.stdout.flush()
+        if code == ExitCode.INTERRUPTED:  # typer's newer releases make that of Ctrl-C
+            raise KeyboardInterrupt
         if code:
             sys.exit(code)
     except USAGE as error:
@@ -130,6 +135,7 @@ def run() -> None:
     except MountsafeError as error:
         screen.fail(_for_the_user(error))
     except (KeyboardInterrupt, typer.Abort):
+        interrupts.hear_no_more()
         screen.note("interrupted")
         sys.exit(int(ExitCode.INTERRUPTED))
     except BrokenPipeError:

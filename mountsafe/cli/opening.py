@@ -1,15 +1,13 @@
 """An open medium becomes a mount: what that needs is looked for, the supervisor is started and followed."""
 
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mountsafe import sandbox
 from mountsafe.appliance import build
-from mountsafe.cli import screen
+from mountsafe.cli import interrupts, screen
 from mountsafe.cli.judging import judge_of
 from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
@@ -30,23 +28,28 @@ def begin(
     `unlock` has keys, if that is among the options.
     """
     require_fuse()
-    with prepared(medium, quiet or options.verbose) as progress:
-        target = prepare_target(directory or default_target(medium))
-        starting = Starting(options.verbose)
-        starting.order(medium, target, options)
+    with (
+        prepared(medium, quiet or options.verbose) as progress,
+        interrupts.Held() as held,
+        closing(prepare_target(directory or default_target(medium))) as target,
+    ):
         try:
-            record = starting.follow(progress, screen.warn, judge_of(medium), unlock)
-            if not options.foreground and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the mount is there: Ctrl-C comes too late
-        except KeyboardInterrupt:
-            starting.abandon()
+            starting = Starting(options.verbose)
+            starting.order(medium, target, options)
+            try:
+                with held.lifted():
+                    record = starting.follow(progress, screen.warn, judge_of(medium), unlock)
+                if not options.foreground:
+                    interrupts.ignore()  # the mount is there: it comes too late
+            except KeyboardInterrupt:
+                starting.abandon()
+                raise
+        except BaseException as error:
             if target.created:
                 target.remove()  # unless the supervisor was faster
+            if isinstance(error, UserError):
+                raise explained(medium, error) from error
             raise
-        except UserError as error:
-            if target.created:
-                target.remove()  # unless the supervisor was faster
-            raise explained(medium, error) from error
     return starting, record
 
 

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -70,9 +71,10 @@ class Person:
         os.close(write)
         with open(read, "rb") as file:
             data = file.read()
-        os.waitpid(pid, 0)
-        assert data, "the function failed in the other process: its traceback is in the captured output"
-        failure, value = pickle.loads(data)
+        _, status = os.waitpid(pid, 0)
+        assert data, f"the process that called it ended with {os.waitstatus_to_exitcode(status)}"
+        failure, value, unexpected = pickle.loads(data)
+        assert not unexpected, unexpected
         if failure is not None:
             raise failure
         return value  # type: ignore[no-any-return]
@@ -83,10 +85,13 @@ class Person:
             os.setgroups([])
             os.setresgid(self.gid, self.gid, self.gid)
             os.setresuid(self.uid, self.uid, self.uid)
+            answer: tuple[OSError | None, T | None, str]
             try:
-                answer: tuple[OSError | None, T | None] = (None, function(*arguments))
+                answer = (None, function(*arguments), "")
             except OSError as error:
-                answer = (error, None)
+                answer = (error, None, "")
+            except BaseException:  # noqa: BLE001  # whoever waits for the answer is told
+                answer = (None, None, traceback.format_exc())
             with open(fd, "wb") as file:
                 pickle.dump(answer, file)
             code = 0

@@ -5,6 +5,9 @@ import os
 import shutil
 import signal
 import tempfile
+import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from mountsafe.session import running
 from mountsafe.session.chase import LedAside, chase, is_believed
 from mountsafe.session.targets import prepare_target
 from tests.conftest import missing
-from tests.fuse.conftest import Mount, Person
+from tests.fuse.conftest import PATIENCE, Mount, Person
 
 EVE = 61000
 ROUNDS = 500
@@ -197,16 +200,26 @@ def test_a_link_that_is_put_in_at_any_step_leads_nowhere(
 
 
 def test_a_race_is_never_won(person: Person, top: Path) -> None:
+    def race() -> Counter[bool]:
+        """At least so many rounds, and until both sides have had their turn: where all is busy one may wait long."""
+        end = time.monotonic() + PATIENCE
+        came = Counter[bool]()
+        while (came.total() < ROUNDS or len(came) < 2) and time.monotonic() < end:
+            came[landed(top, top / "eve/x/dir")] += 1
+        return came
+
     if not (racer := os.fork()):
         try:
             os.setresuid(EVE, EVE, EVE)
             while True:
                 exchange(top / "eve/x", top / "eve/link")
+        except BaseException:  # noqa: BLE001  # the output tells why it raced no more
+            traceback.print_exc()
         finally:
             os._exit(1)
     try:
-        done = person.run(lambda: sum(landed(top, top / "eve/x/dir") for _ in range(ROUNDS)))
+        came = person.run(race)
     finally:
         os.kill(racer, signal.SIGKILL)
         os.waitpid(racer, 0)
-    assert 0 < done < ROUNDS, "nobody raced"
+    assert len(came) == 2, f"nobody raced: landed or not, {came}"

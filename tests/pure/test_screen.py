@@ -3,6 +3,7 @@
 import ast
 import io
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,8 +30,11 @@ def assert_visible(words: str) -> None:
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> None:
+def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(screen, "_programs_read", False)
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)  # a command that is over leaves it to the kernel
 
 
 WAYS: dict[str, Any] = {
