@@ -67,10 +67,10 @@ class Said(NamedTuple):
     kernel: list[str]
 
 
-def attempt(device: str, where: str, fstype: str, common: str, options: str, program: Program = run) -> Said:
+def attempt(device: str, where: str, fstype: str, common: str, options: str, program: Program | None = None) -> Said:
     """Mount with options of all types, which say whether it is read-only, and those of this one.
 
-    `program` runs mount(8), for who has a deadline.
+    `program` runs mount(8), for callers that have a deadline.
     """
     if fstype == "ntfs-3g":
         options += ",allow_other"
@@ -80,7 +80,7 @@ def attempt(device: str, where: str, fstype: str, common: str, options: str, pro
     try:
         os.lseek(log, 0, os.SEEK_END)
         options = ",".join(filter(None, (common, options)))
-        code, words = program("mount", "-n", "-t", fstype, "-o", options, device, where)
+        code, words = (program or run)("mount", "-n", "-t", fstype, "-o", options, device, where)
         kernel = _kernel_lines(log)
         if code == 0:
             return Said("", kernel)
