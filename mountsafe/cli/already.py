@@ -13,7 +13,8 @@ from mountsafe.medium.formats import Format
 from mountsafe.medium.part import Part
 from mountsafe.medium.swapped import number_of
 from mountsafe.session import asking, running
-from mountsafe.session.messages import READ_ONLY, READ_WRITE, Asked, MountOptions, Record
+from mountsafe.session.order import MountOptions
+from mountsafe.session.record import READ_ONLY, READ_WRITE, Asked, Record
 from mountsafe.session.runtime import Runtime
 from mountsafe.text import shown_path
 

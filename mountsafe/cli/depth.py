@@ -10,7 +10,7 @@ from mountsafe.cli import screen
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.mountinfo import mounted
 from mountsafe.process import descendants
-from mountsafe.session.messages import READ_WRITE, Record
+from mountsafe.session.record import READ_WRITE, Record
 from mountsafe.session.running import status
 from mountsafe.system import layers
 from mountsafe.system.layers import Layers

@@ -5,7 +5,7 @@ from mountsafe.cli.mounting import Json, tell_missing
 from mountsafe.cli.shown import DAEMON, by_daemon, to_me
 from mountsafe.cli.typers import App
 from mountsafe.session import running
-from mountsafe.session.messages import READ_ONLY, Mount
+from mountsafe.session.record import READ_ONLY, Mount
 from mountsafe.text import shown_path
 
 

@@ -13,7 +13,8 @@ from mountsafe.desktop.notices import state_of
 from mountsafe.encrypted import secrecy
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.volumes import NO_SIGNATURE
-from mountsafe.session.messages import READ_ONLY, Locked
+from mountsafe.session.messages import Locked
+from mountsafe.session.record import READ_ONLY
 
 INTERVAL = 0.2  # seconds between two looks at a medium that is being opened
 _ON_THE_WAY = ("new", "busy", "opening", "waiting for a user")

@@ -22,7 +22,8 @@ from mountsafe.medium.options import checked_options
 from mountsafe.medium.source import open_medium
 from mountsafe.medium.volumes import ENCRYPTED
 from mountsafe.session import running
-from mountsafe.session.messages import READ_ONLY, MountOptions, Record
+from mountsafe.session.order import MountOptions
+from mountsafe.session.record import READ_ONLY, Record
 from mountsafe.session.start import Starting
 from mountsafe.system import zones
 from mountsafe.text import printable, shown_path

@@ -13,8 +13,9 @@ from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium, explained
-from mountsafe.session.messages import MountOptions, Record
 from mountsafe.session.mounter import require_fuse
+from mountsafe.session.order import MountOptions
+from mountsafe.session.record import Record
 from mountsafe.session.start import Starting, Unlock
 from mountsafe.session.targets import prepare_target
 

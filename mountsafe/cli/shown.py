@@ -11,7 +11,7 @@ from typing import Any
 
 from mountsafe.desktop.notices import state_of
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.session.messages import READ_ONLY
+from mountsafe.session.record import READ_ONLY
 
 DAEMON = "daemon"
 LET_GO = ("ejected", "busy")  # states of a medium that the daemon has no claim of

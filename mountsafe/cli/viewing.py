@@ -9,7 +9,9 @@ from mountsafe.cli.typers import App
 from mountsafe.cli.unlocking import Keys, unlocker
 from mountsafe.medium.part import WHOLE
 from mountsafe.medium.source import open_medium
-from mountsafe.session.messages import Locked, MountOptions, Record
+from mountsafe.session.messages import Locked
+from mountsafe.session.order import MountOptions
+from mountsafe.session.record import Record
 from mountsafe.session.running import unmount_one
 from mountsafe.text import printable, shown_path
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from mountsafe.hotplug.devices import Device
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.inside import Seen
-from mountsafe.session.messages import Locked, Mount
+from mountsafe.session.messages import Locked
+from mountsafe.session.record import Mount
 from mountsafe.text import printable, shown_path
 
 NOTE = 1000  # characters of what is to be known of a medium's mounts

@@ -11,7 +11,8 @@ from mountsafe.medium.volumes import ENCRYPTED
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.inside import Judgement, Seen, judge
 from mountsafe.policy.rules import Access, Decision, Options, Verdict
-from mountsafe.session.messages import Locked, Mount
+from mountsafe.session.messages import Locked
+from mountsafe.session.record import Mount
 
 
 class HeldBack(UserError):

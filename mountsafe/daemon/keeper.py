@@ -27,8 +27,10 @@ from mountsafe.medium.claim import Claim
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.rules import Decision, Options, Verdict
 from mountsafe.process import ended
-from mountsafe.session.messages import Changing, Incident, KeyForm, Mount, MountOptions, NotSaved, Record, Report
+from mountsafe.session.messages import Changing, Incident, KeyForm, NotSaved, Report
+from mountsafe.session.order import MountOptions
 from mountsafe.session.places import Place
+from mountsafe.session.record import Mount, Record
 from mountsafe.session.start import Lost
 from mountsafe.session.targets import held
 from mountsafe.system import handed

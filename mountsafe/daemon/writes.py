@@ -9,8 +9,9 @@ from mountsafe.daemon.aside import aside
 from mountsafe.limits import SAVE_DEADLINE, SETTLE_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.mountinfo import mounted
 from mountsafe.session.attached import FSTYPE
-from mountsafe.session.messages import READ_ONLY, READ_WRITE, Changing, Mount, NotSaved, Record, Report
+from mountsafe.session.messages import Changing, NotSaved, Report
 from mountsafe.session.mounter import unmount_at
+from mountsafe.session.record import READ_ONLY, READ_WRITE, Mount, Record
 from mountsafe.session.running import end_of
 from mountsafe.text import printable, shown_path
 

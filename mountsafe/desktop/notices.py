@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from mountsafe.policy.risk import risk_of
-from mountsafe.session.messages import READ_ONLY
+from mountsafe.session.record import READ_ONLY
 from mountsafe.text import printable
 
 Medium = Mapping[str, Any]  # as `mountsafe.daemon.client.media` returns it

@@ -24,7 +24,8 @@ from mountsafe.session.ahead import Ahead
 from mountsafe.session.choice import Choice, Chosen
 from mountsafe.session.finding import greeted, machine_settings, open_storage
 from mountsafe.session.machines import Listener, Machines, started
-from mountsafe.session.messages import Found, Judged, Key, Locked, MountOptions, Report
+from mountsafe.session.messages import Found, Judged, Key, Locked, Report
+from mountsafe.session.order import MountOptions
 from mountsafe.session.start import NO_KEY, Unlock
 from mountsafe.session.storage import Lender, Storage
 from mountsafe.session.writable import Writable

@@ -8,7 +8,7 @@ from mountsafe import codec, distribution, wire
 from mountsafe.checkers import CHECKERS, Checker
 from mountsafe.errors import ExitCode
 from mountsafe.medium.volumes import Volume
-from mountsafe.session.messages import Missing
+from mountsafe.session.record import Missing
 from mountsafe.text import printable
 
 MAX_LINES = 400  # of what a checker said

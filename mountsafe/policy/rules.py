@@ -6,17 +6,16 @@ must not open a door. Whether what is opened may be written to is for a rule to 
 """
 
 import difflib
-import fnmatch
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from mountsafe import fsoptions
+from mountsafe.policy.conditions import ASKED_LATER, CHECKS, CONDITIONS, PolicyError, as_list
 from mountsafe.policy.facts import Facts
-from mountsafe.policy.risk import RiskClass
 from mountsafe.policy.zones import is_zone
 from mountsafe.text import printable
 
@@ -75,7 +74,7 @@ class Rule:
 
     def holds(self, facts: Facts) -> bool:
         """Whether every condition holds."""
-        return all(_CONDITIONS[key](facts, wanted) for key, wanted in self.conditions.items())
+        return all(CONDITIONS[key](facts, wanted) for key, wanted in self.conditions.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +92,6 @@ class Decision:
     def wished(self) -> Options:
         """How it is opened, with what is to be done of writing."""
         return replace(self.options, access=self.access)
-
-
-class PolicyError(ValueError):
-    """A policy that cannot be read: where, and what is wrong."""
 
 
 class Policy:
@@ -218,7 +213,7 @@ _STRINGS = ("name", "reason", "owner", "timezone", "key_file")
 
 
 def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
-    known = ("verdict", *_STRINGS, "access", "hide", "mount_options", *_CHECKS)
+    known = ("verdict", *_STRINGS, "access", "hide", "mount_options", *CHECKS)
     for key, value in table.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -228,8 +223,8 @@ def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
             )
         if key in _STRINGS and not isinstance(value, str):
             raise PolicyError(f"{places(number, key)}: {key} is a text")
-        if key in _CHECKS:
-            _CHECKS[key](places(number, key), key, value)
+        if key in CHECKS:
+            CHECKS[key](places(number, key), key, value)
     try:
         verdict = Verdict(table["verdict"])
     except (KeyError, ValueError):
@@ -238,8 +233,8 @@ def _rule(table: dict[str, Any], number: int, places: _Places) -> Rule:
         raise PolicyError(f"{places(number, 'owner')}: owner is user or image")
     if not isinstance(table.get("hide", False), bool):
         raise PolicyError(f"{places(number, 'hide')}: hide is true or false")
-    conditions = {key: value for key, value in table.items() if key in _CHECKS}
-    if verdict == Verdict.KERNEL and (late := [key for key in _ASKED_LATER if key in conditions]):
+    conditions = {key: value for key, value in table.items() if key in CHECKS}
+    if verdict == Verdict.KERNEL and (late := [key for key in ASKED_LATER if key in conditions]):
         at = places(number, late[0])
         raise PolicyError(f"{at}: what is left to the system cannot depend on {late[0]}: udev decides, and cannot ask")
     if "timezone" in table and not is_zone(table["timezone"]):
@@ -290,74 +285,3 @@ def _key_file(table: dict[str, Any], origin: str, verdict: Verdict) -> str:
     if not path.startswith("/") or path.endswith("/") or printable(path, len(path)) != path or len(path) > MAX_PATH:
         raise PolicyError(f"{origin}: key_file is the whole path of a file, such as /etc/mountsafe/keys/backup")
     return path
-
-
-# --- conditions ------------------------------------------------------------------------------------------------------
-# udev's rules have no way to write these in a pattern (udev(7)); "?" stands for any character.
-_NOT_IN_PATTERNS = frozenset('"\\|')
-# What udev cannot ask when it decides whether the system gets to see a medium.
-_ASKED_LATER = ("min_size", "max_size", "seat", "locked")
-_SIZE = re.compile(r"(\d{1,18})\s*(B|KiB|MiB|GiB|TiB)?")
-_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_TEXTS = ("fstype", "label", "uuid", "bus", "vendor", "model", "serial", "seat")
-_SWITCHES = ("external", "removable", "locked", "encrypted")
-
-
-def as_list(wanted: Any) -> Any:
-    """The texts of a condition: one or a list."""
-    return [wanted] if isinstance(wanted, str) else wanted
-
-
-def _check_patterns(origin: str, key: str, value: Any) -> None:
-    wanted = as_list(value)
-    if not isinstance(wanted, list) or not wanted or not all(isinstance(each, str) for each in wanted):
-        raise PolicyError(f"{origin}: {key} is a text or a list of texts, which may hold * and ?")
-    if any(printable(each, len(each)) != each or _NOT_IN_PATTERNS & set(each) for each in wanted):
-        raise PolicyError(f"{origin}: {key} may not hold quotes, backslashes, | or control characters: write ?")
-
-
-def _check_risk(origin: str, key: str, value: Any) -> None:
-    _check_patterns(origin, key, value)
-    if not set(as_list(value)) <= set(RiskClass):
-        raise PolicyError(f"{origin}: risk is of {', '.join(RiskClass)}")
-
-
-def _check_switch(origin: str, key: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise PolicyError(f"{origin}: {key} is true or false")
-
-
-def _check_size(origin: str, key: str, value: Any) -> None:
-    if not isinstance(value, str) or not _SIZE.fullmatch(value):
-        raise PolicyError(f'{origin}: {key} is a size such as "64 GiB"')
-
-
-def _bytes(wanted: str) -> int:
-    match = _SIZE.fullmatch(wanted)
-    assert match is not None
-    return int(match[1]) * _UNITS[match[2] or ""]
-
-
-def _text_holds(key: str) -> Any:
-    return lambda facts, wanted: any(fnmatch.fnmatchcase(getattr(facts, key), each) for each in as_list(wanted))
-
-
-def _switch_holds(key: str) -> Any:
-    return lambda facts, wanted: getattr(facts, key) is wanted
-
-
-_CHECKS = {
-    **dict.fromkeys(_TEXTS, _check_patterns),
-    **dict.fromkeys(_SWITCHES, _check_switch),
-    "risk": _check_risk,
-    "min_size": _check_size,
-    "max_size": _check_size,
-}
-_CONDITIONS = {
-    **{key: _text_holds(key) for key in _TEXTS},
-    **{key: _switch_holds(key) for key in _SWITCHES},
-    "risk": lambda facts, wanted: facts.risk.level in as_list(wanted),
-    "min_size": lambda facts, wanted: facts.size >= _bytes(wanted),
-    "max_size": lambda facts, wanted: facts.size <= _bytes(wanted),
-}
-assert {field_.name for field_ in fields(Facts)} >= {*_TEXTS, *_SWITCHES} - {"encrypted"}

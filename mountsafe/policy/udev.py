@@ -12,10 +12,11 @@ rules the rest is asked, so that a medium is rather managed than not.
 
 from collections.abc import Iterable, Iterator
 
+from mountsafe.policy.conditions import as_list
 from mountsafe.policy.exempt import Exemption
 from mountsafe.policy.facts import INSIDE_BUSES, MADE_HERE, PARAVIRTUAL
 from mountsafe.policy.risk import ENCRYPTED, RISKS, RiskClass
-from mountsafe.policy.rules import Policy, Rule, Verdict, as_list
+from mountsafe.policy.rules import Policy, Rule, Verdict
 from mountsafe.text import printable
 
 MASK = "mountsafe"  # what a managed device has in place of its type

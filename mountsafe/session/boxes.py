@@ -23,7 +23,9 @@ class SessionBox:
         with channel.handed_down() as (self.control, theirs), syscalls.descriptor(syscalls.SESSION) as seccomp:
             box = sandbox.Box(SESSION_SCRATCH, SESSION_ADDRESS_SPACE, SESSION_PROCESSES)
             raw = medium.format is Format.RAW
-            settings = SessionSettings(theirs.fileno(), medium.fd if raw else None, decrypts)
+            settings = SessionSettings(
+                theirs.fileno(), medium.fd if raw else None, decrypts, medium.writable_fd is not None
+            )
             argv = sandbox.python("mountsafe.session.server", json.dumps(codec.plain(settings)))
             command = box.command(argv, sandbox.outer_uid(), seccomp)
             log.debug("%s", sandbox.shown(command))

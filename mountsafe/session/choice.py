@@ -12,8 +12,10 @@ from mountsafe.medium.volumes import ENCRYPTED, Volume, seen
 from mountsafe.session.ahead import Ahead
 from mountsafe.session.finding import inspect_medium
 from mountsafe.session.machines import Machines
-from mountsafe.session.messages import Found, Missing, MountOptions
+from mountsafe.session.messages import Found
 from mountsafe.session.missing import not_mounted
+from mountsafe.session.order import MountOptions
+from mountsafe.session.record import Missing
 from mountsafe.session.reporter import Asker
 from mountsafe.session.storage import Lender
 from mountsafe.session.unlocking import unlock

@@ -16,12 +16,14 @@ from mountsafe.medium.encryption import Stack
 class SessionSettings:
     """What a session process is started with: descriptors of its end of the conversation, and of a raw medium.
 
-    `decrypts`: its disk will be an encrypted one, and what that needs is loaded.
+    `decrypts`: its disk will be an encrypted one, and what that needs is loaded. `writes`: so is what a file system
+    needs that may be changed.
     """
 
     control: int
     medium: int | None
     decrypts: bool = False
+    writes: bool = False
 
 
 # --- to the session process ------------------------------------------------------------------------------------------

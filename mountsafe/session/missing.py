@@ -3,7 +3,7 @@
 from mountsafe.errors import ExitCode
 from mountsafe.limits import MAX_MISSING, MAX_MOUNTS
 from mountsafe.medium.volumes import Volume
-from mountsafe.session.messages import Missing
+from mountsafe.session.record import Missing
 
 
 def not_mounted(volume: Volume, why: str, code: ExitCode) -> Missing:

@@ -26,11 +26,11 @@ from mountsafe.session.messages import (
     Key,
     Locked,
     NotSaved,
-    Order,
     Progress,
     Report,
     Warned,
 )
+from mountsafe.session.order import Order
 
 log = logging.getLogger(__name__)
 KEPT_REPORTS = 4096

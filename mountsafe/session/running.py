@@ -14,9 +14,10 @@ from mountsafe.limits import LAST_SAVE_DEADLINE, SAVE_DEADLINE, SETTLE_DEADLINE,
 from mountsafe.session.asking import NoAnswer, ask
 from mountsafe.session.attached import MountId, at, find
 from mountsafe.session.chase import chase, spelled
-from mountsafe.session.messages import READ_WRITE, Held, Mounted, Record, Request, Verb
+from mountsafe.session.messages import Mounted, Request, Verb
 from mountsafe.session.mounter import unmount
 from mountsafe.session.places import removed
+from mountsafe.session.record import READ_WRITE, Held, Record
 from mountsafe.session.runtime import RecordFault, Runtime, runtimes
 from mountsafe.text import shown_path
 

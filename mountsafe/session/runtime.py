@@ -22,7 +22,7 @@ from mountsafe import channel
 from mountsafe.codec import OtherVersion
 from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import CONTROL_WHOLE
-from mountsafe.session.messages import Record
+from mountsafe.session.record import Record
 from mountsafe.text import shown_path
 
 RECORD = "record.json"

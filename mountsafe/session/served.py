@@ -42,11 +42,11 @@ from mountsafe.session.conversation import (
     turned,
 )
 from mountsafe.session.machines import Machines
-from mountsafe.session.messages import READ_ONLY, READ_WRITE, Missing, Mount
 from mountsafe.session.missing import not_mounted
 from mountsafe.session.mounter import FuseMount, MountRequest, mount
 from mountsafe.session.places import Place
 from mountsafe.session.presentation import STATE_WORDS, Presentation, enclosed, mount_source
+from mountsafe.session.record import READ_ONLY, READ_WRITE, Missing, Mount
 from mountsafe.session.writing import Writer, save
 from mountsafe.text import printable
 from mountsafe.trios import in_thread

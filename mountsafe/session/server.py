@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import trio
 
@@ -21,8 +21,6 @@ from mountsafe import channel, codec, landlock, wire
 from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import GuestGone, MountsafeError
 from mountsafe.filesystem.agents import Agents, Way, Writable
-from mountsafe.filesystem.changing import ChangingOperations
-from mountsafe.filesystem.journal import Journal
 from mountsafe.filesystem.opened import FileSystem
 from mountsafe.filesystem.operations import Operations, View, release, serve
 from mountsafe.filesystem.reader import Reader
@@ -56,6 +54,10 @@ from mountsafe.session.conversation import (
 from mountsafe.session.conversation import Disk as GivenDisk
 from mountsafe.text import printable
 from mountsafe.trios import run
+
+if TYPE_CHECKING:
+    from mountsafe.filesystem.changing import ChangingOperations
+    from mountsafe.filesystem.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +148,32 @@ def disk_maker(decrypts: bool) -> MakeDisk:
     return part
 
 
+def changing(writes: bool) -> "tuple[type[Journal], type[ChangingOperations]] | None":
+    """Return what serves a file system that may be changed; None if none will be. To be called as `disk_opener` is.
+
+    Half a MiB of each process, and all code that could change something, is for those that may.
+    """
+    if not writes:
+        return None
+    from mountsafe.filesystem.changing import ChangingOperations
+    from mountsafe.filesystem.journal import Journal
+
+    return Journal, ChangingOperations
+
+
+class Means(NamedTuple):
+    """What is loaded before the process is closed: who opens the disk, makes the stack's of it, and changes a tree."""
+
+    open_disk: OpenDisk
+    make_disk: MakeDisk
+    changing: "tuple[type[Journal], type[ChangingOperations]] | None"
+
+    @classmethod
+    def load(cls, settings: SessionSettings) -> "Means":
+        """Import what a process with these settings needs."""
+        return cls(disk_opener(settings.medium), disk_maker(settings.decrypts), changing(settings.writes))
+
+
 class SessionProcess:
     """One file system, from the first stream to the last request."""
 
@@ -154,16 +182,14 @@ class SessionProcess:
         assigned: Assignment,
         keys: Sequence[int],
         control: socket.socket,
-        open_disk: OpenDisk,
-        make_disk: MakeDisk,
+        means: Means,
         landlock: int,
         nursery: trio.Nursery,
     ) -> None:
         self._assigned = assigned
         self._keys = keys
         self._landlock = landlock
-        self._open_disk = open_disk
-        self._make_disk = make_disk
+        self._means = means
         self._nursery = nursery
         self._parent = Parent(control)
 
@@ -205,7 +231,7 @@ class SessionProcess:
 
     def _disk(self) -> Disk:
         stack = self._assigned.stack
-        return self._make_disk(stack, self._open_disk(stack.reach, self._parent, self._nursery), self._keys)
+        return self._means.make_disk(stack, self._means.open_disk(stack.reach, self._parent, self._nursery), self._keys)
 
     async def run(self) -> None:
         """Mount in the guest, take /dev/fuse, serve until unmounted."""
@@ -246,14 +272,15 @@ class SessionProcess:
         """Serve it until it is unmounted, and then leave nothing that is not on the medium."""
         started = partial(self._parent.tell, Serving())
         writing = self._assigned.writing
-        if writing is None:
+        if writing is None or self._means.changing is None:
             await serve(Operations(opened, view), fuse, started)
             return
+        journal_of, operations_of = self._means.changing
         told = (self._unsaved, opened.doubt_all, opened.index.settled)
-        journal = Journal(opened.agents, self._nursery, writing.idle, *told)
+        journal = journal_of(opened.agents, self._nursery, writing.idle, *told)
         self._nursery.start_soon(journal.attend)
         try:
-            await serve(ChangingOperations(opened, view, journal), fuse, started)
+            await serve(operations_of(opened, view, journal), fuse, started)
         finally:
             with trio.CancelScope(shield=True):
                 await journal.end()
@@ -263,11 +290,11 @@ async def _run(
     assigned: Assignment,
     keys: Sequence[int],
     control: socket.socket,
-    disks: tuple[OpenDisk, MakeDisk],
+    means: Means,
     held_in: int,
 ) -> None:
     async with trio.open_nursery() as nursery:
-        await SessionProcess(assigned, keys, control, *disks, held_in, nursery).run()
+        await SessionProcess(assigned, keys, control, means, held_in, nursery).run()
         nursery.cancel_scope.cancel()
 
 
@@ -277,13 +304,13 @@ def main() -> NoReturn:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s: %(message)s")
     settings = codec.read(SessionSettings, json.loads(sys.argv[1]))
     control = socket.socket(fileno=settings.control)
-    disks = disk_opener(settings.medium), disk_maker(settings.decrypts)
+    means = Means.load(settings)
     held_in = landlock.enclose()  # all that is imported is imported; nothing is opened from here on
     code = 0
     try:
         told = channel.receive(control)
         if told is not None and isinstance(assigned := GIVEN.read(told[0]), Assignment):
-            run(_run, assigned, told[1], control, disks, held_in)
+            run(_run, assigned, told[1], control, means, held_in)
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except BaseException:

@@ -17,7 +17,6 @@ from mountsafe.sandbox import PACKAGE, PYTHON
 from mountsafe.session.messages import (
     ORDERS,
     REPORTS,
-    Begin,
     Failed,
     Found,
     Judged,
@@ -25,14 +24,13 @@ from mountsafe.session.messages import (
     KeyForm,
     Locked,
     Mounted,
-    MountOptions,
-    Order,
     Progress,
-    Record,
     Report,
     Warned,
 )
+from mountsafe.session.order import Begin, MountOptions, Order
 from mountsafe.session.places import Place
+from mountsafe.session.record import Record
 from mountsafe.session.running import running
 from mountsafe.system.units import Unit
 from mountsafe.text import printable

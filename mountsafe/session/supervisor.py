@@ -33,23 +33,12 @@ from mountsafe.session.ending import SIGNALS, Ending, save_all, settle_all
 from mountsafe.session.finding import machine_settings, open_storage
 from mountsafe.session.folders import Folders
 from mountsafe.session.machines import Machines, started
-from mountsafe.session.messages import (
-    Answer,
-    Asked,
-    Begin,
-    Done,
-    Failed,
-    Held,
-    Missing,
-    Mounted,
-    Order,
-    Record,
-    Request,
-    Verb,
-)
+from mountsafe.session.messages import Answer, Done, Failed, Mounted, Request, Verb
 from mountsafe.session.missing import within_limit
+from mountsafe.session.order import Begin, Order
 from mountsafe.session.places import Place
 from mountsafe.session.presentation import Presentation, mount_source
+from mountsafe.session.record import Asked, Held, Missing, Record
 from mountsafe.session.reporter import Reporter, given
 from mountsafe.session.runtime import LOG, Runtime
 from mountsafe.session.served import ServedVolume

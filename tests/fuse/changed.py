@@ -61,7 +61,7 @@ class Changed:
         self._ours, theirs = channel.pair()
         medium = os.open(state / "medium", os.O_RDWR | os.O_CREAT)
         os.truncate(medium, 1 << 20)
-        settings = SessionSettings(theirs.fileno(), medium)
+        settings = SessionSettings(theirs.fileno(), medium, writes=writable)
         code = f"import sys; sys.path.insert(0, {REPOSITORY!r}); from mountsafe.session.server import main; main()"
         command = [PYTHON, "-c", code, json.dumps(codec.plain(settings))]
         with open(state / "words", "wb") as words:

@@ -25,22 +25,12 @@ from mountsafe.errors import UserError
 from mountsafe.medium.formats import Format
 from mountsafe.sandbox import PYTHON
 from mountsafe.session.asking import ask
-from mountsafe.session.messages import (
-    ORDERS,
-    REPORTS,
-    Begin,
-    Failed,
-    MountOptions,
-    Order,
-    Record,
-    Request,
-    Verb,
-)
-from mountsafe.session.messages import (
-    Mounted as Told,
-)
+from mountsafe.session.messages import ORDERS, REPORTS, Failed, Request, Verb
+from mountsafe.session.messages import Mounted as Told
 from mountsafe.session.mounter import is_mounted, require_fuse
+from mountsafe.session.order import Begin, MountOptions, Order
 from mountsafe.session.places import Place
+from mountsafe.session.record import Record
 from mountsafe.session.runtime import Runtime
 from tests.conftest import missing
 from tests.guest import Layout

@@ -13,9 +13,9 @@ import pytest
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.mountinfo import mounted
 from mountsafe.session import mounter, places, runtime
-from mountsafe.session.messages import Held, Record
 from mountsafe.session.mounter import FuseMount, MountRequest, is_mounted, mount, unmount
 from mountsafe.session.places import Place
+from mountsafe.session.record import Held, Record
 from mountsafe.session.running import clean_up
 from mountsafe.session.runtime import Runtime
 from tests.fuse.conftest import Person

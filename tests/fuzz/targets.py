@@ -31,24 +31,9 @@ from mountsafe.policy.inside import Seen
 from mountsafe.policy.risk import RiskClass
 from mountsafe.policy.rules import Policy, Verdict
 from mountsafe.session.conversation import GIVEN, SAID, Ready
-from mountsafe.session.messages import (
-    ANSWERS,
-    ORDERS,
-    REPORTS,
-    Failed,
-    Found,
-    Held,
-    Judged,
-    Missing,
-    Mount,
-    Mounted,
-    MountOptions,
-    Order,
-    Progress,
-    Record,
-    Request,
-    Verb,
-)
+from mountsafe.session.messages import ANSWERS, ORDERS, REPORTS, Failed, Found, Judged, Mounted, Progress, Request, Verb
+from mountsafe.session.order import MountOptions, Order
+from mountsafe.session.record import Held, Missing, Mount, Record
 from mountsafe.text import printable
 from tests import containers
 from tests.fuzz import locked

@@ -18,7 +18,7 @@ from mountsafe.session import machines as machines_module
 from mountsafe.session.ahead import Ahead
 from mountsafe.session.choice import Choice
 from mountsafe.session.machines import Machines
-from mountsafe.session.messages import MountOptions
+from mountsafe.session.order import MountOptions
 from mountsafe.session.supervisor import Supervisor
 from tests.handlers.test_machines import FakeMachine, FakeStorage
 

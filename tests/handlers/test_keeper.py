@@ -24,7 +24,8 @@ from mountsafe.hotplug.devices import Device
 from mountsafe.policy.facts import Facts
 from mountsafe.policy.inside import Seen
 from mountsafe.policy.rules import Decision, Options, Verdict
-from mountsafe.session.messages import REPORTS, Changing, Incident, Mount, NotSaved, Record, Report, Warned
+from mountsafe.session.messages import REPORTS, Changing, Incident, NotSaved, Report, Warned
+from mountsafe.session.record import Mount, Record
 from mountsafe.session.start import Lost, Starting
 
 DEVICE = Device("sdb", "sdb", "/dev/sdb", (8, 16), {}, (), Facts(device="sdb", fstype="jfs", size=1))

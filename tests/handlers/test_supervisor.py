@@ -19,23 +19,10 @@ from mountsafe.session import boxes
 from mountsafe.session import supervisor as module
 from mountsafe.session.answering import answer
 from mountsafe.session.choice import Chosen
-from mountsafe.session.messages import (
-    ANSWERS,
-    REPORTS,
-    Done,
-    Failed,
-    Missing,
-    Mount,
-    Mounted,
-    MountOptions,
-    Order,
-    Progress,
-    Report,
-    Request,
-    Verb,
-    Warned,
-)
+from mountsafe.session.messages import ANSWERS, REPORTS, Done, Failed, Mounted, Progress, Report, Request, Verb, Warned
+from mountsafe.session.order import MountOptions, Order
 from mountsafe.session.places import Place
+from mountsafe.session.record import Missing, Mount
 from mountsafe.session.reporter import Reporter as RealReporter
 from mountsafe.session.supervisor import Supervisor
 

@@ -28,20 +28,9 @@ from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import MAX_SECRET
 from mountsafe.policy.inside import Seen
 from mountsafe.policy.rules import Decision, Options, Policy, Verdict
-from mountsafe.session.messages import (
-    ORDERS,
-    REPORTS,
-    Failed,
-    Found,
-    Key,
-    KeyForm,
-    Locked,
-    Missing,
-    Mount,
-    Mounted,
-    MountOptions,
-    Record,
-)
+from mountsafe.session.messages import ORDERS, REPORTS, Failed, Found, Key, KeyForm, Locked, Mounted
+from mountsafe.session.order import MountOptions
+from mountsafe.session.record import Missing, Mount, Record
 from mountsafe.session.start import Starting
 from mountsafe.system import handed
 from tests.handlers.test_keeper import DEVICE, StandInClaim, become

@@ -8,7 +8,7 @@ import pytest
 
 from mountsafe.cli import already
 from mountsafe.session import asking
-from mountsafe.session.messages import Record
+from mountsafe.session.record import Record
 from tests.conftest import missing
 
 NUMBER = os.makedev(7, 251)

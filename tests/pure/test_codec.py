@@ -15,28 +15,21 @@ from mountsafe.medium.formats import Format
 from mountsafe.session.conversation import GIVEN, SAID, Ready, Stream
 from mountsafe.session.messages import (
     ANSWERS,
-    KNOWN,
     ORDERS,
     REPORTS,
-    VERSION,
-    Begin,
     Done,
     Failed,
     Found,
-    Held,
     Incident,
     Judged,
-    Missing,
-    Mount,
     Mounted,
-    MountOptions,
-    Order,
     Progress,
-    Record,
     Request,
     Verb,
     Warned,
 )
+from mountsafe.session.order import KNOWN, VERSION, Begin, MountOptions, Order
+from mountsafe.session.record import Held, Missing, Mount, Record
 
 NUMBERS = st.integers(-(1 << 63), (1 << 64) - 1)
 st.register_type_strategy(int, NUMBERS)

@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 
 from mountsafe.errors import ExitCode
-from mountsafe.policy.rules import _CHECKS, _STRINGS, Verdict
+from mountsafe.policy.conditions import CHECKS
+from mountsafe.policy.rules import _STRINGS, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def manual(repository: Path) -> ModuleType:
 def test_the_policys_page_has_every_key_verdict_and_example(manual: ModuleType) -> None:
     page = manual.pages("1")["mountsafe-policy.5"]
     keys = set(re.findall(r"^\\fB(\w+) = ", page, re.MULTILINE))
-    assert keys == {*_CHECKS, *_STRINGS, "verdict", "hide", "access"}
+    assert keys == {*CHECKS, *_STRINGS, "verdict", "hide", "access"}
     assert set(Verdict) <= set(re.findall(r"^\.B (\w+)$", page, re.MULTILINE))
     assert re.findall(r"^\.SS (\d+)\.$", page, re.MULTILINE) == [str(number) for number in range(1, 14)]
     assert page.count("[[rule]]") == 14

@@ -17,7 +17,7 @@ import pytest
 from mountsafe.errors import UserError
 from mountsafe.limits import CONTROL_WHOLE
 from mountsafe.session import runtime
-from mountsafe.session.messages import Record
+from mountsafe.session.record import Record
 from mountsafe.session.running import running
 from mountsafe.session.runtime import RECORD, RecordFault, Runtime, base, runtimes
 

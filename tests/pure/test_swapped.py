@@ -13,7 +13,8 @@ from mountsafe.errors import UserError
 from mountsafe.medium import swapped
 from mountsafe.medium.part import WHOLE
 from mountsafe.session import asking
-from mountsafe.session.messages import MountOptions, Record
+from mountsafe.session.order import MountOptions
+from mountsafe.session.record import Record
 
 DISK, PARTITION = (8, 16), (8, 17)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from mountsafe.agent.localtimes import LocalTimes
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.policy.rules import PolicyError, parse_rules
+from mountsafe.policy.conditions import PolicyError
+from mountsafe.policy.rules import parse_rules
 from mountsafe.system import zones
 
 BERLIN = "Europe/Berlin"
