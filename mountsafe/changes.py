@@ -14,6 +14,7 @@ to another one, or nowhere, the change and a later one are done already. Without
 """
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mountsafe import wire
@@ -21,6 +22,7 @@ from mountsafe import wire
 MAX_WRITE = wire.MAX_READ  # bytes of a file in one WRITE: the largest that Linux's FUSE client sends
 MAX_VALUE = wire.MAX_XATTR_VALUE
 MAX_ENTRIES = 3  # in the answer to a change
+MAX_BATCH = 128  # questions in one BATCH: the answers to so many, of links as long as can be, fit a body
 NO_TIME = -(1 << 63)  # a time that is not to be set
 NOW = NO_TIME + 1  # a time that is to be the guest's own clock's
 
@@ -90,6 +92,9 @@ _CHANGE = struct.Struct(">BHHQHIIIQqqQI")
 _WRITE = struct.Struct(">QQH")
 _READ = struct.Struct(">QQI")
 _HANDLE = struct.Struct(">Q")
+_COUNT = struct.Struct(">H")
+_ITEM = struct.Struct(">BI")
+_RESULT = struct.Struct(">HI")
 
 
 def pack_change(change: Change) -> bytes:
@@ -181,3 +186,65 @@ def unpack_sync(body_bytes: bytes) -> int:
     if len(body_bytes) != _HANDLE.size:
         raise wire.WireError("a sync of another length")
     return int(_HANDLE.unpack(body_bytes)[0])
+
+
+class Result(NamedTuple):
+    """What one question of a BATCH came to: the errno of a refusal, or 0; the body of the answer, or words."""
+
+    errno: int
+    body: bytes
+
+
+def item_size(body: bytes) -> int:
+    """Return how many bytes a question takes in a BATCH."""
+    return _ITEM.size + len(body)
+
+
+def _pack_items(head: struct.Struct, items: Sequence[tuple[int, bytes]]) -> bytes:
+    parts = [part for number, body in items for part in (head.pack(number, len(body)), body)]
+    return b"".join([_COUNT.pack(len(items)), *parts])
+
+
+def _unpack_items(head: struct.Struct, untrusted_body: bytes) -> list[tuple[int, bytes]]:
+    if len(untrusted_body) < _COUNT.size:
+        raise wire.WireError("body too short")
+    (count,), at = _COUNT.unpack_from(untrusted_body), _COUNT.size
+    if count > MAX_BATCH:
+        raise wire.WireError(f"a batch of {count}")
+    items: list[tuple[int, bytes]] = []
+    for _ in range(count):
+        if at + head.size > len(untrusted_body):
+            raise wire.WireError("a batch that is cut off")
+        number, length = head.unpack_from(untrusted_body, at)
+        at += head.size + length
+        if at > len(untrusted_body):
+            raise wire.WireError("a batch that is cut off")
+        items.append((number, untrusted_body[at - length : at]))
+    if at != len(untrusted_body):
+        raise wire.WireError("bytes after the end of a batch")
+    return items
+
+
+def pack_batch(questions: Sequence[tuple[int, bytes]]) -> bytes:
+    """Ask several (kind, body), of CHANGE and WRITE, one after the other: whether one is refused is no matter to the
+    others. The answer is `pack_results`'s.
+    """
+    return _pack_items(_ITEM, questions)
+
+
+def unpack_batch(body_bytes: bytes) -> list[tuple[int, bytes]]:
+    """Return the questions. Raises WireError."""
+    items = _unpack_items(_ITEM, body_bytes)
+    if any(kind not in (wire.Kind.CHANGE, wire.Kind.WRITE) for kind, _ in items):
+        raise wire.WireError("another question than of a change in a batch")
+    return items
+
+
+def pack_results(results: Sequence[Result]) -> bytes:
+    """The answer to BATCH: what each of its questions came to, in their order."""
+    return _pack_items(_RESULT, [(each.errno & 0xFFFF, each.body) for each in results])
+
+
+def unpack_results(untrusted_body: bytes) -> list[Result]:
+    """Return what each came to. Raises WireError."""
+    return [Result(*item) for item in _unpack_items(_RESULT, untrusted_body)]

@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mountsafe import changes, wire
@@ -29,9 +29,11 @@ DIED = 77  # the exit code of a guest that was told to
 class Control:
     """What a guest is to do: `dies`: at its so manieth change or sync from now on, once it is done (0: it lives).
 
-    `refuses`: to be mounted for writing. `fails_sync`: the next SYNC, with EIO. `room`: the largest file, in bytes.
+    `refuses`: to be mounted for writing. `fails_sync`: the next SYNC, with EIO. `room`: the largest file, in bytes;
+    `said_room`: what there is room for, it says.
     `keeps`: whether it can die, so that states are kept. `seed`: for what a disk has after a death. `turn`: how often
-    it was told something; what is to be done once is done once in a turn.
+    it was told something; what is to be done once is done once in a turn. `refused`: names that are neither made nor
+    removed.
     """
 
     turn: int = 0
@@ -39,8 +41,10 @@ class Control:
     refuses: bool = False
     fails_sync: bool = False
     room: int = 1 << 40
+    said_room: int = 1 << 40
     keeps: bool = False
     seed: int = 0
+    refused: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """For the guest in another process, from its next question on."""
@@ -211,12 +215,20 @@ class ChangingWorker(FolderWorker):
             Kind.CHANGE: self._change,
             Kind.WRITE: self._write,
             Kind.SYNC: self._sync,
+            Kind.STATFS: lambda _: self._statfs(),
             Kind.UNMOUNT: self._unmount,
         }
 
     @property
     def _control(self) -> Control:
         return Control.load(self._state / "control")
+
+    def _statfs(self) -> bytes:
+        """As much room as there is said to be, but for what files take."""
+        told = wire.unpack_statfs(self._tree.statfs())
+        sizes = (path.lstat().st_size for path in self._folder.rglob("*") if path.is_file())
+        free = max(0, self._control.said_room - sum(sizes)) // told.frsize
+        return wire.pack_statfs(told._replace(bfree=free, bavail=free))
 
     def _require_turn(self, kind: int) -> None:
         super()._require_turn(kind)
@@ -287,6 +299,8 @@ class ChangingWorker(FolderWorker):
     # --- what the host asks ----------------------------------------------------------------------------------------
     def _change(self, body: bytes) -> bytes:
         change = changes.unpack_change(body)
+        if change.act in (Act.CREATE, Act.UNLINK) and os.fsdecode(change.path) in self._control.refused:
+            raise OSError(errno.EPERM, "it is immutable")
         answer = self._changer.change(change)
         self._logged(Kind.CHANGE, body)
         self._mounted._files.clear()  # type: ignore[union-attr]  # by path, and paths lead elsewhere

@@ -49,6 +49,7 @@ class Worker:
             wire.Kind.CHANGE: lambda body: self._changed.change(body),
             wire.Kind.WRITE: lambda body: self._changed.write(body),
             wire.Kind.SYNC: lambda body: self._changed.sync(body),
+            wire.Kind.BATCH: self._batch,
             wire.Kind.UNMOUNT: lambda _: self._unmount(),
         }
 
@@ -146,13 +147,18 @@ class Worker:
             if (handler := self._answers.get(request.kind)) is None:
                 raise Refused(errno.ENOSYS, f"unknown request {request.kind}")
             return wire.frame(request.ident, request.kind, handler(request.body))
-        except Refused as refused:
-            failure = wire.pack_error(refused.errno, refused.message.encode("utf-8", "replace"))
-        except OSError as error:
-            failure = wire.pack_error(error.errno or errno.EIO, (error.strerror or "").encode("utf-8", "replace"))
         except Exception as error:  # noqa: BLE001  # a bug here must not end the stream: the host is told, and decides
-            failure = wire.pack_error(errno.EIO, repr(error).encode("utf-8", "replace"))
-        return wire.frame(request.ident, wire.Kind.ERROR, failure)
+            return wire.frame(request.ident, wire.Kind.ERROR, wire.pack_error(*_refusal(error)))
+
+    def _batch(self, body: bytes) -> bytes:
+        results = []
+        for kind, question in changes.unpack_batch(body):
+            try:
+                results.append(changes.Result(0, self._answers[kind](question)))
+            except Exception as error:  # noqa: BLE001  # as in `answer`
+                number, words = _refusal(error)
+                results.append(changes.Result(number, words[: wire.MAX_MESSAGE]))
+        return changes.pack_results(results)
 
     def serve(self, fd: int) -> None:
         """Answer requests until the host closes the stream."""
@@ -180,6 +186,15 @@ class Worker:
 def _only_disk() -> tuple[str, bool]:
     """Return what `device_of` does in a virtual machine that may write: it has one disk, whatever the host calls it."""
     return f"/dev/{find_medium()}", True
+
+
+def _refusal(error: Exception) -> tuple[int, bytes]:
+    """Return the errno and the words of a failure."""
+    if isinstance(error, Refused):
+        return error.errno, error.message.encode("utf-8", "replace")
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO, (error.strerror or "").encode("utf-8", "replace")
+    return errno.EIO, repr(error).encode("utf-8", "replace")
 
 
 def ports() -> dict[str, str]:

@@ -10,6 +10,7 @@ import itertools
 import os
 import socket
 import time
+from contextlib import suppress
 
 import trio
 
@@ -30,6 +31,25 @@ class GuestRefused(MountsafeError):
         super().__init__(f"{os.strerror(number)}: {words}" if words else os.strerror(number))
         self.errno = number
         self.words = words
+
+
+def refused(untrusted_errno: int, untrusted_words: bytes) -> GuestRefused:
+    """Return what a refusal means."""
+    known = untrusted_errno in errno.errorcode and untrusted_errno not in _MEANT_FOR_THE_KERNEL
+    return GuestRefused(untrusted_errno if known else errno.EIO, printable(untrusted_words, wire.MAX_MESSAGE))
+
+
+class Pending:
+    """A question that was sent and is not answered yet."""
+
+    def __init__(self, client: "AgentClient", kind: int, receive: "trio.MemoryReceiveChannel[wire.Frame]") -> None:
+        self._client = client
+        self._kind = kind
+        self._receive = receive
+
+    async def result(self, deadline: float) -> bytes:
+        """Return the untrusted body of the answer, as `AgentClient.request` does."""
+        return await self._client.finish(self._kind, self._receive, deadline)
 
 
 class AgentClient:
@@ -110,8 +130,55 @@ class AgentClient:
                     raise
             if frame is None:
                 if scope.cancelled_caught:
-                    self.end(DeadlinePassed(f"no answer from the virtual machine in {deadline:.0f} s"))
+                    self.end(self._late(deadline))
                 raise self._reason()
+        return self._body_of(frame, kind)
+
+    def _reason(self) -> MountsafeError:
+        return self.ended or GuestGone("the virtual machine is gone")
+
+    async def begin(self, kind: int, body: bytes, deadline: float) -> "Pending":
+        """Send a question and come back when it is sent: as `request` otherwise.
+
+        Those of one task are asked, and answered, in the order in which it calls this.
+        """
+        if self.ended is not None:
+            raise self.ended
+        ident = next(self._idents) & 0xFFFFFFFF
+        send, receive = trio.open_memory_channel[wire.Frame](1)
+        self._waiting[ident] = send
+        with trio.move_on_after(deadline) as scope:
+            try:
+                async with self._sending:
+                    await self._send(wire.frame(ident, kind, body))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                raise self._reason() from None
+            except trio.Cancelled:
+                if self._cut:
+                    self.end(self._late(deadline) if scope.cancel_called else GuestGone("a question was cut short"))
+                raise
+        if scope.cancelled_caught:
+            self.end(self._late(deadline))
+            raise self._reason()
+        return Pending(self, kind, receive)
+
+    @staticmethod
+    def _late(deadline: float) -> DeadlinePassed:
+        return DeadlinePassed(f"no answer from the virtual machine in {deadline:.0f} s")
+
+    async def finish(self, kind: int, receive: "trio.MemoryReceiveChannel[wire.Frame]", deadline: float) -> bytes:
+        """Wait for the answer to what was begun; see `Pending`."""
+        frame: wire.Frame | None = None
+        with trio.move_on_after(deadline) as scope:
+            with suppress(trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
+                frame = await receive.receive()
+        if scope.cancelled_caught:
+            self.end(self._late(deadline))
+        if frame is None:
+            raise self._reason()
+        return self._body_of(frame, kind)
+
+    def _body_of(self, frame: wire.Frame, kind: int) -> bytes:
         if frame.kind == wire.Kind.ERROR:
             raise self._refusal(frame.body)
         if frame.kind != kind:
@@ -119,9 +186,6 @@ class AgentClient:
             self.end(fault)
             raise fault
         return frame.body
-
-    def _reason(self) -> MountsafeError:
-        return self.ended or GuestGone("the virtual machine is gone")
 
     async def _exchange(self, data: bytes, receive: "trio.MemoryReceiveChannel[wire.Frame]") -> wire.Frame | None:
         try:
@@ -140,14 +204,11 @@ class AgentClient:
 
     def _refusal(self, untrusted_body: bytes) -> MountsafeError:
         try:
-            untrusted_errno, untrusted_words = wire.unpack_error(untrusted_body)
+            return refused(*wire.unpack_error(untrusted_body))
         except wire.WireError as error:
             fault = GuestFault(str(error))
             self.end(fault)
             return fault
-        known = untrusted_errno in errno.errorcode and untrusted_errno not in _MEANT_FOR_THE_KERNEL
-        number = untrusted_errno if known else errno.EIO
-        return GuestRefused(number, printable(untrusted_words, wire.MAX_MESSAGE))
 
     async def hello(self, deadline: float = REQUEST_DEADLINE) -> str:
         """Check that both ends speak the same version; return the guest's kernel release."""

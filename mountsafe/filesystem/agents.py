@@ -72,6 +72,8 @@ class Agents:
         self.replay: Callable[[Ask], Awaitable[None]] = _nothing  # done in a new VM that writes, before all else
         self._leaving: AgentClient | None = None  # has unmounted, or is about to
         self.paths = Gate()
+        self.order = trio.Lock()  # who has it is asked before anything more is changed
+        self.passed: Callable[[int | None], Awaitable[None]] = _passed  # changes up to a position, or all, are done
         self._client: AgentClient | None = None
         self._reported: AgentClient | None = None
         self._starting = trio.Lock()
@@ -109,7 +111,8 @@ class Agents:
             client.end(GuestGone("it could not mount the medium"))
             raise
 
-    async def _usable(self) -> AgentClient:
+    async def usable(self) -> AgentClient:
+        """Return a stream to a VM that has been brought to where the last one was. Raises MountsafeError."""
         async with self._starting:
             return await self._current()
 
@@ -206,7 +209,7 @@ class Agents:
         `question` is called when there is one that has been brought to where the last one was.
         """
         self._last_used = trio.current_time()
-        client = await self._usable()
+        client = await self.usable()
         return await self._answered_by(client, *await question(), deadline)
 
     async def request(
@@ -215,7 +218,7 @@ class Agents:
         """Return the untrusted body of the answer. OSError is the guest's no; MountsafeError is the VM's failure.
 
         `needed` says that a program waits for it (see `quiet`). A question with a path in it is given as what makes it:
-        while it is asked, no path changes.
+        the guest has done by then all that was changed, and while it is asked no path changes.
         """
         self._last_used = trio.current_time()
         self._awaited += needed
@@ -228,17 +231,27 @@ class Agents:
         raise DeadlinePassed(f"no answer in {CALL_DEADLINE:.0f} s, new virtual machine included")
 
     async def _request(self, kind: int, body: Question, deadline: float) -> bytes:
-        if callable(body):
-            if self.writable is None:  # no path ever changes
-                return await self._repeated(kind, body(), deadline)
-            async with self.paths.together():
-                return await self._repeated(kind, body(), deadline)
-        return await self._repeated(kind, body, deadline)
+        if not callable(body):
+            return await self._repeated(kind, body, deadline)
+        if self.writable is None:  # no path ever changes
+            return await self._repeated(kind, body(), deadline)
+        async with self.order:
+            await self.passed(None)  # a path is what it is to the guest
+            await self.paths.enter()
+            try:
+                question = body()
+            except BaseException:
+                self.paths.leave()
+                raise
+        try:
+            return await self._repeated(kind, question, deadline)
+        finally:
+            self.paths.leave()
 
     async def _repeated(self, kind: int, body: bytes, deadline: float) -> bytes:
         deaths = 0
         while True:
-            client = await self._usable()
+            client = await self.usable()
             try:
                 return await self._answered_by(client, kind, body, deadline)
             except OSError as refused:
@@ -256,11 +269,16 @@ class Agents:
             answer = await client.request(kind, body, deadline)
         except GuestRefused as refused:
             raise OSError(refused.errno, refused.words) from refused
-        except (GuestFault, DeadlinePassed) as error:
-            await self._report(client, error)
+        except MountsafeError as error:
+            await self.blame(client, error)
             raise
         self._answered = client
         return answer
+
+    async def blame(self, client: AgentClient, error: MountsafeError) -> None:
+        """Have a VM ended that has broken a rule or a deadline, if that is what the error says."""
+        if isinstance(error, GuestFault | DeadlinePassed):
+            await self._report(client, error)
 
     async def _report(self, client: AgentClient, error: MountsafeError) -> None:
         if self._reported is not client:  # once for all tasks that waited
@@ -309,6 +327,10 @@ class Agents:
 
 
 async def _nothing(ask: Ask) -> None:
+    pass
+
+
+async def _passed(position: int | None) -> None:
     pass
 
 

@@ -15,15 +15,18 @@ By that a name is, since the checkpoint:
 
 import errno
 import stat
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
+from mountsafe import wire
 from mountsafe.changes import Act, Change, Flag
 from mountsafe.filesystem.nodes import Node
 from mountsafe.limits import JOURNAL_BYTES, JOURNAL_CHANGES, MAX_LOST_NAMES
 
 OVERHEAD = 128  # bytes that a change takes beside its own
+QUARTER = 4  # a checkpoint is begun when so much of the log is full
 MAKING = frozenset({Act.CREATE, Act.MKDIR, Act.MKNOD, Act.SYMLINK})
 LEAVING = frozenset({Act.UNLINK, Act.RMDIR, Act.RENAME})  # after them there is nothing where something was
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
@@ -37,17 +40,25 @@ class Name(Enum):
     FIXED = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Logged:
     """A change, or a write of `data` at `offset` to an open file. `node`: what a handle in it is of.
 
-    Of an exchange `offset` is the inode number of what was at its path before.
+    Of an exchange `offset` is the inode number of what was at its path before. Of what programs were told of before the
+    guest has done it, `confirm` takes what the guest says of it (None: it is done, and nothing is known of how).
+    `subject`: whose openers are told if it fails; `places`: the names in folders which are other ones then; `removes`:
+    what has no name after it. `position`: its place among all changes of the mount, from 1 on.
     """
 
     change: Change
     node: Node | None = None
     offset: int = 0
-    data: bytes | None = None
+    data: bytes | bytearray | None = None
+    confirm: Callable[["list[wire.Entry] | None", int], None] | None = None
+    subject: Node | None = None
+    places: tuple[tuple[Node, bytes], ...] = ()
+    removes: Node | None = None
+    position: int = 0
 
     @property
     def name(self) -> bytes:
@@ -65,6 +76,11 @@ class Logged:
         """Bytes that it takes."""
         change = self.change
         return OVERHEAD + len(change.path) + len(change.other) + len(change.value) + len(self.data or b"")
+
+    @property
+    def leads_elsewhere(self) -> bool:
+        """Whether a path that the guest is asked about may be another one's after it."""
+        return self.change.act in LEAVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +101,114 @@ class Subjects:
         return cls(what, replaced, linked)
 
 
+class Names:
+    """What became of names since some point of the log, and out of which folders something was moved."""
+
+    def __init__(self) -> None:
+        self.states: dict[bytes, Name] = {}
+        self.left: set[bytes] = set()
+
+    def note(self, logged: Logged, about: Subjects) -> None:
+        """It is done after what was noted before."""
+        states, change = self.states, logged.change
+        if logged.data is not None or change.act in (Act.OPEN, Act.SETATTR, Act.SETXATTR, Act.REMOVEXATTR):
+            if logged.node is None:
+                states.setdefault(change.path, Name.TOUCHED)
+            elif not logged.node.gone:
+                states.setdefault(logged.node.path(), Name.TOUCHED)
+        elif change.act in MAKING:
+            states[change.path] = Name.MADE if makes_file(change) else Name.FIXED
+        elif change.act == Act.UNLINK and not about.linked:
+            states.setdefault(change.path, Name.TOUCHED)
+        elif change.act == Act.RENAME:
+            state = Name.MADE if states.get(change.path) is Name.MADE else Name.FIXED
+            states[change.path] = states[change.other] = state
+            self.left.add(change.path.rpartition(b"/")[0])
+        elif change.act != Act.CLOSE:
+            states[change.path] = Name.FIXED
+            if change.act == Act.LINK:
+                states[change.other] = Name.FIXED
+
+    def endangered_by(self, change: Change, about: Subjects) -> bool:
+        """Whether repeating all from that point on could go wrong, with this change among them."""
+        before = self.states.get(change.path)
+        if change.act in MAKING:
+            return before is Name.FIXED if makes_file(change) else before is not None
+        if change.act == Act.UNLINK:
+            return about.linked
+        if change.act == Act.RMDIR:
+            return change.path in self.left
+        if change.act == Act.LINK:
+            return True
+        if change.act == Act.RENAME:
+            return self._rename_endangers(change, about)
+        return False
+
+    def _rename_endangers(self, change: Change, about: Subjects) -> bool:
+        before, there = self.states.get(change.path), self.states.get(change.other)
+        if _alone(change, about) or about.linked:
+            return True
+        if before is Name.MADE:
+            return there is Name.FIXED
+        return before is not None or there is not None or _are_open(about)
+
+
+Opened = list[tuple[int, bytes, Node]]
+
+
 class ChangeLog:
     """What is in the log, and what it says of names.
 
+    The first `done` changes are done, the first `sent` may be: a guest was asked for them. A checkpoint is on its way
+    from `mark` to `reached`, and covers the first `marked` changes; what comes after it is kept.
     `fragile`: of a folder that was made the disk may have the name and not the rest, which nothing mends.
     """
 
     def __init__(self, fragile: bool = False) -> None:
         self._fragile = fragile
         self.changes: list[Logged] = []
-        self.opened: list[tuple[int, bytes, Node]] = []  # handles at the checkpoint, and where they led to
+        self.opened: Opened = []  # handles at the checkpoint, and where they led to
+        self.base = 0  # changes that are not kept any more
+        self.sent = 0
+        self.done = 0
+        self.marked: int | None = None
+        self._opened_at_mark: Opened = []
         self._bytes = 0
-        self._names: dict[bytes, Name] = {}
-        self._left: set[bytes] = set()  # folders out of which something was moved
-        self._sealed = False  # nothing may come after what is there
+        self._bytes_to_mark = 0
+        self._names = Names()
+        self._later = Names()  # since the mark
+        self._sealed_at = 0  # nothing may come after the change of this position
         self._last_names: list[bytes] = []  # of what the disk was said to have since it was left
 
     def __len__(self) -> int:
         return len(self.changes)
 
     @property
+    def accepted(self) -> int:
+        """The position of the last change."""
+        return self.base + len(self.changes)
+
+    @property
+    def confirmed(self) -> int:
+        """The position up to which all are done."""
+        return self.base + self.done
+
+    @property
+    def sealed(self) -> bool:
+        """Whether a checkpoint must come before any change."""
+        return self._sealed_at > self.base
+
+    @property
     def full(self) -> bool:
+        """Whether no more is to be kept."""
+        return self._bytes >= JOURNAL_BYTES or len(self.changes) >= JOURNAL_CHANGES
+
+    @property
+    def due(self) -> bool:
         """Whether there is to be a checkpoint."""
-        return self._sealed or self._bytes >= JOURNAL_BYTES or len(self.changes) >= JOURNAL_CHANGES
+        return self.marked is None and (
+            self._bytes >= JOURNAL_BYTES // QUARTER or len(self.changes) >= JOURNAL_CHANGES // QUARTER
+        )
 
     @property
     def names(self) -> list[bytes]:
@@ -126,84 +227,84 @@ class ChangeLog:
         self._last_names = []
 
     def begin(self, handles: dict[int, Node]) -> None:
-        """The disk has it all."""
+        """The disk has it all, or what it has not is lost."""
+        self.mark(handles)
+        self.reached()
+
+    def mark(self, handles: dict[int, Node]) -> None:
+        """A checkpoint comes after what is there."""
+        self.marked = len(self.changes)
+        self._bytes_to_mark = self._bytes
+        self._later = Names()
+        self._opened_at_mark = [(handle, node.path(), node) for handle, node in handles.items() if not node.gone]
+
+    def reached(self) -> None:
+        """The disk has what was there at the mark, or what it has not is lost."""
+        assert self.marked is not None
         self._last_names = self.names
-        self.changes.clear()
-        self._names.clear()
-        self._left.clear()
-        self._bytes = 0
-        self._sealed = False
-        self.opened = [(handle, node.path(), node) for handle, node in handles.items() if not node.gone]
+        count, self.marked = self.marked, None
+        del self.changes[:count]
+        self.base += count
+        self.sent = max(0, self.sent - count)
+        self.done = max(0, self.done - count)
+        self._bytes -= self._bytes_to_mark
+        self._names = self._later
+        self.opened = self._opened_at_mark
 
-    def add(self, logged: Logged, about: Subjects) -> None:
-        """It was done."""
+    def add(self, logged: Logged, about: Subjects, done: bool) -> None:
+        """It comes after what is there, or was done."""
         self.changes.append(logged)
+        logged.position = self.accepted
+        if done:
+            self.sent = self.done = len(self.changes)
         self._bytes += logged.cost
+        self._names.note(logged, about)
+        if self.marked is not None:
+            self._later.note(logged, about)
         change = logged.change
-        if logged.data is not None or change.act in (Act.OPEN, Act.SETATTR, Act.SETXATTR, Act.REMOVEXATTR):
-            if logged.node is None:
-                self._names.setdefault(change.path, Name.TOUCHED)
-            elif not logged.node.gone:
-                self._names.setdefault(logged.node.path(), Name.TOUCHED)
-        elif change.act in MAKING:
-            self._names[change.path] = Name.MADE if makes_file(change) else Name.FIXED
-        elif change.act == Act.UNLINK and not about.linked:
-            self._names.setdefault(change.path, Name.TOUCHED)
-        elif change.act == Act.RENAME:
-            self._renamed(change)
-        elif change.act != Act.CLOSE:
-            self._names[change.path] = Name.FIXED
-            if change.act == Act.LINK:
-                self._names[change.other] = Name.FIXED
-
         alone = change.act == Act.RENAME and (_alone(change, about) or _are_open(about))
-        self._sealed = alone or (self._fragile and change.act == Act.MKDIR)
+        if alone or (self._fragile and change.act == Act.MKDIR):
+            self._sealed_at = logged.position
 
-    def _renamed(self, change: Change) -> None:
-        state = Name.MADE if self._names.get(change.path) is Name.MADE else Name.FIXED
-        self._names[change.path] = self._names[change.other] = state
-        self._left.add(change.path.rpartition(b"/")[0])
+    def last_unsent(self) -> Logged | None:
+        """Return the last change, if no guest was asked for it and no checkpoint comes right after it."""
+        if self.sent < len(self.changes) and self.marked != len(self.changes):
+            return self.changes[-1]
+        return None
+
+    def extend(self, data: bytes) -> Logged:
+        """The last change, a write, goes on; return it."""
+        last = self.changes[-1]
+        if not isinstance(last.data, bytearray):
+            last.data = bytearray(last.data or b"")
+        last.data += data
+        self._bytes += len(data)
+        return last
 
     # --- what must not come after what -----------------------------------------------------------------------------
     def endangered_by(self, change: Change, about: Subjects) -> bool:
-        """Whether a checkpoint must come before this change."""
+        """Whether a checkpoint must come before this change: seen from the last one, or from that on its way."""
         if not self.changes:
             return False
-        before = self._names.get(change.path)
-        if change.act in MAKING:
-            return before is Name.FIXED if makes_file(change) else before is not None
-        if change.act == Act.UNLINK:
-            return about.linked
-        if change.act == Act.RMDIR:
-            return change.path in self._left
-        if change.act == Act.LINK:
+        views = (self._names,) if self.marked is None else (self._names, self._later)
+        return any(names.endangered_by(change, about) for names in views)
+
+    def unsent_handles(self) -> set[int]:
+        """The handles of files that no guest was asked to open yet."""
+        unsent = (logged.change for logged in self.changes[self.sent :])
+        return {change.handle for change in unsent if change.act in (Act.CREATE, Act.OPEN)}
+
+
+def excused(changes: Sequence[Logged], position: int, path: bytes, pending: Change | None = None) -> bool:
+    """Whether there may be nothing at a path where a change is repeated: a later one removed it or its folder.
+
+    `changes`: those that are repeated; `pending`: the one that is being done, and may have been.
+    """
+    later = [logged.change for logged in changes[position + 1 :]]
+    for change in [*later, pending] if pending is not None else later:
+        if change.act in LEAVING and (path == change.path or path.startswith(change.path + b"/")):
             return True
-        if change.act == Act.RENAME:
-            return self._rename_endangers(change, about)
-        return False
-
-    def _rename_endangers(self, change: Change, about: Subjects) -> bool:
-        before, there = self._names.get(change.path), self._names.get(change.other)
-        if _alone(change, about) or about.linked:
-            return True
-        if before is Name.MADE:
-            return there is Name.FIXED
-        return before is not None or there is not None or _are_open(about)
-
-    def excused(self, position: int, path: bytes, pending: Change | None = None) -> bool:
-        """Whether there may be nothing at a path where a change is repeated: a later one removed it or its folder.
-
-        `pending`: the one that is being done, and may have been.
-        """
-        later = [logged.change for logged in self.changes[position + 1 :]]
-        for change in [*later, pending] if pending is not None else later:
-            if change.act in LEAVING and (path == change.path or path.startswith(change.path + b"/")):
-                return True
-        return False
-
-    def made(self) -> set[int]:
-        """The handles of files that were made since the checkpoint: all that was written to them is here."""
-        return {logged.change.handle for logged in self.changes if logged.change.act == Act.CREATE}
+    return False
 
 
 def _alone(change: Change, about: Subjects) -> bool:

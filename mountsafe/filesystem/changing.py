@@ -15,14 +15,16 @@ import pyfuse3
 from mountsafe import wire
 from mountsafe.changes import MAX_VALUE, NO_TIME, Act, Change, Flag
 from mountsafe.filesystem.journal import Journal
+from mountsafe.filesystem.mending import Mending
 from mountsafe.filesystem.nodes import Node
 from mountsafe.filesystem.opened import FileSystem
-from mountsafe.filesystem.operations import SHOWN_XATTRS, Operations, View, boundary, within
+from mountsafe.filesystem.operations import SHOWN_XATTRS, Operations, View, boundary, release, renewed, within
 from mountsafe.filesystem.work import Work, error
 from mountsafe.limits import CHANGE_DEADLINE, SYNC_DEADLINE
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # include/uapi/linux/fs.h
 PERMISSIONS = 0o777
+SOON = 1.0  # seconds that the kernel may keep what is only expected of a file
 changing = within(lambda: CHANGE_DEADLINE)
 syncing = within(lambda: CHANGE_DEADLINE + SYNC_DEADLINE)  # what was begun before is finished first
 
@@ -34,9 +36,10 @@ class ChangingOperations(Operations):
         super().__init__(opened, view)
         self._journal = journal
         self._work = Work(opened, journal)
+        self._mending = Mending(opened.index, opened.reader, journal, release, renewed)
         self._folders: dict[int, Node] = {}  # by handle
-        self._failures: dict[int, int] = {}  # how many of the journal's each handle was told of
-        self._failures_told = 0  # of the root
+        self._failures: dict[int, tuple[int, int]] = {}  # how many of the journal's and the file's each was told of
+        self._losses_told = 0  # of the root
 
     def _mode(self, node: Node) -> int:
         mode = super()._mode(node)
@@ -45,6 +48,21 @@ class ChangingOperations(Operations):
 
     def _told_of(self, node: Node) -> pyfuse3.EntryAttributes:
         self._index.looked_up(node)
+        return self._attributes(node)
+
+    def _made_attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        made = super()._made_attributes(node)
+        if node in self._journal.unsure or not self._journal.is_confirmed(node):
+            made.attr_timeout = SOON
+        return made
+
+    @changing
+    async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
+        """Attributes, as the guest tells them of what is changed."""
+        node = self._index.node(inode)
+        await self._journal.confirmed(node)
+        if node in self._journal.unsure:
+            await self._journal.run(partial(self._mending.renew, node))
         return self._attributes(node)
 
     # --- something new ---------------------------------------------------------------------------------------------
@@ -160,7 +178,7 @@ class ChangingOperations(Operations):
     def _opened(self, node: Node) -> pyfuse3.FileInfo:
         handle = next(self._numbers)
         self._handles[handle] = node
-        self._failures[handle] = self._journal.failures
+        self._failures[handle] = self._journal.failures, node.failures
         node.opens += 1
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
@@ -197,8 +215,12 @@ class ChangingOperations(Operations):
 
     def _report(self, fh: int) -> None:
         """Raise OSError if something was lost that this handle was not told of yet."""
-        if self._failures.get(fh, 0) < self._journal.failures:
-            self._failures[fh] = self._journal.failures
+        node = self._handles[fh]
+        of_all, of_one = self._failures[fh]
+        self._failures[fh] = self._journal.failures, node.failures
+        if of_one < node.failures:
+            raise error(node.failed)
+        if of_all < self._journal.failures:
             raise error(errno.EIO)
 
     @boundary
@@ -239,8 +261,8 @@ class ChangingOperations(Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Return when the disk has everything that was changed, in whichever folder. The root tells what was lost."""
         await self._journal.sync()
-        if self._folders.get(fh) is self._index.root and self._failures_told < self._journal.failures:
-            self._failures_told = self._journal.failures
+        if self._folders.get(fh) is self._index.root and self._losses_told < self._journal.losses:
+            self._losses_told = self._journal.losses
             raise error(errno.EIO)
 
     # --- the rest --------------------------------------------------------------------------------------------------
@@ -265,6 +287,6 @@ class ChangingOperations(Operations):
     @changing
     async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
         """Figures of the file system: as it says now, while it is changed."""
-        if self._agents.writing:
-            self._statfs = self._agents.unpack(wire.unpack_statfs, await self._agents.request(wire.Kind.STATFS))
+        if (told := await self._journal.statfs()) is not None:
+            self._statfs = told
         return await super().statfs(ctx)

@@ -7,6 +7,7 @@ of an answer are checked before anything is done with them: `require_fitting` sa
 import stat
 
 from mountsafe import wire
+from mountsafe.filesystem.early import folded
 from mountsafe.filesystem.index import Index
 from mountsafe.filesystem.nodes import Node
 from mountsafe.filesystem.untrusted import fault_of_attributes, fault_of_name
@@ -74,11 +75,15 @@ class Edits:
     def _enter(self, folder: Node, name: bytes, node: Node) -> None:
         assert folder.listing is not None
         folder.listing.add(name, node)
+        if folder.listing.folded is not None:
+            folder.listing.count_folded(folded(name), 1)
         self._index.counted(folder, 1)
 
     def _leave(self, folder: Node, name: bytes) -> Node:
         assert folder.listing is not None
         node = folder.listing.remove(name)
+        if folder.listing.folded is not None:
+            folder.listing.count_folded(folded(name), -1)
         self._index.counted(folder, -1)
         if node.others:
             node.others.pop((folder, name), None)

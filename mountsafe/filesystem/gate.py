@@ -18,15 +18,20 @@ class Gate:
     @asynccontextmanager
     async def together(self) -> AsyncIterator[None]:
         """Be inside with others."""
-        while self._closed:
-            await self._changed.wait()
-        self._inside += 1
+        await self.enter()
         try:
             yield
         finally:
-            self._leave()
+            self.leave()
 
-    def _leave(self) -> None:
+    async def enter(self) -> None:
+        """Come inside with others; `leave` follows."""
+        while self._closed:
+            await self._changed.wait()
+        self._inside += 1
+
+    def leave(self) -> None:
+        """See `enter`."""
         self._inside -= 1
         if self._closed:
             self._wake()

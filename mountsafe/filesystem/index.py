@@ -73,6 +73,7 @@ class Index:
         self.root = Node(ROOT, None, root)
         self.root.lookups = 1
         self._nodes: dict[int, Node] = {ROOT: self.root}
+        self._told: dict[int, Node] = {}  # by the medium's numbers, what was known before it had one
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -203,7 +204,7 @@ class Index:
             return kept
         wanted = self._wanted(entry)
         for number in self._numbers(wanted, folder, entry.name):
-            known = self._nodes.get(number)
+            known = self._nodes.get(number) or (self._told.get(number) if number == wanted else None)
             if known is None:
                 return self._born(number, folder, entry)
             if _same_place(known, folder, entry.name):
@@ -251,6 +252,19 @@ class Index:
         while (number := MADE_INODE | random.getrandbits(61)) in self._nodes:
             pass
         return self._born(number, folder, entry)
+
+    def told(self, node: Node, number: int) -> None:
+        """Something that was made has this number on the medium; it keeps the one by which the kernel knows it."""
+        if self._stable and number > ROOT and number != node.ino:
+            self._told[number] = node
+            node.told = number
+            if node.ino in self.doubtful:
+                self.doubtful.add(number)
+
+    def forget_folder(self, folder: Node) -> None:
+        """What is in a folder is not what was thought: it is asked for again."""
+        if self._learned.pop(folder.ino, None) is not None and folder.listing is not None:
+            self._unlearn(folder)
 
     def also_at(self, node: Node, folder: Node, name: bytes) -> None:
         """The file has this name as well; or again one, if it had none that was known."""
@@ -349,6 +363,8 @@ class Index:
             del self._kept[parent.ino, node.name]
         if self._nodes.get(node.ino) is node:
             del self._nodes[node.ino]
+            if self._told.get(node.told) is node:
+                del self._told[node.told]
 
 
 def _listing_question(folder: Node, cursor: int) -> bytes:

@@ -1,9 +1,11 @@
 """All changes of a mount: in one order, one at a time, and none lost with a virtual machine.
 
-A change is answered when the guest has done it. It is kept until the guest says that the disk has it (a checkpoint);
-if the VM dies before, the next one is made to do it again (`filesystem.replay`). Checkpoints come after
-`JOURNAL_BYTES` or `JOURNAL_CHANGES`, in a moment of rest, when a program asks for one, and where a change could not be
-repeated otherwise (`filesystem.changelog`). When nothing was changed for some seconds the file system is left clean,
+What the host can judge by itself (`filesystem.early`) is answered at once, and done by the guest soon after
+(`filesystem.delivery`); all else when the guest has done it, and all that came before. A change is kept until the guest
+says that the disk has it (a checkpoint); if the VM dies before, the next one is made to do it again
+(`filesystem.replay`). Checkpoints come when a part of the log is full, in a moment of rest, when a program asks for
+one, and where a change could not be repeated otherwise (`filesystem.changelog`). Who changes something waits while
+`JOURNAL_BYTES` or `JOURNAL_CHANGES` are kept. When nothing was changed for some seconds the file system is left clean,
 and the VM that wrote goes.
 
 Work on the tree runs in tasks of the journal, under its lock: who waits for it may be cancelled, and it goes on.
@@ -12,89 +14,45 @@ Work on the tree runs in tasks of the journal, under its lock: who waits for it 
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import trio
 
 from mountsafe import wire
 from mountsafe.appliance.client import GuestRefused
-from mountsafe.changes import Act, Change, Flag, pack_change, pack_sync, pack_write, unpack_changed
+from mountsafe.changes import MAX_WRITE, Act, Change, Flag, pack_change, pack_write, unpack_changed
 from mountsafe.errors import MountsafeError
-from mountsafe.filesystem.agents import Agents, Ask
-from mountsafe.filesystem.changelog import ChangeLog, Logged, Subjects
+from mountsafe.filesystem.changelog import LEAVING, Logged, Subjects
+from mountsafe.filesystem.kept import NOTHING, Kept, tried
 from mountsafe.filesystem.nodes import Node
-from mountsafe.filesystem.replay import Replay, number_told
-from mountsafe.limits import ANSWER_DEADLINE, SYNC_DEADLINE
+from mountsafe.filesystem.replay import number_told
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 REST = 0.25  # seconds after the last change until a checkpoint
 REFUSED = 10.0  # seconds in which a guest that would not mount it for writing is not asked again
-ATTEMPTS = 4  # for a change: in so many virtual machines
-BETWEEN = 0.5  # seconds
 AGAIN_LATER = 5.0  # seconds after a checkpoint that did not come about
-NOTHING = Subjects()
-WITHOUT_ORDER = frozenset({b"vfat", b"msdos"})  # their driver writes what belongs together in any order
-LEADING_ELSEWHERE = frozenset({Act.RENAME, Act.UNLINK, Act.RMDIR})  # paths lead elsewhere after them
 
 
-class Journal:
-    """The changes of one mount. All but `run`, `attend` and what is said otherwise is called in work that `run` does.
+@dataclass(slots=True)
+class Early:
+    """What the host says of a change before the guest has done it.
 
-    `unsaved` is told why changes are lost, how many, and a few paths. `replayed` is called when a new VM does again
-    what was done, and `settled` when the file system is read as it is on the disk from now on.
+    `guess`: what the guest is expected to answer; `confirm` and `places` as of `Logged`; `touched`: what has other
+    attributes then, first of all what the change is about, if that is there before; `removes`: what has no name then.
     """
 
-    def __init__(
-        self,
-        agents: Agents,
-        nursery: trio.Nursery,
-        idle: float,
-        unsaved: Callable[[str, int, list[bytes]], Awaitable[None]],
-        replayed: Callable[[], None],
-        settled: Callable[[], None],
-    ) -> None:
-        self._agents = agents
-        self._nursery = nursery
-        self._idle = idle
-        self._unsaved = unsaved
-        self._replayed = replayed
-        self._settled = settled
-        self._lock = trio.Lock()
-        self._log = ChangeLog(fragile=agents.mounted.fstype in WITHOUT_ORDER)
-        self._handles: dict[int, Node] = {}
-        self._last_handle = 0
-        self._pending: tuple[Change | None, Subjects] = (None, NOTHING)  # the change that is being done
-        self._last = 0.0  # when something was changed
-        self._refused_until = 0.0
-        self._refusal = ""
-        self._begun = trio.Event()
-        self._broken = ""
-        self.repeated = 0  # changes, in new VMs
-        self.failures = 0  # so often something was lost that programs had been told of
-        agents.replay = self._replay
+    guess: list[wire.Entry]
+    confirm: Callable[[list[wire.Entry] | None, int], None]
+    touched: list[Node] = field(default_factory=list)
+    places: tuple[tuple[Node, bytes], ...] = ()
+    removes: Node | None = None
 
-    async def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do work on the tree, when all that was begun before is done. It is done even if nobody waits any more."""
-        done = trio.Event()
-        came: list[T] = []
-        failed: list[Exception] = []
 
-        async def task() -> None:
-            try:
-                async with self._lock:
-                    came.append(await work())
-            except Exception as error:  # noqa: BLE001  # whoever waits is told
-                failed.append(error)
-            finally:
-                done.set()
-
-        self._nursery.start_soon(task)
-        await done.wait()
-        if failed:
-            raise failed[0]
-        return came[0]
+class Journal(Kept):
+    """The changes of one mount. All but `run`, `attend` and `end` is called in work that `run` does."""
 
     # --- changes ---------------------------------------------------------------------------------------------------
     async def do(
@@ -103,32 +61,58 @@ class Journal:
         apply: Callable[[list[wire.Entry]], T],
         about: Subjects = NOTHING,
         node: Node | None = None,
+        early: Early | None = None,
     ) -> T:
         """Have a change made. `apply` is given what the guest says that there is now, and does it to what is known.
 
-        It raises WireError, before it does anything, if that cannot be. `node`: what the change's handle is of.
+        It raises WireError, before it does anything, if that cannot be. `node`: what the change's handle is of. With
+        `early` it counts as made, and the guest makes it later.
         Raises OSError, the guest's no or ours; MountsafeError: it may be done or not.
         """
         await self._require_writing()
-        if self._log.full or self._log.endangered_by(change, about):
+        if self._log.sealed or self._log.endangered_by(change, about):
             await self._checkpoint()
+        logged = Logged(change, node)
+        if early is not None and await self._has_room():
+            return await self._accepted(logged, about, apply, early)
+        await self._passed()
         self._pending = (change, about)
-        number = 0
         try:
             if change.flags & Flag.EXCHANGE:
-                number = await self._number_at(change.path)
-            return await self._done(Logged(change, node, number), about, apply)
+                logged.offset = await self._number_at(change.path)
+            return await self._done(logged, about, apply)
         finally:
             self._pending = (None, NOTHING)
-            if self._log.full:
+            if self._log.sealed:
                 await self._checkpoint_soon()
+
+    async def _accepted(
+        self, logged: Logged, about: Subjects, apply: Callable[[list[wire.Entry]], T], early: Early
+    ) -> T:
+        async with self._agents.order:
+            came = apply(early.guess)
+            logged.confirm, logged.places, logged.removes = early.confirm, early.places, early.removes
+            logged.subject = early.touched[0] if early.touched else None
+            self._add(logged, about, done=False)
+            for each in early.touched:
+                each.changed = logged.position
+        self._delivery.wake()
+        return came
+
+    async def _has_room(self) -> bool:
+        """Whether something may be answered early; wait until there is room for it in the log."""
+        if self._log.due:
+            self._mark()
+        if self._log.full and self._delivery.trouble is None:
+            await self._wait_for(lambda: not self._log.full)
+        return self._delivery.trouble is None
 
     async def _done(self, logged: Logged, about: Subjects, apply: Callable[[list[wire.Entry]], T]) -> T:
         change = logged.change
 
         def applied(untrusted_body: bytes) -> T:
             came = apply(unpack_changed(untrusted_body))
-            self._add(logged, about)
+            self._add(logged, about, done=True)
             return came
 
         async def question(again: bool) -> tuple[int, bytes]:
@@ -137,7 +121,7 @@ class Journal:
             flags = change.flags | (Flag.AGAIN if again else 0)
             return wire.Kind.CHANGE, pack_change(change._replace(flags=flags))
 
-        if change.act not in LEADING_ELSEWHERE:
+        if change.act not in LEAVING:
             return await self._answered(question, applied)
         async with self._agents.paths.alone():
             return await self._answered(question, applied)
@@ -149,12 +133,48 @@ class Journal:
 
         return await self._answered(question, number_told)
 
-    async def write(self, node: Node, offset: int, data: bytes, apply: Callable[[list[wire.Entry]], T]) -> T:
+    async def statfs(self) -> wire.Statfs | None:
+        """Return what the file system says of its room, when all that was changed is done; None if nobody says it."""
+        if not self._agents.writing:
+            return None
+        try:
+            await self._passed()
+            return self._agents.unpack(wire.unpack_statfs, await self._agents.request(wire.Kind.STATFS))
+        except (OSError, MountsafeError) as error:
+            log.info("how much room there is is not known: %s", error)
+            return None
+
+    async def told(self, node: Node) -> wire.Entry:
+        """Return what the guest says that something is now, when all that was changed is done."""
+        await self._require_writing()
+        await self._passed()
+
+        async def question(again: bool) -> tuple[int, bytes]:
+            await trio.lowlevel.checkpoint()
+            path = b"" if node.handle else node.path()
+            return wire.Kind.CHANGE, pack_change(Change(Act.SETATTR, path, handle=node.handle, flags=Flag.AGAIN))
+
+        return await self._answered(question, _first)
+
+    async def write(
+        self,
+        node: Node,
+        offset: int,
+        data: bytes,
+        apply: Callable[[list[wire.Entry]], T],
+        early: Early | None = None,
+    ) -> T:
         """Write to a file; as `do` otherwise."""
         await self._require_writing()
-        if self._log.full:
+        if self._log.sealed:
             await self._checkpoint()
-        handle = await self.open(node)
+        handle = await self.open(node, early is not None)
+        logged = Logged(Change(0, handle=handle), node, offset, data)
+        if early is not None and not node.gone and await self._has_room():
+            if self._goes_on(handle, offset, len(data)):
+                return await self._gone_on(data, apply, early)
+            return await self._accepted(logged, NOTHING, apply, early)
+        await self._passed()
 
         async def question(again: bool) -> tuple[int, bytes]:
             await trio.lowlevel.checkpoint()
@@ -163,19 +183,35 @@ class Journal:
             return wire.Kind.WRITE, pack_write(handle, offset, data, again)
 
         told = await self._answered(question, lambda untrusted_body: apply(unpack_changed(untrusted_body)))
-        self._add(Logged(Change(0, handle=handle), node, offset, data), NOTHING)
+        self._add(logged, NOTHING, done=True)
         if node.gone and node.nlink:
             await self._checkpoint()  # there is no path by which it would be opened again, and it stays
         return told
 
-    async def open(self, node: Node) -> int:
+    def _goes_on(self, handle: int, offset: int, length: int) -> bool:
+        """Whether a write goes on where the last change, which is on the host only, has ended."""
+        last = self._log.last_unsent()
+        if last is None or last.data is None or last.change.handle != handle:
+            return False
+        return last.offset + len(last.data) == offset and len(last.data) + length <= MAX_WRITE
+
+    async def _gone_on(self, data: bytes, apply: Callable[[list[wire.Entry]], T], early: Early) -> T:
+        came = apply(early.guess)
+        last = self._log.extend(data)
+        last.confirm = early.confirm
+        self._last = trio.current_time()
+        await trio.lowlevel.checkpoint()
+        return came
+
+    async def open(self, node: Node, early: bool = False) -> int:
         """Return the handle by which the guest has a file open; it is opened if it is not."""
         if not node.handle:
             if node.gone:
                 raise _lost_file()
             handle = self.new_handle()
             change = Change(Act.OPEN, node.path(), handle=handle, flags=Flag.WRITE)
-            await self.do(change, lambda _: self.opened(handle, node))
+            soon = Early([], lambda untrusted, position: None, [node]) if early else None
+            await self.do(change, lambda _: self.opened(handle, node), early=soon)
         return node.handle
 
     def new_handle(self) -> int:
@@ -195,12 +231,8 @@ class Journal:
             return
         node.handle = 0
         if self._handles.pop(handle, None) is not None and self._agents.writing:
-            await self.do(Change(Act.CLOSE, handle=handle), lambda _: None)
-
-    def _add(self, logged: Logged, about: Subjects) -> None:
-        self._log.add(logged, about)
-        self._last = trio.current_time()
-        self._begun.set()
+            soon = Early([], lambda untrusted, position: None)
+            await self.do(Change(Act.CLOSE, handle=handle), lambda _: None, early=soon)
 
     # --- answers, and whoever gives them -----------------------------------------------------------------------------
     async def _require_writing(self) -> None:
@@ -220,6 +252,7 @@ class Journal:
         self._log.begin({})
         self._last = trio.current_time()
         self._begun.set()
+        await self.begun()
 
     async def _begin_writing(self) -> None:
         """Get a VM that writes; another one if the first dies before it has mounted anything."""
@@ -231,81 +264,8 @@ class Journal:
                 return refused
             return None
 
-        if (refused := await _tried(attempt)) is not None:
+        if (refused := await tried(attempt)) is not None:
             raise refused
-
-    async def _answered(
-        self,
-        question: Callable[[bool], Awaitable[tuple[int, bytes]]],
-        decode: Callable[[bytes], T],
-        deadline: float = ANSWER_DEADLINE,
-    ) -> T:
-        """Ask until a guest answers, of which the last may have done already what it is asked for."""
-
-        async def attempt(again: bool) -> T:
-            async def asked() -> tuple[int, bytes]:
-                self._require_whole()  # in the VM that there is by now
-                return await question(again)
-
-            return self._agents.unpack(decode, await self._agents.ask_once(asked, deadline))
-
-        return await _tried(attempt)
-
-    def _require_whole(self) -> None:
-        if self._broken:
-            raise OSError(errno.EIO, self._broken)
-
-    async def _replay(self, ask: Ask) -> None:
-        """Have a new VM do what the last one may not have brought to the disk."""
-        replay = Replay(self._log, self._handles, self._pending)
-        self._replayed()
-        try:
-            not_open = await replay.run(ask)
-        except OSError as error:
-            self._broken = f"changes could not be repeated: {error.strerror or error}"
-            await self._lost(self._broken, len(self._log))
-            self._log.begin({})
-            return
-        self.repeated += replay.repeated
-        for handle in not_open:
-            node = self._handles.pop(handle)
-            node.handle = 0
-            if node.gone:
-                log.warning("a file that was open, and has been removed, is gone with the virtual machine")
-
-    async def _lost(self, why: str, count: int) -> None:
-        self.failures += 1
-        log.error("%d changes may be lost: %s", count, why)
-        await self._unsaved(why, count, self._log.names)
-
-    # --- checkpoints -----------------------------------------------------------------------------------------------
-    async def _checkpoint(self) -> None:
-        """Have the disk take all of it. Raises MountsafeError if there is no VM; what it refuses is a failure."""
-
-        async def question(again: bool) -> tuple[int, bytes]:
-            await trio.lowlevel.checkpoint()
-            return wire.Kind.SYNC, pack_sync(0)
-
-        self._require_whole()
-        if not self._log:
-            return
-        try:
-            await self._answered(question, _require_empty, SYNC_DEADLINE)
-        except OSError as error:
-            self._require_whole()
-            await self._lost(f"the medium did not take them: {error.strerror or error}", len(self._log))
-        self._log.begin(self._handles)
-
-    async def _checkpoint_soon(self) -> None:
-        """After a change that is done: if there is no VM for it, whoever changes something next comes to it first."""
-        try:
-            await self._checkpoint()
-        except (OSError, MountsafeError) as error:
-            log.warning("what was changed is not on the medium yet: %s", error)
-
-    async def sync(self) -> None:
-        """Have the disk take all that was changed so far."""
-        await self.run(self._checkpoint)
 
     async def attend(self) -> None:
         """Make checkpoints when it is quiet, and settle when it was for longer. Runs for as long as the mount."""
@@ -355,22 +315,11 @@ class Journal:
             await self._settle()
 
 
-async def _tried(attempt: Callable[[bool], Awaitable[T]]) -> T:
-    """Try until a VM lives for long enough, `ATTEMPTS` times; `attempt` is told whether it is not the first."""
-    for number in range(1, ATTEMPTS + 1):
-        try:
-            return await attempt(number > 1)
-        except MountsafeError as error:
-            log.info("a change is not answered: %s", error)
-            if number == ATTEMPTS:
-                raise
-        await trio.sleep((number - 1) * BETWEEN)
-    raise AssertionError
-
-
-def _require_empty(untrusted_body: bytes) -> None:
-    if untrusted_body:
-        raise wire.WireError("a sync that says something")
+def _first(untrusted_body: bytes) -> wire.Entry:
+    entries = unpack_changed(untrusted_body)
+    if not entries:
+        raise wire.WireError("an answer without an entry")
+    return entries[0]
 
 
 def _lost_file() -> OSError:

@@ -18,7 +18,10 @@ class Node:
     __slots__ = (
         "atime",
         "blocks",
+        "changed",
         "ctime",
+        "failed",
+        "failures",
         "gid",
         "gone",
         "handle",
@@ -37,6 +40,7 @@ class Node:
         "shown",
         "size",
         "target",
+        "told",
         "uid",
         "unplanned",
     )  # fmt: skip
@@ -53,6 +57,10 @@ class Node:
         self.position = 0  # in its folder's listing: a guess for hard links
         self.gone = False  # it was removed: no path that is known leads to it
         self.opens = 0  # where it can be changed: how often it is open here
+        self.told = 0  # the number that it got on the medium after it was known here
+        self.changed = 0  # the position of the last change of it, in the order of `ChangeLog`
+        self.failures = 0  # so often something was refused that programs had been told of, the last time with this:
+        self.failed = 0  # an errno
         self.handle = 0  # and by what number it is open in the guest; 0 if it is not
         self.others: dict[tuple[Node, bytes], None] | None = None  # and its further names, if there are any
         self.renew(entry)
@@ -131,7 +139,7 @@ class Listing:
     keeps his place. A new list takes the old one's place when most of it is such.
     """
 
-    __slots__ = ("_ahead", "_changed", "_failure", "complete", "names", "needed", "order", "size")
+    __slots__ = ("_ahead", "_changed", "_failure", "complete", "folded", "names", "needed", "order", "size")
 
     def __init__(self, ahead: int) -> None:
         self._ahead = ahead
@@ -140,6 +148,7 @@ class Listing:
         self.names: dict[bytes, Node] = {}
         self.order: list[tuple[bytes, Node]] = []
         self.complete = False
+        self.folded: dict[str, int] | None = None  # how many names `early.folded` makes the same of, once it is asked
         self._failure: Exception | None = None
         self._changed = trio.Event()
 
@@ -161,6 +170,13 @@ class Listing:
             for position, (_, each) in enumerate(self.order):
                 each.position = position
         return node
+
+    def count_folded(self, folded: str, more: int) -> None:
+        """There are so many more, or less, names that are folded to this."""
+        if self.folded is not None:
+            self.folded[folded] = self.folded.get(folded, 0) + more
+            if self.folded[folded] <= 0:
+                del self.folded[folded]
 
     def stands(self, name: bytes, node: Node) -> bool:
         """Whether an entry of `order`, or of an earlier one, is still there."""

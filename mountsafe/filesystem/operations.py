@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -268,6 +269,16 @@ class Operations(pyfuse3.Operations):
 def release(parent_inode: int, name: bytes) -> None:
     """Let the kernel forget a name, and with it a file that nobody has open. Returns at once."""
     pyfuse3.invalidate_entry_async(parent_inode, name, ignore_enoent=True)
+
+
+def renewed(inode: int) -> None:
+    """Let the kernel forget what it keeps of a file's bytes and attributes. Returns at once."""
+    trio.lowlevel.spawn_system_task(_renewed, inode)
+
+
+async def _renewed(inode: int) -> None:
+    with suppress(OSError):  # it holds it no more
+        await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode)
 
 
 def is_news(record: logging.LogRecord) -> bool:

@@ -180,6 +180,7 @@ class Reader:
 
     async def _read_open(self, node: Node, offset: int, length: int) -> bytes:
         """Read a file that is open in the guest: no path may lead to it any more."""
+        await self._agents.passed(node.changed)
         handle = node.handle
         if not handle:
             raise OSError(errno.EIO, "a file that was open is gone")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from mountsafe import wire
 from mountsafe.changes import Act, Change, Flag, pack_change, pack_write, unpack_changed
 from mountsafe.filesystem.agents import Ask
-from mountsafe.filesystem.changelog import ABSENT, LEAVING, ChangeLog, Logged, Subjects, makes_file
+from mountsafe.filesystem.changelog import ABSENT, LEAVING, ChangeLog, Logged, Subjects, excused, makes_file
 from mountsafe.filesystem.nodes import Node
 
 OPENING = frozenset({Act.OPEN, Act.CREATE})
@@ -26,13 +26,19 @@ class Replay:
         self._handles = handles
         self._last, about = pending
         self._pending = (about.what, about.replaced)
-        self._made = log.made()
+        self._changes = log.changes[: log.sent]
+        # All that was written to these since the checkpoint is in the log.
+        self._made = {logged.change.handle for logged in log.changes if logged.change.act == Act.CREATE}
         self._paths: dict[int, bytes] = {}  # by which handles were opened, or should have been
         self._open: set[int] = set()
+        self._done = log.done
+        self._staying = {logged.removes for logged in log.changes[log.sent :]}  # nobody was asked to remove them yet
         self.repeated = 0
+        self.failed: list[tuple[Logged, OSError]] = []
 
     async def run(self, ask: Ask) -> list[int]:
-        """Do them. Return handles that could not be opened: what they are of is gone, or has another name.
+        """Do those that were sent. Return handles that could not be opened: what they are of is gone, or has another
+        name. What no guest had done before and this one says no to, is in `failed`.
 
         Raises OSError if the guest says no to a change that cannot be done without; MountsafeError.
         """
@@ -41,22 +47,27 @@ class Replay:
             if not self._left_out(handle):
                 with suppress(OSError):
                     await self._open_again(ask, Change(Act.OPEN, path, handle=handle, flags=Flag.WRITE))
-        for position, logged in enumerate(self._log.changes):
+        for position, logged in enumerate(self._changes):
             try:
                 await self._repeat(ask, position, logged)
             except OSError as error:
                 if error.errno not in ABSENT or not self._may_find_nothing(position, logged.change):
-                    raise
+                    if position < self._done:
+                        raise
+                    self.failed.append((logged, error))
             self.repeated += 1
-        return [handle for handle in self._handles if handle not in self._open]
+        unsent = self._log.unsent_handles()
+        return [handle for handle in self._handles if handle not in self._open and handle not in unsent]
 
     def _may_find_nothing(self, position: int, change: Change) -> bool:
-        return change.act in LEAVING or self._log.excused(position, change.path, self._last)
+        return change.act in LEAVING or excused(self._changes, position, change.path, self._last)
 
     def _left_out(self, handle: int) -> bool:
         """Whether its file has been removed, or may have been: another one may be where it was."""
         node = self._handles.get(handle)
-        return node is not None and handle not in self._made and (node.gone or node in self._pending)
+        if node is None or handle in self._made or node in self._staying:
+            return False
+        return node.gone or node in self._pending
 
     async def _repeat(self, ask: Ask, position: int, logged: Logged) -> None:
         change = logged.change
@@ -77,7 +88,7 @@ class Replay:
             await ask(wire.Kind.CHANGE, _again(change))
 
     def _may_be_absent(self, position: int, handle: int) -> bool:
-        return self._left_out(handle) or self._log.excused(position, self._paths.get(handle, b""), self._last)
+        return self._left_out(handle) or excused(self._changes, position, self._paths.get(handle, b""), self._last)
 
     @staticmethod
     async def _number_at(ask: Ask, path: bytes) -> int:
@@ -101,7 +112,7 @@ class Replay:
     async def _by_handle(self, ask: Ask, logged: Logged) -> None:
         change = logged.change
         if logged.data is not None:
-            await ask(wire.Kind.WRITE, pack_write(change.handle, logged.offset, logged.data, again=True))
+            await ask(wire.Kind.WRITE, pack_write(change.handle, logged.offset, bytes(logged.data), again=True))
         else:
             await ask(wire.Kind.CHANGE, _again(change))
         if change.act == Act.CLOSE:

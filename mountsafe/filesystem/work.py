@@ -1,21 +1,24 @@
 """Changes of a tree, each in one piece: what is known is looked at, the guest makes the change, and it is known.
 
-All of it is called in what `Journal.run` runs, one at a time. It raises OSError, what the guest or we say no to, and
-MountsafeError: then a change may be on the medium or not.
+What the host can judge by itself (`filesystem.early`) is known before the guest makes it; what that says later
+(`Work._confirm`) counts if nothing else of the same file is under way. All of it is called in what `Journal.run` runs,
+one at a time. It raises OSError, what the guest or we say no to, and MountsafeError: then a change may be on the medium
+or not.
 """
 
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from mountsafe import wire
 from mountsafe.changes import Act, Change, Flag
 from mountsafe.filesystem.changelog import Subjects
+from mountsafe.filesystem.early import Judge
 from mountsafe.filesystem.edits import Edits, require_fitting
 from mountsafe.filesystem.index import UNSTABLE_INODES
-from mountsafe.filesystem.journal import Journal
+from mountsafe.filesystem.journal import Early, Journal
 from mountsafe.filesystem.nodes import Node
 from mountsafe.filesystem.opened import FileSystem
 
@@ -41,6 +44,8 @@ class Work:
         fstype = opened.agents.mounted.fstype
         self._caseless = fstype in CASELESS
         self._stable = fstype not in UNSTABLE_INODES
+        self._judge = Judge(fstype, opened.index.root, journal.statfs)
+        journal.begun = self._judge.room.renew
         self._longest = min(opened.statfs.namemax or wire.MAX_NAME, wire.MAX_NAME)
 
     # --- what is there, and where ----------------------------------------------------------------------------------
@@ -68,19 +73,40 @@ class Work:
 
     def _told(self, untrusted: Sequence[wire.Entry], kind: int, name: bytes | None, *folders: Node) -> wire.Entry:
         """Return what an answer says of what was changed, all of it checked, and let the folders have what it says."""
-        if not 1 <= len(untrusted) <= 1 + len(folders):
-            raise wire.WireError(f"{len(untrusted)} entries of one change")
-        entry = require_fitting(untrusted[0], kind, name)
-        pairs = zip(folders, untrusted[1:], strict=False)
-        told = [(folder, require_fitting(each, stat.S_IFDIR, folder.name)) for folder, each in pairs]
+        entry, told = _checked(untrusted, kind, name, folders)
         for folder, checked in told:
             folder.renew(checked)
         return entry
 
     def _told_by_path(self, untrusted: Sequence[wire.Entry], node: Node) -> wire.Entry:
         """The same of attributes that were set by a path: it tells of the folder too, but for the root's."""
-        folders = [] if node.parent is None else [node.parent]
-        return self._told(untrusted, stat.S_IFMT(node.mode), node.name, *folders)
+        return self._told(untrusted, stat.S_IFMT(node.mode), node.name, *_above(node))
+
+    def _confirm(
+        self,
+        untrusted: Sequence[wire.Entry] | None,
+        position: int,
+        node: Node,
+        kind: int,
+        name: bytes | None,
+        folders: Sequence[Node] = (),
+        least: int = 0,
+    ) -> None:
+        """Let files have what the guest says of a change that counted as made, if it is the last one of each.
+
+        `least`: the size that the file has, at least. None: it was made again by another guest.
+        """
+        if untrusted is None:
+            self._journal.unsure.update(each for each in (node, *folders) if each.changed == position)
+            return
+        entry, told = _checked(untrusted, kind, name, folders)
+        if entry.mode and entry.size < least:
+            raise wire.WireError("a file that is shorter than what was written to it")
+        self._index.told(node, entry.ino)
+        for each, checked in [(node, entry), *told]:
+            if each.changed == position:
+                each.renew(checked)
+                self._journal.unsure.discard(each)
 
     async def _keep_open(self, node: Node) -> None:
         """A file is about to lose a name: have the guest hold it, if somebody has it open and it has no other."""
@@ -97,14 +123,29 @@ class Work:
             change = change._replace(path=self._path(folder, name), gid=gid)
             kind = stat.S_IFLNK if change.act == Act.SYMLINK else stat.S_IFMT(change.mode)
 
+            early = await self._early(self._judge.made(folder, name, change), [folder], [(folder, name)])
+
             def apply(untrusted: list[wire.Entry]) -> Node:
                 made = self._edits.add(folder, self._told(untrusted, kind, name, folder))
                 if change.handle:
                     self._journal.opened(change.handle, made)
                 self._reader.changing(made)
+                if early is not None:
+                    early.touched.insert(0, made)
+                    early.confirm = partial(self._confirm, node=made, kind=kind, name=name, folders=(folder,))
                 return made
 
-            return await self._journal.do(change, apply)
+            return await self._journal.do(change, apply, early=early)
+
+    async def _early(
+        self,
+        judged: Awaitable[list[wire.Entry] | None],
+        touched: list[Node],
+        places: Sequence[Place] = (),
+        confirm: Callable[[list[wire.Entry] | None, int], None] = lambda untrusted, position: None,
+    ) -> Early | None:
+        guess = await judged
+        return None if guess is None else Early(guess, confirm, touched, tuple(places))
 
     async def create(self, folder: Node, name: bytes, mode: int, flags: int, owner: tuple[int, int]) -> Node:
         """Make a file and open it in the guest; one that is there is returned, as open(2) has it."""
@@ -142,6 +183,9 @@ class Work:
             await self._keep_open(node)
             self._reader.changing(node)
 
+            judged = self._judge.removed(folder, node)
+            early = await self._early(judged, [node, folder], [(folder, name)], self._removal(node, folder))
+
             def apply(untrusted: list[wire.Entry]) -> None:
                 left = self._told(untrusted, 0, None, folder)
                 if left.mode and (node.nlink < 2 or stat.S_IFMT(left.mode) != stat.S_IFMT(node.mode)):
@@ -150,7 +194,22 @@ class Work:
                 if left.mode:  # by its other names
                     node.renew(left)
 
-            await self._journal.do(Change(act, self._path(folder, name)), apply, Subjects.of(node))
+            change = Change(act, self._path(folder, name))
+            await self._journal.do(change, apply, Subjects.of(node), early=_removing(early, node))
+
+    def _removal(self, node: Node, folder: Node) -> Callable[[list[wire.Entry] | None, int], None]:
+        def confirm(untrusted: list[wire.Entry] | None, position: int) -> None:
+            if untrusted is None:
+                self._journal.unsure.update({folder} if folder.changed == position else ())
+                return
+            left, told = _checked(untrusted, 0, None, (folder,))
+            if left.mode:
+                raise wire.WireError("what was removed is still there")
+            for _, checked in told:
+                if folder.changed == position:
+                    folder.renew(checked)
+
+        return confirm
 
     async def rename(self, old: Place, new: Place, replace: bool, exchange: bool) -> None:
         """Give something another name; what has that one is replaced, or gets the old one (`exchange`)."""
@@ -166,13 +225,19 @@ class Work:
                 await self._keep_open(target)
                 self._reader.changing(target)
             edit = self._edits.exchange if exchange else self._edits.move
+            early = None
+            if not exchange:
+                folders, kind = (new[0], old[0]), stat.S_IFMT(node.mode)
+                confirm = partial(self._confirm, node=node, kind=kind, name=new[1], folders=folders)
+                judged = self._judge.renamed(old, new, node, target)
+                early = await self._early(judged, [node, *folders], [old, new], confirm)
 
             def apply(untrusted: list[wire.Entry]) -> None:
                 entry = self._told(untrusted, stat.S_IFMT(node.mode), new[1], new[0], old[0])
                 edit(old, new)
                 node.renew(entry)
 
-            await self._journal.do(change, apply, Subjects.of(node, target))
+            await self._journal.do(change, apply, Subjects.of(node, target), early=_removing(early, target))
 
     def _rename_flags(self, change: Change, target: Node | None, exchange: bool) -> int:
         if exchange:
@@ -191,6 +256,13 @@ class Work:
         if change.flags & Flag.SET_SIZE:
             self._reader.changing(node)
         by_handle = node.handle != 0
+        early = None
+        if by_handle or not node.gone:
+            least = change.size if change.flags & Flag.SET_SIZE else 0
+            name, folders = (None, ()) if by_handle else (node.name, _above(node))
+            kind = stat.S_IFMT(node.mode)
+            confirm = partial(self._confirm, node=node, kind=kind, name=name, folders=folders, least=least)
+            early = await self._early(self._judge.set(node, change), [node, *folders], confirm=confirm)
         change = change._replace(handle=node.handle) if by_handle else change._replace(path=node.path())
 
         def apply(untrusted: list[wire.Entry]) -> None:
@@ -202,7 +274,7 @@ class Work:
                 raise wire.WireError("a file of another size than it was given")
             node.renew(entry)
 
-        await self._journal.do(change, apply, node=node if by_handle else None)
+        await self._journal.do(change, apply, node=node if by_handle else None, early=early)
 
     async def set_xattr(self, node: Node, change: Change) -> None:
         """Set or remove an extended attribute; `change` but for its path."""
@@ -215,10 +287,34 @@ class Work:
     async def write(self, node: Node, offset: int, data: bytes) -> None:
         """Write all of it to a file."""
         self._reader.changing(node)
-        await self._journal.write(node, offset, data, partial(self._wrote, node, offset + len(data)))
+        end = offset + len(data)
+        confirm = partial(self._confirm, node=node, kind=stat.S_IFREG, name=None, least=end)
+        early = await self._early(self._judge.wrote(node, offset, len(data)), [node], confirm=confirm)
+        await self._journal.write(node, offset, data, partial(self._wrote, node, end), early)
 
     def _wrote(self, node: Node, end: int, untrusted: list[wire.Entry]) -> None:
         entry = self._told(untrusted, stat.S_IFREG, None)
         if entry.size < end:
             raise wire.WireError("a file that is shorter than what was written to it")
         node.renew(entry)
+
+
+def _checked(
+    untrusted: Sequence[wire.Entry], kind: int, name: bytes | None, folders: Sequence[Node]
+) -> tuple[wire.Entry, list[tuple[Node, wire.Entry]]]:
+    """Return what an answer says of what was changed, and of its folders. Raises WireError."""
+    if not 1 <= len(untrusted) <= 1 + len(folders):
+        raise wire.WireError(f"{len(untrusted)} entries of one change")
+    entry = require_fitting(untrusted[0], kind, name)
+    pairs = zip(folders, untrusted[1:], strict=False)
+    return entry, [(folder, require_fitting(each, stat.S_IFDIR, folder.name)) for folder, each in pairs]
+
+
+def _above(node: Node) -> tuple[Node, ...]:
+    return () if node.parent is None else (node.parent,)
+
+
+def _removing(early: Early | None, node: Node | None) -> Early | None:
+    if early is not None:
+        early.removes = node
+    return early

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from mountsafe.wire.bounds import MAX_BODY, MAX_TEXT
 
-VERSION = 3  # of what both ends say; an appliance that was built with another one is told so
+VERSION = 4  # of what both ends say; an appliance that was built with another one is told so
 
 HEADER = struct.Struct(">IIB")  # body length, request id, kind
 U16 = struct.Struct(">H")
@@ -36,12 +36,15 @@ class Kind:
     SYNC = 13
     UNMOUNT = 14  # all that was changed is on the disk, and the file system is left as clean; the answer is empty
     CHECK = 15  # whether a file system has errors
+    BATCH = 16  # of `mountsafe.changes`: several CHANGE and WRITE
 
 
 # What may be asked on a stream, before its file system is mounted and after: one stream serves one mount, once.
 BEFORE_MOUNT = frozenset({Kind.HELLO, Kind.PROBE, Kind.MOUNT, Kind.CHECK})
 AFTER_MOUNT = frozenset({Kind.LIST, Kind.READ, Kind.EXTENTS, Kind.XATTRS, Kind.STATFS, Kind.LAYOUT})
-CHANGING = frozenset({Kind.CHANGE, Kind.WRITE, Kind.HANDLE_READ, Kind.SYNC, Kind.UNMOUNT})  # with AFTER_MOUNT
+CHANGING = frozenset(
+    {Kind.CHANGE, Kind.WRITE, Kind.HANDLE_READ, Kind.SYNC, Kind.UNMOUNT, Kind.BATCH}
+)  # with AFTER_MOUNT
 
 
 class Frame(NamedTuple):

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -501,12 +501,66 @@ def test_a_mount_that_is_all_its_owners(mount: Mounts) -> None:
 
 # --- when things go wrong ------------------------------------------------------------------------------------------
 def test_no_room(mount: Mounts) -> None:
-    mounted = mount(control={"room": 1 << 20})
+    mounted = mount(control={"room": 1 << 20, "said_room": 1 << 20})
     with fails(errno.ENOSPC), open(mounted.target / "large", "wb", buffering=0) as file:
         for _ in range(20):
             file.write(bytes(1 << 17))
     assert (mounted.target / "large").stat().st_size == 1 << 20
     saved(mounted)
+
+
+def test_room_that_was_promised_and_is_not_there(mount: Mounts) -> None:
+    """What is refused later is told once to whoever has the file open, and to the mount's owner; the rest is there."""
+    mounted = mount(control={"room": 1 << 20})
+    top = mounted.target
+    other = os.open(top / "other", os.O_CREAT | os.O_RDWR)
+    files = [os.open(top / "large", os.O_CREAT | os.O_WRONLY) for _ in range(2)]
+    os.write(files[0], bytes(1 << 20))
+    os.pwrite(files[0], bytes(1 << 17), 1 << 20)
+    for fd in files:
+        with fails(errno.ENOSPC):
+            os.fsync(fd)
+        os.fsync(fd)
+        os.close(fd)
+    os.write(other, b"here")
+    os.fsync(other)
+    os.close(other)
+    assert (top / "large").stat().st_size == 1 << 20
+    assert (top / "large").read_bytes() == bytes(1 << 20)
+    with fails(errno.EIO):
+        mounted.sync()
+    mounted.sync()
+    wait_for(lambda: bool(mounted.unsaved))
+    assert [each.names for each in mounted.unsaved] == [("large",)]
+    mounted.unmount()
+    assert (mounted.tree / "other").read_bytes() == b"here"
+
+
+def test_names_that_are_refused_later(mount: Mounts) -> None:
+    """What never came to be is not shown any more, and what was not removed is shown again."""
+    mounted = mount(lambda top: (top / "stays").write_bytes(b"there"), control={"refused": ["never", "stays"]})
+    top = mounted.target
+    (top / "first").touch()
+    fd = os.open(top / "never", os.O_CREAT | os.O_WRONLY)
+    with suppress(OSError):  # it is known already
+        os.write(fd, b"x")
+    (top / "stays").unlink()
+    with fails(errno.EPERM):
+        os.fsync(fd)
+    os.close(fd)
+    wait_for(lambda: sorted(os.listdir(top)) == ["first", "stays"])
+    assert (top / "stays").read_bytes() == b"there"
+    assert not (top / "never").exists()
+    mounted.control(refused=[])
+    (top / "never").write_bytes(b"now")
+    (top / "stays").unlink()
+    assert (top / "never").read_bytes() == b"now"
+    wait_for(lambda: bool(mounted.unsaved))
+    assert {name for each in mounted.unsaved for name in each.names} == {"never", "stays"}
+    with fails(errno.EIO):
+        mounted.sync()
+    mounted.unmount()
+    assert sorted(os.listdir(mounted.tree)) == ["first", "never"]
 
 
 def test_a_sync_that_fails_is_told_once_to_each(mount: Mounts) -> None:

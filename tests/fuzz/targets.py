@@ -130,6 +130,8 @@ CHANGES: list[tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = [
     (changes.unpack_write, _again(changes.pack_write)),
     (changes.unpack_read, _again(changes.pack_read)),
     (changes.unpack_sync, changes.pack_sync),
+    (changes.unpack_batch, changes.pack_batch),
+    (changes.unpack_results, changes.pack_results),
 ]
 
 
@@ -423,6 +425,8 @@ SEEDS: dict[str, list[bytes]] = {
         b"\x02" + changes.pack_write(1, 1 << 40, b"data", again=True),
         b"\x03" + changes.pack_read(1, 4096, wire.MAX_READ),
         b"\x04" + changes.pack_sync(0),
+        b"\x05" + changes.pack_batch([(wire.Kind.CHANGE, b"one"), (wire.Kind.WRITE, b"another")]),
+        b"\x06" + changes.pack_results([changes.Result(0, b"done"), changes.Result(28, b"no room")]),
     ],
     "entries": [b"\x00" + _PAGE, b"\x02" + _PAGE],
     "extents": [

@@ -162,8 +162,10 @@ class Disk:
 class DiskGuest:
     """A guest that has a disk. It dies at its `dies`th change, which is done or not (`after`).
 
-    Of `deaths` whoever mounts it for writing takes the next one.
+    Of `deaths` whoever mounts it for writing takes the next one. `blocks`: that are free.
     """
+
+    blocks = 100_000
 
     def __init__(self, disk: Disk, deaths: list[tuple[int, bool]] | None = None) -> None:
         self.disk = disk
@@ -181,17 +183,26 @@ class DiskGuest:
             self.disk.crash()
 
     def answer(self, request: wire.Frame) -> bytes:
-        changing = request.kind in (Kind.CHANGE, Kind.WRITE, Kind.SYNC)
+        if request.kind == Kind.BATCH:
+            results = [self._result(*question) for question in changes.unpack_batch(request.body)]
+            return wire.frame(request.ident, request.kind, changes.pack_results(results))
+        number, body = self._result(request.kind, request.body)
+        if number:
+            return wire.frame(request.ident, Kind.ERROR, wire.pack_error(number, body))
+        return wire.frame(request.ident, request.kind, body)
+
+    def _result(self, kind: int, question: bytes) -> changes.Result:
+        changing = kind in (Kind.CHANGE, Kind.WRITE, Kind.SYNC)
         self.dies -= changing
         if changing and self.dies == 0 and not self.after:
             raise HangUp
         try:
-            body = self._body(request.kind, request.body)
+            body = self._body(kind, question)
         except OSError as error:
-            return wire.frame(request.ident, Kind.ERROR, wire.pack_error(error.errno or errno.EIO, b"no"))
+            return changes.Result(error.errno or errno.EIO, b"no")
         if changing and self.dies == 0:
             raise HangUp
-        return wire.frame(request.ident, request.kind, body)
+        return changes.Result(0, body)
 
     def _body(self, kind: int, body: bytes) -> bytes:
         tree = self.disk.now
@@ -213,7 +224,7 @@ class DiskGuest:
             case Kind.XATTRS:
                 return wire.pack_xattrs(list(tree.inodes[tree.find(body)].xattrs.items()))
             case Kind.STATFS:
-                return wire.pack_statfs(wire.Statfs(4096, 4096, 100, 50, 50, 10, 5, 255))
+                return wire.pack_statfs(wire.Statfs(4096, 4096, self.blocks, self.blocks, self.blocks, 2000, 1000, 255))
         return self._when_writing(kind, body)
 
     def _when_writing(self, kind: int, body: bytes) -> bytes:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountsafe import trios
-from mountsafe.filesystem import journal as journals
+from mountsafe.filesystem import delivery
 from mountsafe.filesystem.index import ROOT
 from tests.handlers.disk import Disk, DiskGuest
 from tests.handlers.opened import Opened, opened
@@ -224,8 +224,8 @@ def compare(steps: list[Step], deaths: list[tuple[int, bool]], seed: int, limit:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journals, "BETWEEN", 0.0)
-    monkeypatch.setattr(journals, "ATTEMPTS", 100)
+    monkeypatch.setattr(delivery, "BETWEEN", 0.0)
+    monkeypatch.setattr(delivery, "ATTEMPTS", 100)
 
 
 DEATHS = st.lists(st.tuples(st.integers(0, 15), st.booleans()), max_size=6)

@@ -10,6 +10,7 @@ OWNERS = {"time", "datetime", "date"}
 TIME_OF_DAY = {
     "mountsafe/agent/attributes.py": "a file that is changed now gets that time",
     "mountsafe/agent/localtimes.py": "times of a medium are taken apart, and the guest's clock is set",
+    "mountsafe/filesystem/early.py": "a file that is changed now gets that time",
     "mountsafe/appliance/client.py": "the guest is told what time it is",
     "mountsafe/appliance/build.py": "people are told when it was built",
     "mountsafe/sandbox.py": "the age of a folder is told by the time of day in its inode",

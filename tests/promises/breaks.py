@@ -209,7 +209,7 @@ BREAKS: dict[int, list[Break]] = {
         Break("session/boxes.py", "medium.fd if raw else None", "(medium.writable_fd or medium.fd) if raw else None"),
         Break("session/boxes.py", "[medium.fd] if raw else []", "[medium.writable_fd or medium.fd] if raw else []"),
     ],
-    70: [Break("filesystem/replay.py", "in enumerate(self._log.changes):", "in enumerate(self._log.changes[:0]):")],
+    70: [Break("filesystem/replay.py", "in enumerate(self._changes):", "in enumerate(self._changes[:0]):")],
     71: [Break("filesystem/changing.py", "        await self._journal.sync()\n", "        pass\n")],
     72: [Break("encrypted/serve.py", "if _not_kept is not None:", "if False:")],
 }

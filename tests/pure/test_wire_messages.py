@@ -130,6 +130,16 @@ MESSAGES: dict[str, Message] = {
         changes.unpack_read,
     ),
     "sync": (st.tuples(U64), changes.pack_sync, lambda b: (changes.unpack_sync(b),)),
+    "batch": (
+        st.tuples(st.lists(st.tuples(st.sampled_from([wire.Kind.CHANGE, wire.Kind.WRITE]), st.binary(max_size=99)))),
+        changes.pack_batch,
+        lambda b: (changes.unpack_batch(b),),
+    ),
+    "results": (
+        st.tuples(st.lists(st.builds(changes.Result, U16, st.binary(max_size=99)))),
+        changes.pack_results,
+        lambda b: (changes.unpack_results(b),),
+    ),
 }
 # The last field of these has no length of its own: it is the rest of the body, after so many bytes.
 OPEN_ENDED = {"hello": 2, "error": 2, "write": 18}
@@ -244,6 +254,28 @@ def test_the_largest_changes_fit_a_frame() -> None:
     change = changes.Change(changes.Act.SETXATTR, path, path, value=bytes(changes.MAX_VALUE))
     for body in (changes.pack_change(change), changes.pack_write(1, 0, bytes(changes.MAX_WRITE))):
         assert wire.frame(1, wire.Kind.CHANGE, body)
+
+
+def test_a_batch_has_bounds() -> None:
+    empty = changes.Result(0, b"")
+    assert len(changes.unpack_batch(changes.pack_batch([(wire.Kind.WRITE, b"")] * changes.MAX_BATCH)))
+    assert len(changes.unpack_results(changes.pack_results([empty] * changes.MAX_BATCH)))
+    for unpack, body in (
+        (changes.unpack_batch, changes.pack_batch([(wire.Kind.WRITE, b"")] * (changes.MAX_BATCH + 1))),
+        (changes.unpack_batch, changes.pack_batch([(wire.Kind.SYNC, b"")])),
+        (changes.unpack_results, changes.pack_results([empty] * (changes.MAX_BATCH + 1))),
+    ):
+        with pytest.raises(wire.WireError):
+            unpack(body)
+
+
+def test_the_longest_answers_to_a_batch_fit_a_frame() -> None:
+    longest = wire.pack_entry(b"n" * wire.MAX_NAME, (0,) * 10, b"t" * wire.MAX_TARGET)
+    above = wire.pack_entry(b"n" * wire.MAX_NAME, (0,) * 10, b"")
+    result = changes.Result(0, changes.pack_changed([longest, above, above]))
+    refused = changes.Result(5, b"w" * wire.MAX_MESSAGE)
+    for each in (result, refused):
+        assert wire.frame(1, wire.Kind.BATCH, changes.pack_results([each] * changes.MAX_BATCH))
 
 
 def test_what_was_sent_before_says_so() -> None:
