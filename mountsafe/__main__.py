@@ -1,5 +1,6 @@
 """The program's first instructions: `python -m mountsafe`, and what the installed command calls."""
 
+import gc
 import os
 import signal
 import sys
@@ -9,9 +10,15 @@ def run() -> None:
     """Run the command line. A Ctrl-C before it can be handled ends the process silently, without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_what_is_closed()
+    gc.disable()  # what is imported stays until the end: see `sandbox.program`
     from mountsafe.cli.main import run as run_command_line
 
-    run_command_line()  # which hears it
+    gc.freeze()
+    gc.enable()
+    try:
+        run_command_line()  # which hears Ctrl-C
+    finally:
+        gc.freeze()  # what is still there: the interpreter's end would look through it for garbage, and then drop it
 
 
 def _open_what_is_closed() -> None:

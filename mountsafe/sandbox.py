@@ -118,8 +118,17 @@ def python(module: str, *arguments: str) -> list[str]:
     """Return the command that runs a module of this package inside a box."""
     # Importing trio looks for a library, to name threads: where gcc is installed that starts it, and it fails in a box.
     blind = "import ctypes.util; ctypes.util.find_library = lambda name: None"
-    code = f"import sys; sys.path.insert(0, {INSIDE!r}); {blind}; from {module} import main; main()"
-    return [PYTHON, "-I", "-B", "-c", code, *arguments]
+    return [PYTHON, "-I", "-B", "-c", f"{blind}; {program(INSIDE, module)}", *arguments]
+
+
+def program(folder: str, module: str) -> str:
+    """Return the Python that runs `main` of a module of this package, which is in `folder`.
+
+    What is imported stays until the end, so nothing looks for garbage in it: not while it is imported, nor later, nor
+    when the interpreter ends. For who lives a second only that is a good part of it.
+    """
+    imports = f"import gc, sys; gc.disable(); sys.path.insert(0, {folder!r}); from {module} import main"
+    return f"{imports}; gc.freeze(); gc.enable(); main()"
 
 
 def outer_uid() -> int | None:

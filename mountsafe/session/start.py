@@ -13,7 +13,7 @@ from mountsafe.errors import ExitCode, ProtocolFault, UserError
 from mountsafe.limits import LAST_SAVE_DEADLINE, STOP_DEADLINE, UNMOUNT_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.policy.inside import Judgement, Seen
-from mountsafe.sandbox import PACKAGE, PYTHON
+from mountsafe.sandbox import PACKAGE, PYTHON, program
 from mountsafe.session.messages import (
     ORDERS,
     REPORTS,
@@ -59,8 +59,7 @@ class Starting:
     def __init__(self, verbose: bool = False, spare: bool = False, unit: Unit | None = None) -> None:
         ours, theirs = channel.pair()
         self._unit = unit or Unit()
-        path = os.fspath(PACKAGE.parent)
-        code = f"import sys; sys.path.insert(0, {path!r}); from mountsafe.session.supervisor import main; main()"
+        code = program(os.fspath(PACKAGE.parent), "mountsafe.session.supervisor")
         with theirs:
             self._process = subprocess.Popen(
                 [*self._unit.start, PYTHON, "-I", "-c", code, json.dumps(codec.plain(Begin(verbose, spare)))],

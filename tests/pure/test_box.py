@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,19 @@ def test_python_starts_without_the_users_own_settings() -> None:
     argv = sandbox.python("mountsafe.session.server", "{}")
     assert argv[:4] == [sandbox.PYTHON, "-I", "-B", "-c"]
     assert argv[-1] == "{}"
+
+
+def test_nothing_looks_for_garbage_in_what_a_process_is_made_of(tmp_path: Path) -> None:
+    """What it makes later is another thing: it may live for weeks."""
+    (tmp_path / "asks.py").write_text(
+        "import gc\nmine = [[]]\ndef main(): print(gc.isenabled(), gc.is_tracked(mine))\n"
+    )
+    counts = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000))"
+    )
+    argv = [sandbox.PYTHON, "-I", "-c", f"{counts}; {sandbox.program(str(tmp_path), 'asks')}"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 4
 
 
 def test_a_command_can_be_pasted_into_a_shell() -> None:
