@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -40,7 +41,7 @@ def image(library: Path) -> Callable[[str], Path]:
     return unpacked
 
 
-def missing(what: str) -> None:
+def missing(what: str) -> NoReturn:
     """Skip the test for want of `what`; in CI nothing that the project needs may be missing, so fail there."""
     if os.environ.get("CI"):
         pytest.fail(f"{what} is missing, and CI must have it")

@@ -79,6 +79,15 @@ def mirrors() -> tuple[str, str]:
     return archive, security
 
 
+def sources(release: str) -> list[str]:
+    """Return the lines of sources.list for a release, from where this machine has its Debian."""
+    archive, security = mirrors()
+    lines = [f"deb {archive} {release} main"]
+    if release not in ROLLING:
+        lines += [f"deb {archive} {release}-updates main", f"deb {security} {release}-security main"]
+    return lines
+
+
 def debootstrap(release: str, root: Path) -> None:
     """Make the root beside its place, and move it there when it is whole."""
     script = Path("/usr/share/debootstrap/scripts") / release
@@ -110,11 +119,7 @@ def write(path: Path, text: str) -> None:
 
 def carry_over(release: str, root: Path) -> None:
     """Give the root what makes downloads work on this machine."""
-    archive, security = mirrors()
-    lines = [f"deb {archive} {release} main"]
-    if release not in ROLLING:
-        lines += [f"deb {archive} {release}-updates main", f"deb {security} {release}-security main"]
-    write(root / "etc/apt/sources.list", "\n".join(lines) + "\n")
+    write(root / "etc/apt/sources.list", "\n".join(sources(release)) + "\n")
     settings = [line for line in sh("apt-config", "dump").splitlines() if REACHING.match(line)]
     write(root / "etc/apt/apt.conf.d/90mountsafe", "\n".join(settings) + "\n")
     write(root / "etc/resolv.conf", Path("/etc/resolv.conf").read_text())
@@ -160,10 +165,12 @@ def copy_checkout(root: Path) -> None:
 
 
 def bring_back(release: str, root: Path) -> None:
-    """Copy what `deb` has made to dist/RELEASE."""
-    for made in (root / INSIDE / "dist").glob("*.deb"):
-        there = CHECKOUT / "dist" / release
-        there.mkdir(parents=True, exist_ok=True)
+    """Copy what `deb` has made to dist/RELEASE, in the place of what an earlier one has."""
+    there = CHECKOUT / "dist" / release
+    if packages := list((root / INSIDE / "dist").glob("*.deb")):
+        shutil.rmtree(there, ignore_errors=True)
+        there.mkdir(parents=True)
+    for made in packages:
         shutil.copy2(made, there)
         step(f"{there.relative_to(CHECKOUT)}/{made.name}")
 

@@ -141,14 +141,19 @@ def build(progress: Callable[[str], None]) -> Appliance:
         raise
 
 
+def obstacle() -> UserError | None:
+    """Return why nothing can be built now, for want of a program, a package or a kernel; None if none is missing."""
+    try:
+        _ingredients(Inputs())
+    except UserError as error:
+        return error
+    return None
+
+
 # --- one build -----------------------------------------------------------------------------------------------------
 def _build_in(place: Path, inputs: Inputs, progress: Callable[[str], None]) -> Appliance:
     started = time.monotonic()
-    supermin = shutil.which("supermin")
-    if supermin is None:
-        raise UserError("supermin is missing", distribution.install("supermin"), ExitCode.DEPENDENCY)
-    recipe = inputs.recipe()
-    image = kernel.read(recipe.kernel)
+    supermin, recipe, image = _ingredients(inputs)
     if shutil.disk_usage(place).free < NEEDED:
         raise _no_space(place)
     work = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=place))
@@ -176,6 +181,15 @@ def _build_in(place: Path, inputs: Inputs, progress: Callable[[str], None]) -> A
     if found is None:
         raise UserError(f"the appliance in {place} vanished after it was built")
     return found
+
+
+def _ingredients(inputs: Inputs) -> tuple[str, Recipe, bytes]:
+    """Return supermin, what is going to be built, and the kernel's image. Raises `UserError` for what is missing."""
+    supermin = shutil.which("supermin")
+    if supermin is None:
+        raise UserError("supermin is missing", distribution.install("supermin"), ExitCode.DEPENDENCY)
+    recipe = inputs.recipe()
+    return supermin, recipe, kernel.read(recipe.kernel)
 
 
 def _run_supermin(supermin: str, work: Path, output: Path, chosen: kernel.Kernel, pruned: Path) -> None:

@@ -137,6 +137,8 @@ def _seal() -> Finding:
 
 def _appliance() -> Finding:
     found = build.find()
+    if (found is None or not found.current) and (obstacle := build.obstacle()) is not None:
+        return Finding("appliance", BROKEN, f"it cannot be built: {obstacle.message}", obstacle.hint)
     if found is None:
         return Finding("appliance", DEGRADED, "not built: the first mount does it", "mountsafe appliance build")
     if not found.current:

@@ -1,4 +1,4 @@
-"""The linters, as tests: ruff (rules and format), mypy --strict, shellcheck."""
+"""The linters, as tests: ruff (rules and format), mypy --strict, shellcheck, AppArmor's parser."""
 
 import subprocess
 import sys
@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT_PLACES = ("dev", ".ci/*", "tools/*", "mountsafe/appliance/*", "images/*", "bench/*", "tests/*/*")
+SCRIPT_PLACES = (
+    "dev",
+    ".ci/*",
+    "tools/*",
+    "mountsafe/appliance/*",
+    "images/*",
+    "bench/*",
+    "tests/*/*",
+    "debian/*",
+    "debian/tests/*",
+)
 SHELLS = (b"#!/bin/sh", b"#!/bin/bash", b"#!/usr/bin/env bash")
 
 
@@ -49,3 +59,10 @@ def test_shellcheck(repository: Path, program: Callable[[str], str]) -> None:
     scripts = [str(path) for path in places if path.read_bytes().startswith(SHELLS)]
     assert scripts
     hold(repository, program("shellcheck"), *scripts)
+
+
+def test_apparmor(repository: Path, program: Callable[[str], str]) -> None:
+    parser = program("apparmor_parser")
+    if not Path("/etc/apparmor.d/abi/4.0").exists():
+        pytest.skip("this AppArmor is older than `userns` in profiles")
+    hold(repository, parser, "--skip-kernel-load", "--skip-cache", "packaging/apparmor")

@@ -1,16 +1,17 @@
-"""The base system: a Debian 12 on a disk image, with all that mountsafe needs but without mountsafe.
+"""The base system: a Debian on a disk image, with all that mountsafe needs but without mountsafe.
 
-    python3 tests/machine/base.py PACKAGE...      # root; prints a line for each step and the folder last
+    python3 -m tests.machine.base      # root; prints a line for each step and the folder last
 
-It is built from this host's package sources, and kept in /var/cache/mountsafe-machine until what it is made of changes.
-Nothing of this host's configuration gets into it: packages are downloaded outside. /etc/pip.conf in it names a folder
-of wheels in it, so `./dev install` works there without a network.
+It is built from this host's mirror, whatever this host's release is, and kept in /var/cache/mountsafe-machine until
+what it is made of changes. Nothing of this host's configuration gets into it: packages are downloaded outside.
+/etc/pip.conf in it names a folder of wheels in it, so `./dev install` works there without a network.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from tools import on
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 CACHE = Path(os.environ.get("MOUNTSAFE_MACHINE_CACHE", "/var/cache/mountsafe-machine"))
-SUITE = "bookworm"
 SIZE = "10G"  # sparse
 USER = "alice"
 PORT = "org.mountsafe.test"
@@ -34,8 +37,8 @@ STEP_DEADLINE = 1800.0
 
 # A seat with a user on it, and who mounts what he plugs in.
 PACKAGES = (
-    *("systemd-sysv", "udev", "dbus", "polkitd", "libpam-systemd", "dbus-user-session"),
-    *("udisks2", "kmod", "linux-image-amd64"),
+    *("systemd-sysv", "udev", "dbus", "polkitd", "libpam-systemd", "dbus-user-session", "login", "passwd"),
+    *("udisks2", "kmod", "lz4", "linux-image-amd64"),
 )
 
 FILES = {
@@ -63,7 +66,7 @@ FILES = {
     "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\next4\n",
     "etc/dpkg/dpkg.cfg.d/fast": (
         "force-unsafe-io\npath-exclude=/usr/share/doc/*\npath-exclude=/usr/share/man/*\n"
-        "path-exclude=/usr/share/locale/*\n"
+        "path-exclude=/usr/share/locale/*\npath-include=/usr/share/*/mountsafe*\n"
     ),
 }
 # Units that would only cost time.
@@ -72,6 +75,31 @@ MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", 
 
 class BaseFailedError(Exception):
     """The base system cannot be built; the text says which step, and what its command printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Of which release it is, what is in it, and the package that is going to be installed; none: `./dev install`."""
+
+    release: str
+    packages: Sequence[str]
+    deb: Path | None
+
+
+def wanted() -> Wanted | None:
+    """Return what `./dev machine-test` asks for in the environment; None where that has not been run."""
+    release, packages, deb = (os.environ.get(f"MACHINE_{name}", "") for name in ("RELEASE", "PACKAGES", "DEB"))
+    if not release:
+        return None
+    if not deb:
+        return Wanted(release, packages.split(), None)
+    return Wanted(release, needed(Path(deb)), Path(deb))
+
+
+def needed(deb: Path) -> list[str]:
+    """Return what a package depends on and recommends, of alternatives the first."""
+    told = run("dpkg-deb", "--show", "--showformat=${Depends}, ${Recommends}", deb)
+    return sorted({re.split(r"[ :(|]", each.strip())[0] for each in told.split(",") if each.strip()})
 
 
 @contextmanager
@@ -100,10 +128,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
 
 def inside(root: Path, *command: str) -> None:
     """Run a command in the new system. Its mounts are those of a namespace that ends with it."""
-    mounts = "".join(
-        f'mkdir -p "$0{path}" && mount --rbind {path} "$0{path}" && '
-        for path in ("/dev", "/sys", "/etc/apt", "/var/lib/apt/lists")
-    )
+    mounts = "".join(f'mount --rbind {path} "$0{path}" && ' for path in ("/dev", "/sys"))
     script = f'{mounts} mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
     namespaces = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private")
     run(*namespaces, "sh", "-c", script, root, *command, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
@@ -112,64 +137,54 @@ def inside(root: Path, *command: str) -> None:
 LOCK = REPOSITORY / "requirements.lock"  # what pip installs for `./dev install`
 
 
-def mirror() -> str:
-    """Return where this host has its Debian from."""
-    told = run("apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)", "Created-By: Packages")
-    for line in told.splitlines():
-        site, codename, component = [*line.split(), "", "", ""][:3]
-        if (codename, component) == (SUITE, "main"):
-            return site
-    raise BaseFailedError(f"none of apt's sources is a Debian {SUITE}")
-
-
-def key(packages: Sequence[str]) -> str:
+def key(want: Wanted) -> str:
     """Name what the base system is made of."""
-    made_of = [Path(__file__).read_text(), FILES[AGENT[1:]], sorted(packages), LOCK.read_text()]
+    made_of = [Path(__file__).read_text(), FILES[AGENT[1:]], sorted(want.packages), on.sources(want.release)]
+    if want.deb is None:
+        made_of.append(LOCK.read_text())
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
 
-def ensure(packages: Sequence[str], say: Callable[[str], None]) -> Path:
-    """Return the folder with disk.img, vmlinuz and initrd.img, built if need be. Raises BaseFailedError."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    made = CACHE / key(packages)
-    with (CACHE / "lock").open("w") as lock:
+def ensure(want: Wanted, say: Callable[[str], None]) -> Path:
+    """Return the folder with disk.img, vmlinuz and initrd.img, built if need be. Raises BaseFailedError, on.Failed."""
+    way = "package" if want.deb else "checkout"
+    kept = CACHE / f"{want.release}-{way}"  # one of each kind
+    kept.mkdir(parents=True, exist_ok=True)
+    made = kept / key(want)
+    with (kept / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if made.exists():
             say(f"  the base system is in {made}")
             return made
-        for old in CACHE.iterdir():
+        for old in kept.iterdir():
             if old.is_dir():
                 shutil.rmtree(old)
-        with tempfile.TemporaryDirectory(prefix="building-", dir=CACHE) as folder:
-            _build(Path(folder), packages, say)
+        with tempfile.TemporaryDirectory(prefix="building-", dir=kept) as folder:
+            _build(Path(folder), want, say)
             os.rename(Path(folder) / "made", made)
     return made
 
 
-def _build(folder: Path, packages: Sequence[str], say: Callable[[str], None]) -> None:
+def _build(folder: Path, want: Wanted, say: Callable[[str], None]) -> None:
     root, made = folder / "root", folder / "made"
-    root.mkdir()
     made.mkdir()
-    unshared = ("unshare", "--mount", "--propagation=private")
-    with step("apt-get update", say):
-        run("apt-get", "update")
-    with step("debootstrap", say):
-        run(*unshared, "debootstrap", "--variant=minbase", SUITE, root, mirror())
+    with step(f"debootstrap {want.release}", say):
+        on.debootstrap(want.release, root)
     _write_files(root)
-    wanted = sorted({*PACKAGES, *packages})
+    packages = sorted({*PACKAGES, *want.packages})
     with step("packages, downloaded", say):
-        _download(root, wanted)
+        _download(root, want.release, packages)
     with step("packages, installed", say):
         # The user's home is there already, so it is given to him.
         inside(root, "useradd", "--shell", "/bin/bash", USER)
         inside(root, "chown", "-R", f"{USER}:{USER}", f"/home/{USER}")
         options = ("--yes", "--quiet", "--no-install-recommends", "--no-download", "-o", "Dpkg::Use-Pty=0")
-        inside(root, "apt-get", "install", *options, "-o", "Dpkg::Options::=--force-confold", *wanted)
+        inside(root, "apt-get", "install", *options, "-o", "Dpkg::Options::=--force-confold", *packages)
         inside(root, "systemctl", "enable", "test-agent.service")
         inside(root, "systemctl", "mask", *MASKED)
-    with step("wheels, downloaded", say):
-        pip = ("-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--only-binary=:all:")
-        run(sys.executable, *pip, f"--dest={root}{WHEELS}", "--require-hashes", "-r", LOCK)
+    if want.deb is None:
+        with step("wheels, downloaded", say):
+            _download_wheels(root)
     with step("disk image", say):
         _make_disk(root, made)
 
@@ -179,17 +194,31 @@ def _write_files(root: Path) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    (root / "var/log/journal").mkdir(parents=True)  # the journal outlives a reboot
+    (root / "var/log/journal").mkdir(parents=True, exist_ok=True)  # the journal outlives a reboot
 
 
-def _download(root: Path, packages: Sequence[str]) -> None:
-    archives = root / "var/cache/apt/archives"
-    run(
-        *("apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "--download-only"),
-        *("-o", f"Dir::State::status={root}/var/lib/dpkg/status", "-o", f"Dir::Cache::archives={archives}"),
-        *("-o", f"Dir::State::extended_states={root}/var/lib/apt/extended_states"),
-        *packages,
-    )
+def _download(root: Path, release: str, packages: Sequence[str]) -> None:
+    """With this host's apt, for the way to its mirror, and the new system's sources and state."""
+    (root / "etc/apt/sources.list").write_text("\n".join(on.sources(release)) + "\n")
+    places = {
+        "Dir::Etc::sourcelist": "etc/apt/sources.list",
+        "Dir::Etc::sourceparts": "etc/apt/sources.list.d",
+        "Dir::Etc::preferencesparts": "etc/apt/preferences.d",
+        "Dir::State": "var/lib/apt",
+        "Dir::State::status": "var/lib/dpkg/status",
+        "Dir::Cache": "var/cache/apt",
+    }
+    options = [word for name, path in places.items() for word in ("-o", f"{name}={root / path}")]
+    apt = ("apt-get", "--yes", "--quiet", *options, "-o", "APT::Sandbox::User=root")
+    run(*apt, "update")
+    run(*apt, "install", "--no-install-recommends", "--download-only", *packages)
+
+
+def _download_wheels(root: Path) -> None:
+    version = run("chroot", root, "python3", "-c", "import sys; print(*sys.version_info[:2], sep='.')").strip()
+    pip = ("-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--only-binary=:all:")
+    where = (f"--dest={root}{WHEELS}", f"--python-version={version}")
+    run(sys.executable, *pip, *where, "--require-hashes", "-r", LOCK)
 
 
 def _make_disk(root: Path, made: Path) -> None:
@@ -198,7 +227,7 @@ def _make_disk(root: Path, made: Path) -> None:
     for debris in root.glob("var/cache/apt/archives/*.deb"):
         debris.unlink()
     for folder in (root / "etc/apt", root / "var/lib/apt/lists"):
-        shutil.rmtree(folder)  # of debootstrap: which mirror this host uses
+        shutil.rmtree(folder)  # which mirror this host uses
         folder.mkdir()
     (root / "etc/machine-id").write_text("")
     run("mkfs.ext4", "-q", "-L", "machine", "-d", root, made / "disk.img", SIZE)
@@ -211,6 +240,8 @@ if __name__ == "__main__":
         sys.stdout.flush()
 
     try:
-        ensure(sys.argv[1:], _say)
-    except BaseFailedError as error:
+        if (asked := wanted()) is None:
+            sys.exit("MACHINE_RELEASE is not set: ./dev machine-test")
+        ensure(asked, _say)
+    except (BaseFailedError, on.Failed) as error:
         sys.exit(f"{error}")

@@ -1,4 +1,4 @@
-"""The machine: one for all the tests of a module, with mountsafe installed in it."""
+"""The machine: one for all the tests of a module, and how mountsafe comes to it."""
 
 import os
 from collections.abc import Callable, Generator, Iterator
@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 import pytest
 
 from tests.conftest import missing
-from tests.machine import base
+from tests.machine import base, ways
 from tests.machine.emulated import QEMU, FrozenError, Machine
 
 FROZEN = 75  # the exit code that says so: EX_TEMPFAIL of sysexits.h, as `./dev machine-test` knows
@@ -29,18 +29,33 @@ def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
     return written
 
 
+@pytest.fixture(scope="session")
+def wanted() -> base.Wanted:
+    """What `./dev machine-test` was called for."""
+    if (asked := base.wanted()) is None:
+        missing("MACHINE_RELEASE (./dev machine-test sets it)")
+    return asked
+
+
+@pytest.fixture(scope="session")
+def way(wanted: base.Wanted, tmp_path_factory: pytest.TempPathFactory) -> ways.Way:
+    if wanted.deb is None:
+        return ways.FromCheckout()
+    return ways.FromPackage(ways.copied(wanted.deb, tmp_path_factory.mktemp("package")))
+
+
 @pytest.fixture(scope="module")
 def machine(
-    program: Callable[[str], str], say: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
+    wanted: base.Wanted,
+    program: Callable[[str], str],
+    say: Callable[[str], None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Machine]:
-    packages = os.environ.get("MACHINE_PACKAGES", "").split()
-    if not packages:
-        missing("MACHINE_PACKAGES (./dev machine-test sets it)")
     if os.geteuid() != 0:
         missing("root")
     for name in (QEMU, "debootstrap", "mkfs.ext4"):
         program(name)
-    made = Machine(base.ensure(packages, say), tmp_path_factory.mktemp("machine"), say)
+    made = Machine(base.ensure(wanted, say), tmp_path_factory.mktemp("machine"), say)
     try:
         with made.step("boot"):
             made.wait_for_boot()

@@ -8,30 +8,22 @@ import base64
 import json
 import socket
 import subprocess
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from mountsafe.appliance.features import MORTAL
 from mountsafe.appliance.qmp import Qmp, QmpError
 from tests.done import Done
-from tests.machine.base import PORT, REPOSITORY, USER
+from tests.machine.base import PORT, USER
 
 QEMU = "qemu-system-x86_64"
 BOOT_DEADLINE = 480.0
 DEADLINE = 180.0
 GRACE = 20.0  # how much later than the command's own deadline its answer may come
 KERNEL_LINE = "root=/dev/vda rw console=tty0 console=ttyS0 quiet mitigations=off random.trust_cpu=on"
-CHECKOUT = "/root/mountsafe"
-# What `./dev install` reads.
-PARTS = (
-    *("dev", "pyproject.toml", "requirements.lock", "README.md", "LICENSE"),
-    *("mountsafe", "dbus", "udev", "systemd", "packaging"),
-)
 
 
 class FrozenError(Exception):
@@ -185,15 +177,6 @@ class Machine:
             time.sleep(0.2)
         return time.monotonic() - started
 
-    def copy_checkout(self) -> None:
-        packed = BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-            for part in PARTS:
-                if (REPOSITORY / part).exists():
-                    tar.add(REPOSITORY / part, part, filter=_plain)
-        self.sh(f"mkdir -p {CHECKOUT}")
-        self.run("tar", "-xzf", "-", "-C", CHECKOUT, data=packed.getvalue()).ok()
-
     def report(self) -> str:
         """The last words of the journal and of the console: why something failed."""
         console = (self.folder / "console").read_text(errors="replace")[-2000:]
@@ -223,11 +206,3 @@ class Machine:
                 time.sleep(0.05)
             else:
                 return
-
-
-def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    if "__pycache__" in member.name:
-        return None
-    member.uid = member.gid = 0
-    member.uname = member.gname = "root"
-    return member

@@ -1,4 +1,4 @@
-"""A whole Debian 12 with systemd, udisks and a user at the seat: mountsafe comes, sticks come and go, it goes.
+"""A whole Debian with systemd, udisks and a user at the seat: mountsafe comes, sticks come and go, it goes.
 
 The tests are one story and run in this order, on one machine; each plugs its own stick and pulls it. What the kernel
 would say of a mount is seen at the end, when mountsafe is gone.
@@ -16,11 +16,11 @@ import pytest
 
 from images import images
 from tests.machine.base import USER
-from tests.machine.emulated import CHECKOUT, Machine
+from tests.machine.emulated import Machine
+from tests.machine.ways import FromPackage, Held, Way, held
 
 Image = Callable[[str], Path]
 MEDIA = f"/run/media/{USER}"
-INSTALL_DEADLINE = 1500.0
 # On the emulated KVM a virtual machine starts from its saved state in 10 to 40 s, as busy as the host is, and boots in
 # 60 to 190 s where that is not taken.
 SHOWN_DEADLINE = 480.0
@@ -48,20 +48,21 @@ KERNEL_WORDS = re.compile(r"(EXT4-fs|FAT-fs|exFAT-fs|hfsplus|hfs:|NTFS|ntfs3).*"
 PARSERS = ("hfsplus", "hfs", "vfat", "fat", "exfat", "ntfs3", "fuseblk")
 
 
+@pytest.fixture(scope="module")
+def before(machine: Machine) -> Held:
+    """What the machine has without mountsafe."""
+    return held(machine)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def installed(machine: Machine) -> None:
-    """`./dev install`, as the README tells the user."""
-    machine.copy_checkout()
+def installed(machine: Machine, before: Held, way: Way) -> None:
+    """As the README tells the user."""
     # As where KVM worked before: then a slow start, of which a host that others use has many, does not mean that it is
     # broken. Whether it works is found out here all the same.
     worked = json.dumps({"verdict": "kvm", "circumstances": []}).encode()
     machine.sh("mkdir -p /var/lib/mountsafe")
     machine.run("tee", "/var/lib/mountsafe/kvm.json", data=worked).ok()
-    with machine.step("./dev install"):
-        done = machine.run("bash", "-c", f"cd {CHECKOUT} && ./dev install", seconds=INSTALL_DEADLINE).ok()
-    for line in done.out.splitlines():
-        if line.endswith(" s"):
-            machine.say(f"  {line}")
+    way.bring(machine)
 
 
 def is_let_go(machine: Machine) -> bool:
@@ -83,6 +84,11 @@ def plugged(machine: Machine, image: Path, written: bool = False, removable: boo
         machine.wait_for(lambda: machine.run("test", "-e", STICK).code != 0, "the stick's end")
         machine.wait_for(lambda: mounts(machine) == [], "the end of its mounts")
         machine.wait_for(lambda: is_let_go(machine), "what the service still has of it")
+
+
+def by_hand(machine: Machine, device: str) -> str:
+    """Return why root's mount(8) fails: by mount(2), for of the newer calls Debian 13's prints no reason."""
+    return machine.run("env", "LIBMOUNT_FORCE_MOUNT2=always", "mount", "-o", "ro", device, "/mnt").err
 
 
 def mounts(machine: Machine) -> list[str]:
@@ -214,7 +220,7 @@ def test_a_disk_with_partitions_shows_each_and_nobody_else_mounts_it(
             refused = machine.run("udisksctl", "mount", "--no-user-interaction", "-b", f"{STICK}1", user=user)
             assert "is not a mountable filesystem" in refused.err
         # The ext4 one: of another type the parser would be loaded before the device is found to be busy.
-        assert "busy" in machine.run("mount", "-o", "ro", f"{STICK}2", "/mnt").err
+        assert "busy" in by_hand(machine, f"{STICK}2")
         assert machine.run("mountsafe", "policy", "check").ok().out.startswith("no findings")
         with machine.step("a file saved, and ejected"):
             machine.sh(f"echo saved >'{MEDIA}/ESP/A file.txt' && cat '{MEDIA}/ESP/A file.txt'", user=True)
@@ -251,7 +257,7 @@ def test_a_broken_file_system_is_refused_by_the_guest_and_kept_from_the_host(
         said = "\n".join(journal(machine).splitlines()[before:])
         assert 'cannot mount whole disk: ext4 "EXT4"' in said
         assert mounts(machine) == []
-        assert "busy" in machine.run("mount", "-o", "ro", STICK, "/mnt").err
+        assert "busy" in by_hand(machine, STICK)
         assert kernel_mounts(machine) == []
     assert machine.run("systemctl", "is-active", "mountsafe").out.strip() == "active"
 
@@ -278,10 +284,11 @@ def test_neither_a_clock_that_jumps_nor_a_sleep_ends_a_mount(machine: Machine, i
             machine.sleep(5.0)
             assert intact()
         assert "PM: suspend exit" in machine.run("journalctl", "--boot", "--dmesg", "--output=cat").out
-        assert machine.run("pgrep", "-f", "qemu-system").ok().out == virtual
+        # Or none: what was read lay in extents, and a virtual machine that is asked nothing for a minute is let go.
+        assert machine.run("pgrep", "-f", "qemu-system").out in (virtual, "")
         assert machine.run("systemctl", "is-active", "holder").out.strip() == "active"
         machine.run("systemctl", "stop", "holder").ok()
-        assert "virtual machine is lost" not in journal(machine)
+        assert "virtual machine was lost" not in journal(machine)
         machine.run("mountsafe", "eject", f"{MEDIA}/EXT4", user=True).ok()
     assert machine.run("systemctl", "is-active", "mountsafe").out.strip() == "active"
 
@@ -329,19 +336,46 @@ def test_a_stick_that_is_there_at_boot_is_shown(machine: Machine, image: Image) 
         assert kernel_mounts(machine) == []
 
 
+def test_a_newer_package_shows_a_stick_again_and_loses_nothing(
+    machine: Machine, image: Image, way: Way, tmp_path: Path
+) -> None:
+    if not isinstance(way, FromPackage):
+        pytest.skip("of a package")
+    stick = tmp_path / "stick.img"
+    stick.write_bytes(image("ext4").read_bytes())
+    with plugged(machine, stick, written=True):
+        shown(machine, "EXT4")
+        machine.sh(f"echo saved >'{MEDIA}/EXT4/A file.txt'", user=True)
+        before = units(machine)
+        way.upgrade(machine, tmp_path)
+        assert units(machine) != before, "the older one shows it still"
+        machine.tell("upgraded until it can be read", shown(machine, "EXT4"))
+        assert machine.run("mountsafe", "appliance", "info", "--json").ok().json()["current"]
+        assert machine.sh(f"cat '{MEDIA}/EXT4/A file.txt'", user=True) == "saved\n"
+        assert kernel_mounts(machine) == []
+        machine.run("mountsafe", "eject", "sda", user=True, seconds=SHOWN_DEADLINE).ok()
+    read = subprocess.run(["debugfs", "-R", "cat '/A file.txt'", stick], check=True, capture_output=True)
+    assert read.stdout == b"saved\n"
+
+
 def test_no_kernel_mount_ever_happened(machine: Machine) -> None:
     """Of all boots. That these words would have been there is shown by the next test."""
     said = machine.run("journalctl", "--dmesg", "--boot=all", "--no-pager", "--output=cat").ok().out
     assert [line for line in said.splitlines() if KERNEL_WORDS.match(line) and "(vda)" not in line] == []
 
 
-def test_uninstall_gives_everything_back(machine: Machine, image: Image) -> None:
-    with machine.step("./dev uninstall"):
-        machine.run("bash", "-c", f"cd {CHECKOUT} && ./dev uninstall", seconds=INSTALL_DEADLINE).ok()
+def test_taking_it_away_leaves_the_machine_as_it_was(machine: Machine, before: Held, way: Way) -> None:
+    way.take(machine)
     places = "/etc /usr /opt /run /var/lib"
-    left = machine.sh(f"find {places} -xdev -iname '*mountsafe*' -not -path '/run/udev/*'")  # but for the agents' ports
+    # But for the agents' ports, and what apt has of a package that is to be had no more.
+    left = machine.sh(f"find {places} -xdev -iname '*mountsafe*' -not -path '/run/udev/*' -not -path '/var/lib/apt/*'")
     assert left.split() == []
     assert machine.run("systemctl", "status", "mountsafe").code == 4, "no such unit"
+    after = held(machine)
+    assert {what: sorted(after[what] ^ before[what]) for what in before if after[what] != before[what]} == {}
+
+
+def test_without_it_the_kernel_mounts_sticks_again(machine: Machine, image: Image) -> None:
     for name in ("ext4", "hfsplus"):
         with plugged(machine, image(name), written=True):
             machine.wait_for(lambda: machine.run("udisksctl", "info", "-b", STICK).code == 0, "udisks")

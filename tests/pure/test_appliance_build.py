@@ -16,6 +16,7 @@ import pytest
 from mountsafe.appliance import build, contents, freeze, kernel, modules, saving
 from mountsafe.appliance.dpkg import Database
 from mountsafe.appliance.inputs import CODE, PACKAGE, PARTS, Inputs
+from mountsafe.cli import diagnose
 from mountsafe.errors import ExitCode, MountsafeError, UserError
 
 VERSION = "6.1.0-9-amd64"
@@ -164,19 +165,28 @@ def refusal(expected: str, hint: str) -> UserError:
     return caught.value
 
 
+def foretold(expected: str, hint: str) -> UserError:
+    """What is refused, and that `doctor` says so before."""
+    error = refusal(expected, hint)
+    finding = diagnose._appliance()
+    assert (finding.state, finding.mend) == (diagnose.BROKEN, error.hint)
+    assert error.message in finding.detail
+    return error
+
+
 def test_no_supermin(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
-    assert refusal("supermin is missing", "apt install supermin").code == ExitCode.DEPENDENCY
+    assert foretold("supermin is missing", "apt install supermin").code == ExitCode.DEPENDENCY
 
 
 def test_no_libguestfs(place: Path, host: Inputs) -> None:
     shutil.rmtree(host.root / "usr")
-    assert refusal("supermin.d", "python3-guestfs").code == ExitCode.DEPENDENCY
+    assert foretold("supermin.d", "python3-guestfs").code == ExitCode.DEPENDENCY
 
 
 def test_no_kernel(place: Path, host: Inputs) -> None:
     shutil.rmtree(host.root / "boot")
-    assert refusal("no kernel", "linux-image-amd64").code == ExitCode.DEPENDENCY
+    assert foretold("no kernel", "linux-image-amd64").code == ExitCode.DEPENDENCY
 
 
 def test_a_kernel_that_only_root_may_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,14 +197,14 @@ def test_a_kernel_that_only_root_may_read(place: Path, monkeypatch: pytest.Monke
 
     original = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    error = refusal(f"may not read the kernel .*vmlinuz-{VERSION}", "dpkg-statoverride --add root root 0644")
+    error = foretold(f"may not read the kernel .*vmlinuz-{VERSION}", "dpkg-statoverride --add root root 0644")
     assert "chmod +r" in error.hint
     assert error.code == ExitCode.DEPENDENCY
 
 
 def test_a_necessary_package_is_absent(place: Path, host: Inputs) -> None:
     install(host.root, PROGRAMS[1], paragraph("libxml2"), paragraph("dash", state="deinstall ok"))
-    assert refusal("not installed: dash", "apt install dash").code == ExitCode.DEPENDENCY
+    assert foretold("not installed: dash", "apt install dash").code == ExitCode.DEPENDENCY
 
 
 def test_an_optional_package_is_absent(place: Path) -> None:
@@ -205,7 +215,7 @@ def test_an_optional_package_is_absent(place: Path) -> None:
 
 def test_a_host_without_dpkg(place: Path, host: Inputs) -> None:
     shutil.rmtree(host.root / "var")
-    assert refusal("dpkg", "Debian").code == ExitCode.DEPENDENCY
+    assert foretold("dpkg", "Debian").code == ExitCode.DEPENDENCY
 
 
 def test_an_installation_without_the_agent_is_a_bug(place: Path, host: Inputs) -> None:
