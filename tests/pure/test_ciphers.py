@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher as Theirs
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
-from mountsafe.medium import ciphers
+from mountsafe.medium import aes, ciphers
 from mountsafe.medium.aes import Aes, BlockCipher, CryptoError
 from mountsafe.medium.ciphers import decryptor
 from mountsafe.medium.encrypting import both_ways
@@ -98,11 +98,17 @@ XTS_256 = (
 
 @pytest.mark.parametrize(("key", "number", "begin", "more"), [XTS_128, XTS_256], ids=["aes-128", "aes-256"])
 def test_vectors_of_the_standard(key: bytes, number: int, begin: str, more: str) -> None:
-    """A vector's plaintext is what its ciphertext gives: as much of it as stands here, at the sector's begin."""
+    """A vector's plaintext is what its ciphertext gives: as much of it as stands here, at the sector's begin.
+
+    Three times in the same buffer, which is then worked on otherwise than one that is new.
+    """
     told = bytes.fromhex(begin + more)
-    assert (
-        decrypted(layout(Cipher.AES_XTS, key), key, told.ljust(512, b"\0"), number)[: len(told)] == PLAIN[: len(told)]
-    )
+    using = decryptor(layout(Cipher.AES_XTS, key), bytearray(key))
+    buffer = bytearray(512)
+    for _ in range(3):
+        buffer[: len(told)] = told
+        using.decrypt(memoryview(buffer), number)
+        assert buffer[: len(told)] == PLAIN[: len(told)]
 
 
 def test_cbc_of_nist() -> None:
@@ -143,6 +149,35 @@ def test_a_key_serves_many_calls(cipher: Cipher) -> None:
         buffer = bytearray(data)
         using.decrypt(memoryview(buffer), iv)
         assert bytes(buffer) == by_sector(made, key, data, iv)
+
+
+@pytest.mark.parametrize("sector", [512, 4096])
+@pytest.mark.parametrize("cipher", [cipher for cipher in AES if cipher is not Cipher.AES_ELEPHANT])
+def test_a_buffer_may_be_used_again(cipher: Cipher, sector: int) -> None:
+    """With more and fewer sectors, with others of its places, and with a buffer of another place in between."""
+    chance = random.Random(f"{cipher} {sector}")
+    key = chance.randbytes(max(KEY_SIZES[cipher]))
+    made = layout(cipher, key, sector)
+    using = both_ways(made, bytearray(key))
+    many = (aes.CHUNK + 40 * 4096) // sector
+    held, other = bytearray(aes.MOST_KEPT + 4096), bytearray(sector * 3)
+    for first, count in ((0, 3), (0, many), (0, 3), (0, many), (2, 9), (2, 12), (0, 5), (0, len(held) // sector)):
+        data, iv = chance.randbytes(count * sector), chance.randrange(1 << 30)
+        part = memoryview(held)[first * sector : (first + count) * sector]
+        before = bytes(held[len(part) + first * sector :])
+        part[:] = data
+        using.decrypt(part, iv)
+        plain = bytes(part)
+        few = min(count, many) * sector  # the other library is slow
+        assert plain[:few] == by_sector(made, key, data[:few], iv)
+        assert held[len(part) + first * sector :] == before
+        using.decrypt(memoryview(other), iv)
+        using.encrypt(part, iv)
+        assert bytes(part) == data
+    for number in range(3):
+        other[:] = bytes(len(other))
+        using.decrypt(memoryview(other), number)
+        assert other == by_sector(made, key, bytes(len(other)), number)
 
 
 @pytest.mark.parametrize("cipher", AES)
