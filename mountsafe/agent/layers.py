@@ -1,6 +1,6 @@
 """The graph of what is on the medium, while it is searched: its nodes, and where their bytes are.
 
-A search is bounded: so many volumes, so deep, for so long. Whatever a medium claims, it ends.
+A search is bounded in the number of volumes, in depth and in time, so it ends whatever a medium claims.
 """
 
 import fcntl
