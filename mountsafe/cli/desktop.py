@@ -1,4 +1,4 @@
-"""`agent` and `forget`: what happens to a user's media on his desktop, and the keys that are remembered there."""
+"""`agent` and `forget`: notifications about a user's media on the desktop, and the keys that are remembered there."""
 
 import logging
 from typing import Annotated

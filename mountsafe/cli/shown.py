@@ -1,4 +1,4 @@
-"""What the daemon shows: `list` and `mount` tell of it as they do of what a user has mounted."""
+"""What the daemon shows: `list` and `mount` report it in the same way as what a user has mounted."""
 
 import os
 import pwd

@@ -1,4 +1,4 @@
-"""What polkit says: may a caller do what he asks for?"""
+"""Ask polkit whether a caller may do what they ask for."""
 
 import logging
 from collections.abc import Mapping

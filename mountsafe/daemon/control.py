@@ -1,8 +1,8 @@
-"""`org.mountsafe.Manager1` on the system bus: who may ask what, and what is told when something changes.
+"""`org.mountsafe.Manager1` on the system bus: who may ask for what, and what is announced when something changes.
 
-Anybody on this machine may send anything here, as often as he likes. So nothing waits where messages are heard; a call
-that does something is a task of its own, of which a user has a few at a time; and nothing that goes wrong in it reaches
-another call, the connection or the daemon. A bus that goes is looked for again.
+Anybody on this machine may send anything here, at any rate. So the task that reads messages never waits; a call that
+does something is a task of its own, of which a user has a few at a time; and nothing that goes wrong in it affects
+another call, the connection or the daemon. If the bus goes away, it is connected to again.
 """
 
 import logging

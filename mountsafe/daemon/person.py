@@ -1,4 +1,4 @@
-"""Whom media are shown to: the user whose session is active at the seat, and whether his screen is locked."""
+"""Whom media are shown to: the user whose session is active at the seat, and whether their screen is locked."""
 
 import os
 import pwd

@@ -1,4 +1,4 @@
-"""What a medium goes through in the daemon, as a table. `daemon.keeper` keeps to it; programs read the words."""
+"""The states of a medium in the daemon, as a table. `daemon.keeper` keeps to it; programs read their names."""
 
 from collections.abc import Mapping
 from enum import StrEnum

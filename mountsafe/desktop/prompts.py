@@ -1,7 +1,8 @@
-"""A passphrase, asked for by whichever program is there for that: a flavour of pinentry, zenity or kdialog.
+"""Ask for a passphrase with whichever program is there for that: a flavour of pinentry, zenity or kdialog.
 
-The secret comes out of the program's standard output, a pipe, and is in no argument and no environment. What is said to
-the program is: some take markup for what it means, so no word of a medium may look like any.
+The secret comes out of the program's standard output, a pipe, and is in no argument and no environment variable. What
+we tell the program is in its arguments, and some programs interpret markup: so nothing from a medium may look like
+markup.
 """
 
 import logging
