@@ -1,7 +1,7 @@
-"""A disk made of others: which bytes below make which bytes above, and a driver that reads them and may wait.
+"""A disk made of others: which bytes below make which bytes above, and a driver that reads them and may block.
 
-Layers are told by processes that may be taken over, so nothing is read outside of what lies below: `verify` says no to
-what claims otherwise, and `Plan` yields nothing else.
+Layers are described by processes that may have been taken over, so nothing outside of what lies below is ever read:
+`verify` refuses what claims otherwise, and `Plan` yields nothing else.
 """
 
 import os

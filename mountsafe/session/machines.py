@@ -1,4 +1,4 @@
-"""The virtual machine of one medium: started when it is needed, replaced when it died, given up when it keeps dying."""
+"""The virtual machine of one medium: started when needed, replaced when it dies, given up if it keeps dying."""
 
 import logging
 import socket

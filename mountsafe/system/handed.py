@@ -1,8 +1,8 @@
-"""A secret on its way from who has it to who needs it, in a pipe or a memfd: who passes it on never reads it.
+"""A secret on its way to the process that needs it, in a pipe or a memfd: whoever passes it on never reads it.
 
-A descriptor that somebody hands to us may be of a file whose server is himself (FUSE): asking for its status, reading
-it or closing it can take for ever. So what it is, is asked in ways that no file system hears of, and what is neither a
-pipe nor memory is never waited for.
+A descriptor that somebody hands to us may be of a file that they serve themselves (FUSE): asking for its status,
+reading it or closing it can take for ever. So what it is, is asked in ways that no file system notices, and anything
+but a pipe or memory is never waited for.
 """
 
 import ctypes
