@@ -48,7 +48,7 @@ def leave_keyring() -> None:
 
 
 def said_by(kind: str) -> Callable[[str], None]:
-    """Return the log of what children of a kind say, which is untrusted and may be without end (`session.logs`)."""
+    """Return the log of what children of a kind say, which is untrusted and may be endless (`session.logs`)."""
     return logging.getLogger(f"{SAID}{kind}").info
 
 

@@ -70,7 +70,7 @@ class Said(NamedTuple):
 def attempt(device: str, where: str, fstype: str, common: str, options: str, program: Program = run) -> Said:
     """Mount with options of all types, which say whether it is read-only, and those of this one.
 
-    `program` runs mount(8), for who has a deadline.
+    `program` runs mount(8), for callers that have a deadline.
     """
     if fstype == "ntfs-3g":
         options += ",allow_other"

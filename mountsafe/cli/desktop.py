@@ -26,7 +26,7 @@ def agent(
 ) -> None:
     """Show desktop notifications about media, with buttons, until the session ends.
 
-    A user hears of the media that are shown to him, and of those that are blocked while he is at the seat.
+    Users are told of the media that are shown to them, and, while they are at the seat, of those that are blocked.
     """
     from mountsafe.desktop.agent import Agent
     from mountsafe.encrypted import secrecy

@@ -59,7 +59,7 @@ def plain(words: str) -> str:
 
 
 async def ask(question: Question) -> bytes | None:
-    """Return what somebody types, of which nothing is kept here; None if he does not want to. Raises NoProgram."""
+    """Return what somebody types, of which nothing is kept here; None if they do not want to. Raises NoProgram."""
     asked = Question(plain(question.title), plain(question.words), plain(question.error))
     for name in _in_order(os.environ.get("XDG_CURRENT_DESKTOP", "")):
         if (path := shutil.which(name)) is None:

@@ -71,7 +71,7 @@ def recall(uuid: str) -> bytes | None:
 
 
 def remember(uuid: str, name: str, secret: bytes, keeping: Keeping) -> None:
-    """Keep a key, in place of another one of this UUID. Somebody may be asked to open his keyring. Blocks.
+    """Keep a key, in place of another one of this UUID. The user may be asked to open their keyring. Blocks.
 
     Raises NoKeyring.
     """

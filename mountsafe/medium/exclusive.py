@@ -34,7 +34,7 @@ HINT = "Without --write it can be mounted read-only."
 def open_for_writing(medium: Medium, otherwise: str = HINT) -> int:
     """Return a descriptor of an open medium that is open for reading and writing, and locked. Raises UserError.
 
-    It is opened with the rights of who calls. SOURCE if it is write-protected, or others have it in use. `otherwise`:
+    It is opened with the caller's rights. SOURCE if it is write-protected, or others have it in use. `otherwise`:
     what can be done with a medium that cannot be written to.
     """
     shown = shown_path(medium.path)

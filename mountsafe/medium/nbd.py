@@ -189,7 +189,7 @@ class NbdReader:
 
 
 class BlockingNbd:
-    """A disk of `size` bytes that another process serves, for who may wait for it. No thread but the caller's."""
+    """A disk of `size` bytes that another process serves, for readers that may block. No thread but the caller's."""
 
     def __init__(self, fd: int, size: int) -> None:
         """Take a connected socket, which is closed with the disk, and shake hands. Raises DiskGone."""

@@ -186,7 +186,7 @@ class BlockingLayer:
 def open_blocking(stack: Stack, fds: Sequence[int]) -> BlockingDisk:
     """Return the disk that a stack makes. Blocks. Raises ProtocolFault, MediumError.
 
-    `fds`: the medium or a socket to who serves it, then a key for each layer that has a layout. The keys are closed;
+    `fds`: the medium or a socket to its server, then a key for each layer that has a layout. The keys are closed;
     the first belongs to the disk, and is closed only if this fails.
     """
     medium, *keys = fds

@@ -276,7 +276,7 @@ class Machines:
             await life.let_go()
 
     def _tell(self, incident: str) -> None:
-        """A guest that dies over and over, for days, must not fill a log: neither ours nor that of who listens."""
+        """A guest that dies over and over, for days, must not fill a log: neither ours nor that of whoever listens."""
         self._incidents += 1
         if self._incidents <= MAX_INCIDENTS_LOGGED:
             last = self._incidents == MAX_INCIDENTS_LOGGED

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from mountsafe.errors import UserError
 
-PATIENCE = 10.0  # seconds for who writes into a pipe to be done
+PATIENCE = 10.0  # seconds for the writer of a pipe to finish
 _SPLICE_F_NONBLOCK = 2
 _REREAD = "It is a pipe whose other end is closed, or a memfd."
 
@@ -46,7 +46,7 @@ def is_memory(fd: int) -> bool:
 
 
 def close(fds: Iterable[int]) -> None:
-    """Close what somebody handed to us, and wait for no server of his."""
+    """Close what somebody handed to us, without waiting for a server of theirs."""
     for fd in fds:
         if is_pipe(fd) or is_memory(fd):
             os.close(fd)
