@@ -1,3 +1,3 @@
-"""mountsafe: open a disk that nobody trusts, through a virtual machine."""
+"""mountsafe: open a disk that you do not trust, through a virtual machine."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """Dataclasses as JSON objects, there and back: what our own processes tell each other, and what a record keeps.
 
-A value is read only if it is of the type that its field has: bool, int, float, str, None, an enumeration, a tuple, a
-union, or another dataclass. Nothing is converted, but an int where a float is meant. Whoever reads trusts nothing.
+A value is accepted only if it has the type of its field: bool, int, float, str, None, an enumeration, a tuple, a union,
+or another dataclass. Nothing is converted, except an int where a float is meant. Readers trust nothing.
 """
 
 from collections.abc import Collection, Mapping

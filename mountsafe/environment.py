@@ -1,7 +1,8 @@
 """What of the caller's environment counts when root runs us: `sudo -E`, or a job that somebody else wrote.
 
-A name is kept if no program that we start, and none of our own decisions, could be turned by it against root. A name of
-a place is kept if it is root's alone, all the way up: else somebody else chooses what root runs, reads or writes over.
+A variable is kept if no program that we start, and no decision of ours, could be turned against root by it. One that
+names a place is kept only if nobody but root can change that place or any folder above it: otherwise somebody else
+would choose what root runs, reads or overwrites.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Three kinds of failure, one hierarchy.
 
-`UserError` is for the person at the keyboard: a sentence, a hint, an exit code.
-`ProtocolFault` says that a peer across the wall broke the rules: whose fault shows in the type.
-Anything else that escapes is a bug and deserves its traceback.
+`UserError` is for the person at the keyboard: a sentence, a hint, an exit code. `ProtocolFault` says that a peer across
+the wall broke the rules: the type shows whose fault it is. Anything else that escapes is a bug and deserves its
+traceback.
 """
 
 from enum import IntEnum

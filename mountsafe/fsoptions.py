@@ -1,8 +1,9 @@
 """The mount options that a person or a policy may give, by driver: an allow-list, for the host and for the agent.
 
-Pure, and of the standard library what Debian's python3-minimal has: this file is copied into the appliance. None makes
-a mount writable, names a device or a file outside of the file system, or changes whose the files are: what is not in
-the table does not exist. What each one does is said in Linux's Documentation/filesystems, and in ntfs-3g(8).
+Pure, and of the standard library only what Debian's python3-minimal has: this file is copied into the appliance. No
+option makes a mount writable, names a device or a file outside of the file system, or changes the owner of the files:
+an option that is not in the table is refused. What each one does is described in Linux's Documentation/filesystems, and
+in ntfs-3g(8).
 """
 
 import re

@@ -1,9 +1,10 @@
 """Landlock: a process gives up paths for good, where its kernel has that (Linux 5.13 and later).
 
-bubblewrap leaves a box the files of /usr, to start from. Who has started needs none of them any more: in a domain
-without a single rule no file can be opened, made, run or renamed, and what is open stays so. Who still starts programs
-(libguestfs, QEMU) keeps reading, and gives up writing anywhere but in a few places. A descriptor's own file counts as
-well: /proc/self/fd/N leads to a path that no rule allows, however the descriptor was opened. Source: landlock(7).
+bubblewrap leaves a box the files of /usr, to start from. A process that has started needs none of them any more: in a
+domain without a single rule no file can be opened, made, run or renamed, and what is open stays open. Processes that
+still start programs (libguestfs, QEMU) keep the right to read, and give up writing anywhere but in a few places. A
+descriptor's own file counts as well: /proc/self/fd/N leads to a path that no rule allows, however the descriptor was
+opened. Source: landlock(7).
 """
 
 import ctypes

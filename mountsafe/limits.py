@@ -1,4 +1,4 @@
-"""Every bound that is not the wire's own, and why it is what it is. Bytes and seconds."""
+"""Every bound that is not one of the wire protocol, and why it has its value. Bytes and seconds."""
 
 MIB = 1 << 20
 

@@ -1,4 +1,4 @@
-"""What is mounted in this mount namespace, as the kernel tells it (proc(5), /proc/PID/mountinfo)."""
+"""What is mounted in this mount namespace, as reported by the kernel (proc(5), /proc/PID/mountinfo)."""
 
 import re
 from dataclasses import dataclass

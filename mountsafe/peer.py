@@ -1,4 +1,4 @@
-"""A boxed child process that is asked over a control channel. It may be taken over: what it answers is untrusted.
+"""A boxed child process that is asked over a control channel. It may have been taken over: its answers are untrusted.
 
 The parent makes every socket and hands one end down, so no descriptor ever comes up from a box.
 """

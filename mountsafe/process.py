@@ -1,11 +1,12 @@
-"""Child processes that die with us, and with whatever they have started.
+"""Child processes that die with us, and with everything that they have started.
 
 bubblewrap's --die-with-parent is Linux's PR_SET_PDEATHSIG, which fires when the parent's *thread* ends. trio starts
 processes from a worker thread that it lets go after ten idle seconds, so children are started here, in the main thread.
 
 A box has two processes of bubblewrap's: the launcher, and the first one of its PID namespace. Until the second has set
-its own signal it outlives the first, and may wait for its word for ever. So whoever starts boxes adopts those whose
-launcher ended, and ends them; and they are all in one process group with a guard, which ends that when we are gone.
+its own signal it outlives the first, and may wait for the first one's message for ever. So whoever starts boxes adopts
+those whose launcher ended, and ends them; and they are all in one process group with a guard, which ends the group when
+we are gone.
 """
 
 import ctypes
@@ -47,7 +48,7 @@ def leave_keyring() -> None:
 
 
 def said_by(kind: str) -> Callable[[str], None]:
-    """Return the log of what children of a kind say, which is untrusted and may be without end (`session.logs`)."""
+    """Return the log of what children of a kind say, which is untrusted and may be endless (`session.logs`)."""
     return logging.getLogger(f"{SAID}{kind}").info
 
 

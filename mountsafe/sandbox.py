@@ -1,7 +1,7 @@
 """The box that a child process is started in, as values that can be shown before they run.
 
 A box is a bubblewrap command: own user, mount, PID, network, IPC, UTS and cgroup namespaces, no capability, no new
-privileges, no nested user namespace, an empty environment, of the host's files only /usr and what is named, and a
+privileges, no nested user namespace, an empty environment, no files of the host but /usr and what is named, and a
 filter of system calls (`mountsafe.syscalls`). The parent's death ends it. Root starts it under a user id of its own, so
 that even outside the namespaces the process would be nobody.
 """

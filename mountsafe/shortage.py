@@ -1,4 +1,4 @@
-"""What a host allows a process, and the words for when that is not enough."""
+"""What the host's limits allow a process, and the words for when that is not enough."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The one way for text from a medium to reach a terminal, a log or a notification."""
+"""The only way for text from a medium to reach a terminal, a log or a notification."""
 
 import logging
 import os

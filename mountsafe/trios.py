@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import trio
 
 T = TypeVar("T")
-# The thread of who is cancelled is left to itself: trio 0.23 renamed the parameter that says so.
+# The thread of a cancelled task is left to itself: trio 0.23 renamed the parameter that says so.
 _NAMES = inspect.signature(trio.to_thread.run_sync).parameters
 _LEFT = {"abandon_on_cancel" if "abandon_on_cancel" in _NAMES else "cancellable": True}
 

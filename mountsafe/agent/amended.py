@@ -1,4 +1,4 @@
-"""What a driver tells of files otherwise than it is to be shown: local times, and the sizes of files on exFAT."""
+"""Corrections to what drivers report about files: local times, and the sizes of files on exFAT."""
 
 import stat
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Arrays and volume groups from their members, without a write to the medium.
+"""Arrays and volume groups, assembled from their members without writing to the medium.
 
 md and LVM open their members for writing, and the medium's disk refuses that. Each member is therefore given to them as
 a read-only loop device: it can be opened, and every write is refused below. What cannot start without writing (thin

@@ -1,7 +1,7 @@
-"""What is looked at, and put in order, before a file system is written to: whether it was left in the middle of work.
+"""What is checked and repaired before a file system is written to: whether it was left in the middle of work.
 
-What has a journal is put in order by its driver. FAT, exFAT and ext2 have their own checkers for that, which the
-appliance may have or not; NTFS and HFS+ are for those to mend who made them.
+Journals are replayed by the driver. FAT, exFAT and ext2 have checkers of their own for that, which the appliance may or
+may not have; NTFS and HFS+ are left to the systems that made them.
 """
 
 import errno

@@ -1,7 +1,7 @@
-"""Last resorts: the copies that a file system keeps of what it cannot do without, and the options that do with less.
+"""Last resorts: the copies that a file system keeps of its vital structures, and the options that do without them.
 
-What a type has is tried in the order of `ways`; nothing is written: a copy takes the place of what is damaged in a
-device-mapper table above the medium (`mountsafe.agent.patched`).
+What a type has is tried in the order of `ways`. Nothing is written: a copy replaces what is damaged in a device-mapper
+table above the medium (`mountsafe.agent.patched`).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a listing tells of an entry: its numbers, and where a link leads."""
+"""What a listing says about an entry: its numbers, and where a link leads."""
 
 import errno
 import os

@@ -1,7 +1,7 @@
-"""What exFAT's folders say of files and its driver does not: their whole size, and which of their times are local.
+"""What exFAT's folders say about files and its driver does not: their whole size, and which of their times are local.
 
-After Microsoft's exFAT file system specification. Linux before 6.8 shows a file up to what was written of it
-(ValidDataLength); its size is DataLength, and what lies between the two reads as zeros.
+After Microsoft's exFAT file system specification. Linux before 6.8 shows a file up to the end of what was written to it
+(ValidDataLength); its size is DataLength, and the bytes between the two read as zeros.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Where the bytes of files are on their device, as the guest kernel's drivers tell."""
+"""Where the bytes of files are on their device, as reported by the guest kernel's drivers."""
 
 import array
 import fcntl

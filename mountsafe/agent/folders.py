@@ -1,4 +1,4 @@
-"""Folders that are open, by their paths from the root: every part of a path is a folder, and none is a link."""
+"""Open folders, by their paths from the root: every part of a path is a folder, and none is a link."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Check a file system with its type's own checker, which looks and does not write unless it is told to repair."""
+"""Check a file system with its type's own checker, which does not write unless it is told to repair."""
 
 import errno
 import os

@@ -1,6 +1,6 @@
 """The graph of what is on the medium, while it is searched: its nodes, and where their bytes are.
 
-A search is bounded: so many volumes, so deep, for so long. Whatever a medium claims, it ends.
+A search is bounded in the number of volumes, in depth and in time, so it ends whatever a medium claims.
 """
 
 import fcntl
@@ -39,7 +39,7 @@ class Node:
         self.inside = False  # of the file system that its disk has as a whole
         self.places: Places = ()
         self.facts: dict[str, bytes] = {}
-        self.loop = ""  # the read-only loop device over it, for who would open it for writing
+        self.loop = ""  # the read-only loop device over it, for programs that open it for writing
         self.done = False  # whether what it is part of was looked for
 
     @property
@@ -58,7 +58,7 @@ class Node:
         return self.kind == wire.VolumeKind.DISK or (self.kind == wire.VolumeKind.PARTITION and self.depth == 2)
 
     def slice(self, start: int, length: int, offset: int = 0) -> list[wire.Place]:
-        """Return where `length` bytes from `start` on lie on the medium, for who has them at its `offset`."""
+        """Return where `length` bytes from `start` on lie on the medium, for whoever has them at its `offset`."""
         found = []
         for place in self.places:
             low, high = max(start, place.offset), min(start + length, place.offset + place.length)

@@ -1,7 +1,7 @@
-"""Times that a medium keeps as the clock on a wall showed them: when that was depends on a time zone.
+"""Times that a medium stores as local time: which moment that was depends on a time zone.
 
-The guest's own zone is UTC, so a driver takes such a time for UTC. What is told to the host is when it was in the zone
-that the host names, by the rules that this zone had at that date.
+The guest's own zone is UTC, so a driver takes such a time for UTC. The host is told the time that it was in the zone
+that the host names, by the rules that this zone had on that date.
 """
 
 import os

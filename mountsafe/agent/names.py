@@ -1,7 +1,7 @@
-"""The names in a folder, those after a broken entry too.
+"""The names in a folder, including those after a broken entry.
 
-Linux refuses to tell a name that cannot be, an empty one or one with a slash, with EIO, and so it does a block that
-cannot be read. It then stays where it is: who only goes on reading learns nothing of what comes after.
+When Linux meets an impossible name, an empty one or one with a slash, or a block that cannot be read, it returns EIO
+and stays where it is: a reader that only goes on reading never learns what comes after.
 """
 
 import array

@@ -1,4 +1,4 @@
-"""Names in folders: made, linked, renamed and removed."""
+"""Make, link, rename and remove names in folders."""
 
 import errno
 import os

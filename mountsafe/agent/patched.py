@@ -1,4 +1,4 @@
-"""A device that is another one but for some of its parts: read-only, by device-mapper, without a copy of its bytes."""
+"""A read-only device that equals another one except for some parts: by device-mapper, without copying its bytes."""
 
 import errno
 import itertools

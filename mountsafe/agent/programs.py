@@ -1,4 +1,4 @@
-"""The appliance's programs, and how a request is refused."""
+"""Run the appliance's programs, and refuse requests."""
 
 import subprocess
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
-"""Windows' reparse points on NTFS, as ntfs-3g shows them, told as what they are.
+"""Windows reparse points on NTFS, as ntfs-3g shows them, reported as what they are.
 
-ntfs-3g looks a link's absolute path up in the volume, and shows where that is below its own mount point, or below a
+ntfs-3g looks up a link's absolute path in the volume, and shows where that is below its own mount point, or below a
 folder of other drives that does not exist. What it does not know it shows as a link to the words "unsupported reparse
 tag". The data, and what they mean: MS-FSCC 2.1.2.
 """

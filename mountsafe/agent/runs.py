@@ -1,8 +1,8 @@
-"""Runs of blocks as a medium's own structures tell them, for drivers that answer only FIBMAP, a block at a time.
+"""Runs of blocks, parsed from a medium's own structures, for drivers that answer only FIBMAP, a block at a time.
 
 Each parser reads the guest's device, in the guest, with the guest's rights; it returns None whenever it is not sure.
-What it returns is compared with FIBMAP at both ends of every run before anybody relies on it (`agent.extents`).
-A run is (logical, physical, length) in bytes.
+What it returns is compared with FIBMAP at both ends of every run before it is relied on (`agent.extents`). A run is
+(logical, physical, length) in bytes.
 """
 
 import array

@@ -1,8 +1,8 @@
 """Partition tables that count sectors of another size than the disk has here: of 4Kn disks, cards, discs, enclosures.
 
-The medium's disk has sectors of 512 bytes in the guest, because every file system can be mounted so, whatever its own.
-A table's numbers are another thing: the kernel reads it on a loop device with the other sectors, and the partitions
-that it finds there are then made on the disk itself, in bytes.
+The medium's disk has sectors of 512 bytes in the guest, because every file system can be mounted that way, whatever its
+own sector size. The table is therefore read by the kernel on a loop device with the other sector size, and the
+partitions that it finds are then made on the disk itself, in bytes.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Sessions of a disc: what was written to it later lies behind what was there, as an ISO 9660 file system of its own.
+"""Sessions of a disc: what was written later lies behind what was there before, as an ISO 9660 file system of its own.
 
 All its sector numbers count from the disc's beginning. A drive tells where the last session begins, an image does not:
-it is looked for where the one before ends.
+the next session is looked for where the one before ends.
 """
 
 import struct

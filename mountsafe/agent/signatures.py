@@ -1,4 +1,4 @@
-"""What blkid(8) says of devices."""
+"""What blkid(8) says about devices."""
 
 import os
 from contextlib import suppress

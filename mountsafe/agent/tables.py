@@ -1,6 +1,6 @@
 """Partition tables where the kernel finds none, or leaves some out: the GPT's copy, and disks whose end is missing.
 
-The GPT as UEFI 2.10, section 5.3, has it; the kernel looks at the copy only where the first is good.
+The GPT follows UEFI 2.10, section 5.3; the kernel looks at the copy only if the first one is good.
 """
 
 import array

@@ -1,4 +1,4 @@
-"""A mounted file system as the host asks for it."""
+"""A mounted file system, for the requests of the host."""
 
 import errno
 import marshal

@@ -1,4 +1,4 @@
-"""One stream answered, and the main process, which starts a worker for each."""
+"""Answer one stream; and the main process, which starts a worker for each."""
 
 import errno
 import os

@@ -1,7 +1,7 @@
-"""Mount a file system to be changed: as it is, or not at all.
+"""Mount a file system for writing: as it is, or not at all.
 
-The disk is one of the host's making: the bytes of the file system, and no other. What mounts by a last resort, or not
-without leaving something out, is only read: who writes to it makes it worse.
+The disk is made by the host: the bytes of the file system, and nothing else. What mounts only by a last resort, or only
+partly, stays read-only: writing to it would make it worse.
 """
 
 import errno

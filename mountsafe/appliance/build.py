@@ -68,7 +68,7 @@ def location() -> Path:
 
 
 def acceleration() -> Acceleration:
-    """Return what this user knows of KVM; it is kept beside his appliances."""
+    """Return what this user knows of KVM; it is kept beside their appliances."""
     return Acceleration(location().parent / "kvm.json")
 
 
@@ -108,7 +108,7 @@ def refresh(progress: Callable[[str], None]) -> Appliance:
         return appliance
     try:
         with _lock(place, progress), tempfile.TemporaryDirectory(prefix=_BUILDING, dir=place) as work:
-            replaced = (place / "current").resolve() != appliance.path  # by who was waited for
+            replaced = (place / "current").resolve() != appliance.path  # by the builder that was waited for
             if not replaced and saving.outdated(appliance.path, known, progress):
                 progress("booting it once, to start from there later")
                 saving.renew(appliance.path, Path(work), known, progress)

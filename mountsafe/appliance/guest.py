@@ -93,7 +93,7 @@ class Guest:
     def launch(self) -> None:
         """Boot the VM, or start it from its saved state; returns when its daemon answers.
 
-        Raises RuntimeError in libguestfs's words. A VM that never comes to life is waited for without end.
+        Raises RuntimeError in libguestfs's words. This waits for ever for a VM that never comes to life.
         """
         self._running = self._handle()
         if self._thaws:
@@ -132,7 +132,7 @@ class Guest:
     def attach(
         self, fd: int, model: str = "", offset: int = 0, size: int | None = None, writable: bool = False
     ) -> None:
-        """Plug the medium behind `fd` into the VM, read-only. A socket leads to who serves it by NBD.
+        """Plug the medium behind `fd` into the VM, read-only. A socket leads to whoever serves it by NBD.
 
         `writable`: what is served there may be written to. QEMU never gets a medium itself for that.
         The VM has `size` bytes of it from `offset` on, or all up to its end: QEMU lets it read no other.

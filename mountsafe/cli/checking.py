@@ -62,7 +62,7 @@ def check(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     ] = None,
     fstype: Annotated[
         str | None,
-        option("--type", "-t", metavar="FSTYPE", help="Take it for this type.", autocompletion=completion.types),
+        option("--type", "-t", metavar="FSTYPE", help="Treat it as this type.", autocompletion=completion.types),
     ] = None,
     format_: FormatOption = Format.AUTO,
     sector_size: SectorSize = None,

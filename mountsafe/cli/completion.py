@@ -1,8 +1,8 @@
-"""What a shell is offered where a word begins as a person has typed it. Starts nothing, and says nothing of failures.
+"""What a shell offers to complete the word that a person is typing. Starts nothing, and reports no failures.
 
-Names may come from media and mailed images. One that is not fit to be shown is not offered, nor one in which a shell
+Names may come from media and mailed images. A name that is not fit to be shown is not offered, nor one in which a shell
 would see more than a word: bash puts it on the command line as it is, and what typer writes for zsh runs `$(...)` in it
-when the key is pressed. Where nothing is offered the shell completes by itself, and quotes what it finds.
+when the key is pressed. If nothing is offered the shell completes by itself, and quotes what it finds.
 """
 
 import os

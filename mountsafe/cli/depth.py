@@ -1,4 +1,4 @@
-"""`doctor --sandbox`: what holds the processes of each live mount in, as the kernel tells it."""
+"""`doctor --sandbox`: what confines the processes of each live mount, as reported by the kernel."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""`agent` and `forget`: what happens to a user's media on his desktop, and the keys that are remembered there."""
+"""`agent` and `forget`: notifications about a user's media on the desktop, and the keys that are remembered there."""
 
 import logging
 from typing import Annotated
@@ -26,7 +26,7 @@ def agent(
 ) -> None:
     """Show desktop notifications about media, with buttons, until the session ends.
 
-    A user hears of the media that are shown to him, and of those that are blocked while he is at the seat.
+    Users are told of the media that are shown to them, and, while they are at the seat, of those that are blocked.
     """
     from mountsafe.desktop.agent import Agent
     from mountsafe.encrypted import secrecy

@@ -1,4 +1,4 @@
-"""`doctor`: what is missing or degraded on this host, and the command that mends it."""
+"""`doctor`: what is missing or degraded on this host, and the command that repairs it."""
 
 import grp
 import os

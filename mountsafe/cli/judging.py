@@ -1,4 +1,4 @@
-"""What the policy says of a medium that somebody opens by hand, asked once it is known what is inside."""
+"""What the policy says about a medium that somebody opens by hand, asked once it is known what is inside."""
 
 import os
 import shlex

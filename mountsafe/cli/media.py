@@ -140,7 +140,7 @@ def unlock(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     hidden: Hidden = False,
     json: Json = False,
 ) -> None:
-    """Unlock an encrypted medium, and show it to who is at the seat.
+    """Unlock an encrypted medium, and show it to the user at the seat.
 
     It asks for the passphrase, three times at most. Whoever is at the seat may do that, and root.
     """

@@ -83,7 +83,7 @@ _MOUNT_EXAMPLES = (
     "[bold]mountsafe mount container.hc ~/mnt --type veracrypt[/bold], "
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
-# readable=False: who may read what is found out by opening it, and told with its own exit code.
+# readable=False: whether it may be read is found out by opening it, and has an exit code of its own.
 Source = Annotated[
     Path,
     argument(
@@ -94,7 +94,7 @@ FormatOption = Annotated[
     Format,
     option(
         "--format",
-        help="How the disk lies in the source; vpc is VHD. auto looks at the first bytes of a file, and takes a device"
+        help="The image format of the source; vpc is VHD. auto looks at the first bytes of a file, and treats a device"
         " as raw.",
     ),
 ]
@@ -103,8 +103,8 @@ SectorSize = Annotated[
     option(
         "--sector-size",
         metavar="BYTES",
-        help="Take its partition table for one that counts sectors of 512, 1024, 2048 or 4096 bytes. Otherwise those"
-        " of the device come first (of an image: 512), and the others where nothing is found so.",
+        help="The sector size that its partition table counts in: 512, 1024, 2048 or 4096. By default that of the"
+        " device (for an image: 512) is tried first, and then the others, if nothing is found.",
         show_default=False,
     ),
 ]
@@ -113,21 +113,21 @@ Offset = Annotated[
     option(
         "--offset",
         metavar="BYTES",
-        help="The disk or file system begins after so many bytes (of the disk in a container): 1048576, 0x100000,"
+        help="Where the disk or file system begins, in bytes (of the disk in a container): 1048576, 0x100000,"
         " 1MiB, or 2048s for sectors of 512.",
         show_default=False,
     ),
 ]
 SizeLimit = Annotated[
     str | None,
-    option("--sizelimit", metavar="BYTES", help="It ends after so many bytes: a multiple of 512.", show_default=False),
+    option("--sizelimit", metavar="BYTES", help="Its size in bytes: a multiple of 512.", show_default=False),
 ]
 Timezone = Annotated[
     str,
     option(
         "--timezone",
         metavar="NAME|±HH:MM",
-        help="The zone of the clock whose local times FAT, exFAT, HFS and a few more keep; otherwise this machine's.",
+        help="The time zone of the local times that FAT, exFAT, HFS and a few more store; by default this machine's.",
         show_default=False,
     ),
 ]
@@ -147,7 +147,7 @@ Write = Annotated[
     option(
         "--write",
         "-w",
-        help="Let it be changed: a raw image or a device. No byte is written before somebody does.",
+        help="Allow changes: of a raw image or a device. Nothing is written until somebody changes something.",
     ),
 ]
 Json = Annotated[bool, option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")]
@@ -182,7 +182,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
             "--type",
             "-t",
             metavar="FSTYPE",
-            help="Take it for this type.",
+            help="Treat it as this type.",
             show_default=False,
             autocompletion=completion.types,
         ),
@@ -204,17 +204,17 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     links: Annotated[
         Links,
         option(
-            help="Symbolic links: never followed where the kernel can be told so and never out of the mount; "
+            help="Symbolic links: not followed where the kernel supports that, and never out of the mount; "
             "followed inside the mount; or followed anywhere."
         ),
     ] = Links.NOFOLLOW,
     idle: Annotated[
         float,
-        option(min=0, metavar="SECONDS", help="End the virtual machine when unused for so long; 0 for never."),
+        option(min=0, metavar="SECONDS", help="Stop the virtual machine after so long without use; 0 for never."),
     ] = IDLE,
     entries: Annotated[
         int,
-        option(min=1000, metavar="NUMBER", help="Remember so many of the tree's entries, at about 1 KiB each."),
+        option(min=1000, metavar="NUMBER", help="How many of the tree's entries to remember, at about 1 KiB each."),
     ] = INDEX_ENTRIES,
     timezone: Timezone = "",
     foreground: Annotated[bool, option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,

@@ -1,4 +1,4 @@
-"""An open medium becomes a mount: what that needs is looked for, the supervisor is started and followed."""
+"""From an open medium to a mount: check that everything needed is there, start the supervisor and follow it."""
 
 import re
 from collections.abc import Callable, Iterator

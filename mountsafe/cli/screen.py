@@ -1,7 +1,7 @@
 """What a person sees: progress, tables, errors.
 
-Everything that is printed for people goes through `shown` here, whoever has escaped it before: a path, an argument or a
-label may hold what rewrites the terminal, and what escapes once stays as it is. Nothing is taken for markup.
+Everything that is printed for people goes through `shown` here, even if it was escaped before: a path, an argument or a
+label may contain what rewrites the terminal, and escaping twice changes nothing. Nothing is interpreted as markup.
 """
 
 import json

@@ -28,7 +28,7 @@ def daemon(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     rules: Rules = files.FOLDER,
     user: Annotated[
         str | None,
-        option(metavar="NAME", help="Show media to this user, not to who is at the seat.", show_default=False),
+        option(metavar="NAME", help="Show media to this user, not to the one at the seat.", show_default=False),
     ] = None,
     media: Annotated[Path, option(metavar="DIR", help="Show them in a folder of the user in here.")] = Path(
         "/run/media"

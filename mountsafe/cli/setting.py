@@ -1,4 +1,4 @@
-"""`setup`: the policy and the service, put in force in one step, and taken back."""
+"""`setup`: put the policy and the service in force in one step, and revert that."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What the daemon shows: `list` and `mount` tell of it as they do of what a user has mounted."""
+"""What the daemon shows: `list` and `mount` report it in the same way as what a user has mounted."""
 
 import os
 import pwd
@@ -56,7 +56,7 @@ class ShownMedium:
 
 
 def by_daemon(medium: ShownMedium | None) -> dict[str, str]:
-    """What `--json` shows of who shows a medium and to whom, where that is the daemon."""
+    """What `--json` says about who shows a medium and to whom, if that is the daemon."""
     return {"shown_by": DAEMON, "user": medium.user} if medium is not None else {}
 
 

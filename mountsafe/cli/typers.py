@@ -1,7 +1,7 @@
-"""The command line's parameters, as every typer from 0.7 (Debian 12) on takes them.
+"""The command line's parameters, in the way that every typer from 0.7 (Debian 12) on accepts them.
 
 We write `Annotated[T, option(...)]`, with the default where Python has it. typer reads that since 0.9; before, it wants
-the default inside the option, and the option in the default's place. So that is what it is given.
+the default inside the option, and the option in the default's place, so it is given that.
 """
 
 import inspect

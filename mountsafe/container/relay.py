@@ -1,8 +1,8 @@
-"""Passes NBD on between a client and QEMU's server, and keeps the two from agreeing on structured replies.
+"""Passes NBD between a client and QEMU's server, and keeps the two from agreeing on structured replies.
 
-QEMU's server (7.2, nbd/server.c) ends a connection when a read of an image fails and its answer would be a structured
-one, and the client, another QEMU, cannot leave them out: of one cluster that cannot be read the whole disk would be
-lost. An answer that is not structured tells the error, and the connection goes on.
+QEMU's server (7.2, nbd/server.c) ends a connection if a read of an image fails and its answer would be a structured
+one, and the client, another QEMU, cannot disable them: one unreadable cluster would cost the whole disk. A simple reply
+reports the error, and the connection goes on.
 
 Protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 """

@@ -1,4 +1,4 @@
-"""How many calls may be in the works at a time: for one caller, for one user, and for all who are not root."""
+"""How many calls may be in progress at a time: for one caller, for one user, and for all who are not root."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterator

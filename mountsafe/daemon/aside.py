@@ -1,7 +1,8 @@
-"""What may block, in threads that can be left behind: no disk that answers slowly holds up the loop, or another disk.
+"""Calls that may block, in threads that can be left behind: a slow disk holds up neither the loop nor another disk.
 
-A kernel that waits for a dying stick cannot be interrupted: whoever waits for it stays away until the kernel gives up.
-So each such call has a deadline, and a thread of its own that nobody else needs; what it comes to in the end is undone.
+A thread in the kernel that waits for a dying stick cannot be interrupted: it is gone until the kernel gives up. So each
+such call has a deadline, and a thread of its own that nobody else needs; if it succeeds after all, its result is
+undone.
 """
 
 import logging

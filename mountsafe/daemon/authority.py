@@ -1,4 +1,4 @@
-"""What polkit says: may a caller do what he asks for?"""
+"""Ask polkit whether a caller may do what they ask for."""
 
 import logging
 from collections.abc import Mapping
@@ -36,12 +36,12 @@ class Authority:
         self._asking: dict[str, set[trio.CancelScope]] = {}
 
     def gone(self, sender: str) -> None:
-        """Hear that somebody has left the bus: nobody is to type a password for him."""
+        """Hear that somebody has left the bus: nobody is to type a password for them."""
         for scope in self._asking.get(sender, ()):
             scope.cancel()
 
     async def permit(self, sender: str, action: str, details: Mapping[str, str]) -> None:
-        """Raise Refused unless polkit lets him do it; whatever goes wrong is a refusal."""
+        """Raise Refused unless polkit allows it; any failure is a refusal."""
         leaves = MatchRule(type="signal", sender=BUS, interface=BUS, member="NameOwnerChanged")
         leaves.add_arg_condition(0, sender)
         answer: object = None

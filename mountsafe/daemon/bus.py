@@ -1,4 +1,4 @@
-"""A connection to a D-Bus bus on which anybody may say anything, as often as he likes; its failures have one name."""
+"""A connection to a D-Bus bus on which anybody may say anything, at any rate; its failures have one name."""
 
 import array
 import logging

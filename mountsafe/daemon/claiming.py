@@ -1,4 +1,4 @@
-"""How a medium is claimed, given to who shows it, and let go: what may block is done `aside`."""
+"""How a medium is claimed, given to whoever shows it, and released: what may block is done `aside`."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What a medium is to people: what udev knows of it, and what the virtual machine has found inside since."""
+"""A medium in words for people: what udev knows about it, and what the virtual machine has found inside since."""
 
 import os
 from collections.abc import Iterable, Sequence

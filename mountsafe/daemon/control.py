@@ -1,8 +1,8 @@
-"""`org.mountsafe.Manager1` on the system bus: who may ask what, and what is told when something changes.
+"""`org.mountsafe.Manager1` on the system bus: who may ask for what, and what is announced when something changes.
 
-Anybody on this machine may send anything here, as often as he likes. So nothing waits where messages are heard; a call
-that does something is a task of its own, of which a user has a few at a time; and nothing that goes wrong in it reaches
-another call, the connection or the daemon. A bus that goes is looked for again.
+Anybody on this machine may send anything here, at any rate. So the task that reads messages never waits; a call that
+does something is a task of its own, of which a user has a few at a time; and nothing that goes wrong in it affects
+another call, the connection or the daemon. If the bus goes away, it is connected to again.
 """
 
 import logging
@@ -42,7 +42,7 @@ MAX_ARGUMENT = 4096  # characters: no path is longer
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a bus that has gone is looked for again
 MAX_CALLERS = 1024  # whose users are remembered
 _EMITTER = DBusAddress(PATH, interface=NAME)
-_IN_QUEUE = 2  # RequestName's answer: somebody else has the name; it is ours when he lets go
+_IN_QUEUE = 2  # RequestName's answer: somebody else has the name; it is ours when they release it
 _FAILED, _DENIED, _CROWDED = f"{NAME}.Failed", f"{NAME}.AccessDenied", f"{BUS}.Error.LimitsExceeded"
 # Errors that a caller tells apart; all others are _FAILED.
 _NAMES: dict[type[UserError], str] = {
@@ -172,7 +172,7 @@ async def _name_taken(bus: Bus) -> str:
     except (DBusErrorResponse, Malformed) as error:
         return f"it does not let us be {NAME}: {error}"
     if answer == _IN_QUEUE:
-        log.warning("somebody else owns %s: nobody can ask us until he lets go", NAME)
+        log.warning("somebody else owns %s: nobody can ask us until they release it", NAME)
     else:
         log.info("on the system bus")
     return ""
@@ -207,7 +207,7 @@ class Callers:
         elif member == "NameAcquired" and signal.body("s") == (NAME,):
             log.info("%s is ours", NAME)
         elif member == "NameLost" and signal.body("s") == (NAME,):
-            log.warning("%s is somebody else's now: nobody can ask us until he lets go", NAME)
+            log.warning("%s is somebody else's now: nobody can ask us until they release it", NAME)
 
     def _call(self, call: Heard) -> bool:
         """Answer a call; return whether a task does that, which closes what came with it."""
@@ -235,7 +235,7 @@ class Callers:
         return False
 
     def _reply(self, call: Heard, reply: Message) -> None:
-        """Send it, if it is wanted and there is room: who floods us does not wait for his answers."""
+        """Send it, if it is wanted and there is room: whoever floods us does not wait for their answers."""
         if not call.header.flags & MessageFlag.no_reply_expected:
             self._bus.post(reply)
 

@@ -1,4 +1,4 @@
-"""What is known of what is in one medium, and what the policy says of that."""
+"""What is known about the contents of one medium, and what the policy says about that."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

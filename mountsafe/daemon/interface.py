@@ -1,4 +1,4 @@
-"""`org.mountsafe.Manager1` as it is told: its description, and media as variants."""
+"""`org.mountsafe.Manager1` as D-Bus describes it: its introspection, and media as variants."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -40,7 +40,7 @@ class MediumLog(logging.LoggerAdapter[logging.Logger]):
 
 
 class Flood(logging.Filter):
-    """Lets a source say so much, and no more: a caller or a medium that makes us log without end fills no disk.
+    """Limits what one source may log: a caller or a medium that makes us log endlessly fills no disk.
 
     A source is a medium, or a module where an entry is about none. How many of its entries were dropped is said in the
     next one that comes through.

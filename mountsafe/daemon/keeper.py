@@ -1,4 +1,4 @@
-"""One medium that is plugged in: claimed, shown, and let go when it is gone."""
+"""One medium that is plugged in: claimed, shown, and released when it is gone."""
 
 import logging
 from collections.abc import Callable, Iterator

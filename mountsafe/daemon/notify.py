@@ -1,4 +1,4 @@
-"""Words to the service manager, as sd_notify(3) describes them."""
+"""Messages to the service manager, as sd_notify(3) describes them."""
 
 import logging
 import os

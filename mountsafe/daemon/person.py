@@ -1,4 +1,4 @@
-"""Whom media are shown to: the user whose session is active at the seat, and whether his screen is locked."""
+"""Whom media are shown to: the user whose session is active at the seat, and whether their screen is locked."""
 
 import os
 import pwd
@@ -59,10 +59,10 @@ def _person(connection: Connection, path: str, uid: int, name: str) -> Person | 
 
 
 def folder_of(person: Person, base: str) -> str:
-    """Return the folder that his media appear in, made if need be: root's, closed to all but him. Raises UserError.
+    """Return the folder that their media appear in, made if need be: root's, closed to all others. Raises UserError.
 
     Nobody but root can write to it or to what it is in, so no name in it can be changed under us. His group may be
-    everybody's, so it is an access control list that lets him in, as udisks has it.
+    everybody's, so it is an access control list that lets the user in, as udisks has it.
     """
     environment.require_folder(Path(base), (0,))
     os.makedirs(base, mode=0o755, exist_ok=True)
@@ -80,9 +80,11 @@ def folder_of(person: Person, base: str) -> str:
         os.chown(fd, 0, 0)
         os.setxattr(fd, ACL, _for_one(person.uid))
     except OSError as error:
-        # Without a list it would be open to his group, or to all who guess a label, or not be root's alone.
+        # Without a list it would be open to the user's group, or to all who guess a label, or not be root's alone.
         hint = "Name a folder on another file system, a tmpfs for example, with --media."
-        raise UserError(f"{folder} cannot be his alone: {error.strerror}", hint, ExitCode.TARGET) from error
+        raise UserError(
+            f"{folder} cannot be made private to one user: {error.strerror}", hint, ExitCode.TARGET
+        ) from error
     finally:
         os.close(fd)
     return folder

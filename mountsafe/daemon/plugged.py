@@ -1,4 +1,4 @@
-"""Which medium it is that is plugged in, and whether it is the same one still."""
+"""Which medium is plugged in, and whether it is still the same one."""
 
 from mountsafe.daemon.keeper import Keeper
 from mountsafe.errors import ExitCode, UserError

@@ -70,7 +70,7 @@ class Requests:
         await keeper.lock()
 
     async def _asked_to_unlock(self, keeper: Keeper, form: str, fd: int) -> Request:
-        """Unlock it for who is at the seat: nobody else is to see what is in it, and nothing while that one is away."""
+        """Unlock it for the person at the seat: nobody else may see what is in it, and nobody while they are away."""
         if form not in list(KeyForm):
             raise UserError(f"there is no key of the form {printable(form)}", f"One of: {', '.join(KeyForm)}.")
         person = await self._at_seat()
@@ -85,7 +85,7 @@ class Requests:
         return Request(keeper.device.name, person.uid, run)
 
     async def _at_seat(self) -> Person:
-        """Return who is there. Raises UserError if nobody is, or his screen is locked."""
+        """Return who is there. Raises UserError if nobody is, or the screen is locked."""
         person = await aside(self._person, PERSON_PATIENCE)
         if person is None or person.locked:
             raise UserError("nobody is at the seat, or the screen is locked", "Nothing is unlocked while that is so.")

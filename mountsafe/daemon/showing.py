@@ -20,7 +20,7 @@ UNLOCK_INTERVAL = 1.0
 class DisplaySettings:
     """How media are shown. `person` is asked for whenever one is: it returns None while nobody is there.
 
-    `base`: where each user has a folder of his media; `hidden`: the same for those that desktops are not to show.
+    `base`: where each user has a folder of their media; `hidden`: the same for those that desktops are not to show.
     """
 
     person: Callable[[], Person | None]
@@ -54,7 +54,7 @@ class Public(Protocol):
 
 
 async def until_there(display: DisplaySettings, uid: int | None, waiting: Callable[[], None]) -> Person:
-    """Wait until somebody is there, and his screen is not locked; `waiting` is called if that is not so.
+    """Wait until somebody is there and the screen is not locked; `waiting` is called if that is not so.
 
     `uid`: who has a key. Raises UserError (LOCKED) if it is not that one.
     """

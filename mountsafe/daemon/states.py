@@ -1,4 +1,4 @@
-"""What a medium goes through in the daemon, as a table. `daemon.keeper` keeps to it; programs read the words."""
+"""The states of a medium in the daemon, as a table. `daemon.keeper` keeps to it; programs read their names."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -24,7 +24,7 @@ class State(StrEnum):
 
 # Where the verdict of what is known, of what was found inside, or of what went wrong leads.
 _JUDGED = {State.ASK, State.REFUSE, State.FAILED}
-_ALWAYS = {State.FAILED, State.EJECTED, State.LOST}  # by a fault, or by who ejects or pulls it
+_ALWAYS = {State.FAILED, State.EJECTED, State.LOST}  # by a fault, or by whoever ejects or pulls it
 NEXT: Mapping[State, frozenset[State]] = {
     state: frozenset(_ALWAYS | after)
     for state, after in {

@@ -1,4 +1,4 @@
-"""What is written to one medium: which mounts can be, what is on its way, what is lost, and how all of it is saved."""
+"""What is written to one medium: what can be written to, what is unsaved or lost, and how everything is saved."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

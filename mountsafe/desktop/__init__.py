@@ -1,1 +1,1 @@
-"""The agent of a user: what happens to his media, as notifications on his desktop."""
+"""The agent of a user: shows what happens to their media as notifications on their desktop."""

@@ -40,7 +40,7 @@ class Shown:
 
 
 class Agent:
-    """Serves the user who runs it. `any_seat`: he hears of blocked media wherever he sits."""
+    """Serves the user who runs it. `any_seat`: they are told of blocked media wherever they sit."""
 
     def __init__(self, any_seat: bool) -> None:
         self._name = pwd.getpwuid(os.getuid()).pw_name

@@ -1,4 +1,4 @@
-"""A folder, shown by whatever the user's desktop has for that."""
+"""Show a folder with whatever the desktop has for that."""
 
 import logging
 import subprocess

@@ -34,7 +34,7 @@ def question_about(medium: Medium, error: str) -> prompts.Question:
 
 
 async def unlock(medium: Medium) -> bytes | None:
-    """Have it unlocked with what somebody types; return that, to be wiped. None: he does not want to. UserError."""
+    """Have it unlocked with what somebody types; return that, to be wiped. None: they do not want to. UserError."""
     refused: UserError | None = None
     for _ in range(TRIES):
         secret = await prompts.ask(question_about(medium, refused.message if refused else ""))

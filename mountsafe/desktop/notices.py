@@ -1,4 +1,4 @@
-"""What a desktop says of a medium. Pure: what the daemon tells in, words and buttons out.
+"""Notifications about media. Pure: takes what the daemon tells, returns words and buttons.
 
 No button leaves a device to the host's kernel: `Trust` means that a virtual machine opens it without asking. The other
 kind of trust is for the command line, which says what it costs.

@@ -31,7 +31,7 @@ class _Offer:
 
 
 class Offers:
-    """Those of one user, on his desktop."""
+    """Those of one user, on their desktop."""
 
     def __init__(self, desktop: Notifications) -> None:
         self._desktop = desktop

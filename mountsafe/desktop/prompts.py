@@ -1,7 +1,8 @@
-"""A passphrase, asked for by whichever program is there for that: a flavour of pinentry, zenity or kdialog.
+"""Ask for a passphrase with whichever program is there for that: a flavour of pinentry, zenity or kdialog.
 
-The secret comes out of the program's standard output, a pipe, and is in no argument and no environment. What is said to
-the program is: some take markup for what it means, so no word of a medium may look like any.
+The secret comes out of the program's standard output, a pipe, and is in no argument and no environment variable. What
+we tell the program is in its arguments, and some programs interpret markup: so nothing from a medium may look like
+markup.
 """
 
 import logging
@@ -58,7 +59,7 @@ def plain(words: str) -> str:
 
 
 async def ask(question: Question) -> bytes | None:
-    """Return what somebody types, of which nothing is kept here; None if he does not want to. Raises NoProgram."""
+    """Return what somebody types, of which nothing is kept here; None if they do not want to. Raises NoProgram."""
     asked = Question(plain(question.title), plain(question.words), plain(question.error))
     for name in _in_order(os.environ.get("XDG_CURRENT_DESKTOP", "")):
         if (path := shutil.which(name)) is None:

@@ -1,7 +1,7 @@
-"""Keys that a user wants remembered: in his Secret Service, by the UUID of what they unlock. The only `secretstorage`.
+"""Keys that a user wants remembered: in their Secret Service, by the UUID of what they unlock. Imports `secretstorage`.
 
-Every program of his session may read what is there, as it may read his files. Who copies a UUID gains nothing: what is
-remembered goes to the daemon, which has it tried in a box (see SECURITY.md).
+Every program of the session may read what is there, as it may read the user's files. Copying a UUID gains nothing: a
+remembered key goes to the daemon, which has it tried in a box (see SECURITY.md).
 """
 
 import logging
@@ -71,7 +71,7 @@ def recall(uuid: str) -> bytes | None:
 
 
 def remember(uuid: str, name: str, secret: bytes, keeping: Keeping) -> None:
-    """Keep a key, in place of another one of this UUID. Somebody may be asked to open his keyring. Blocks.
+    """Keep a key, in place of another one of this UUID. The user may be asked to open their keyring. Blocks.
 
     Raises NoKeyring.
     """

@@ -1,4 +1,4 @@
-"""What somebody hears on a bus."""
+"""What is heard on a bus."""
 
 from jeepney import DBusErrorResponse, MatchRule, message_bus
 

@@ -1,7 +1,7 @@
-"""Bytes that only the agent can tell, read ahead: while a program looks at one chunk of a file, the next is on its way.
+"""Read-ahead for bytes that only the agent has: while a program looks at one chunk of a file, the next is on its way.
 
-A few chunks are kept for a whole mount, the oldest are dropped first. The kernel asks for little at a time where
-nobody with rights has told it otherwise; in large pieces a compressed file is read by two processors of the guest.
+A few chunks are kept for a whole mount, and the oldest are dropped first. Unless a privileged process has raised its
+limit the kernel asks for little at a time; in large pieces a compressed file is read by two processors of the guest.
 """
 
 from collections import OrderedDict

@@ -1,6 +1,6 @@
 """What has been learned of a mounted tree.
 
-A folder is learned page by page, by one task in the background; whoever looks at it waits only for as much as he needs,
+A folder is learned page by page, by one task in the background; a reader waits only for as much as it needs,
 so that a listing starts before a huge folder is known. Nothing that was learned changes as long as the kernel may hold
 it, but by `filesystem.edits`: where the mount can be written to, only its own programs change anything. Learned folders
 are forgotten, oldest first, when there are more than a limit of entries, and the kernel is asked to let their files go

@@ -1,8 +1,8 @@
-"""Symbolic links that cannot lead out of their mount, for where the kernel's nosymfollow is not to be had.
+"""Symbolic links that cannot lead out of their mount, for where the kernel's nosymfollow is not available.
 
-A link is contained if its target is relative, climbs only at its start, and by no more folders than there are above
-it in the mount. Each folder or link on the way is held to the same, so a chain of contained links stays inside: a ".."
-after a name is refused, because the name may be a link to a folder that lies less deep.
+A link is contained if its target is relative, climbs only at its start, and by no more folders than there are above it
+in the mount. Each folder or link on the way is held to the same, so a chain of contained links stays inside: a ".."
+after a name is refused, because the name may be a link to a folder that is less deep.
 """
 
 # Root owns "/", so nobody else can make this name exist.

@@ -132,7 +132,7 @@ class Operations(pyfuse3.Operations):
         mode = node.mode & ~(stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX)
         if self._view.uid is None:
             return mode
-        # The owner of the mount may read everything on his own medium.
+        # The owner of the mount may read everything on their own medium.
         return mode | (0o500 if node.is_folder else 0o400)
 
     @boundary

@@ -1,9 +1,9 @@
 """Learn the tree before anybody asks, while the guest has nothing else to do.
 
-From the moment of mounting: folders first, in the order in which a walk comes to them, then where their files are.
-There is one question at a time, in moments when no program waits for the guest, so that a program waits for a few ms of
-it at most. It stops after `PREFETCH_ENTRIES`, and when there is no guest or no room: what is asked for later is learned
-then. A folder that cannot be read is left out.
+It starts when the file system is mounted: folders first, in the order in which a walk comes to them, then where their
+files are. It asks one question at a time, in moments when no program waits for the guest, so that a program waits for a
+few ms of it at most. It stops after `PREFETCH_ENTRIES`, and when there is no guest or no room: what is needed later is
+learned then. A folder that cannot be read is skipped.
 """
 
 import errno

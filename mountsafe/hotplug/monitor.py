@@ -1,4 +1,4 @@
-"""Events of block devices, after udev has dealt with them."""
+"""Events of block devices, after udev has processed them."""
 
 import errno
 from contextlib import suppress

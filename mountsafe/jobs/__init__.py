@@ -1,1 +1,1 @@
-"""Work on a medium that has an end: a virtual machine is started for it, and nothing is mounted."""
+"""Work on a medium that comes to an end: a virtual machine is started for it, and nothing is mounted."""

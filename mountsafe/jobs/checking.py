@@ -1,6 +1,6 @@
-"""Check the file systems of a medium, each by its type's own checker, inside a virtual machine; and repair them.
+"""Check the file systems of a medium, each with its type's own checker, inside a virtual machine; and repair them.
 
-Who looks cannot write: a repair has another virtual machine.
+The virtual machine that checks cannot write: a repair has another one.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What came of checking a medium's file systems: what the guest told, in words and codes of the host's."""
+"""The results of checking a medium's file systems: what the guest told, in words and codes of the host's."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum

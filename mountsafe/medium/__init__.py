@@ -1,1 +1,1 @@
-"""The medium: opening it, and reading it by extents that the guest told and the host checked."""
+"""The medium: opening it, and reading it by extents that the guest told and the host has checked."""

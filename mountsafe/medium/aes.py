@@ -1,10 +1,10 @@
-"""AES, and the other ciphers of 128-bit blocks, by libgcrypt, in place: a call for all blocks, or one for each sector.
+"""AES, and other ciphers of 128-bit blocks, by libgcrypt, in place: one call for all blocks, or one for each sector.
 
-Bindings of Python's make an object for each sector, which takes
-ten times as long as to decrypt it; OpenSSL's takes two calls for each, and twice as long. Only what its manual says is
-called (https://gnupg.org/documentation/manuals/gcrypt/); every length is that of a buffer which is held meanwhile.
+Python's bindings make an object for each sector, which takes ten times as long as decrypting it; OpenSSL's take two
+calls for each, and twice as long. Only what libgcrypt's manual describes is called
+(https://gnupg.org/documentation/manuals/gcrypt/); every length is that of a buffer which is held meanwhile.
 
-To decrypt 512 bytes takes less time than to turn five arguments into C's. So they are turned once, by `from_param`, and
+Decrypting 512 bytes takes less time than converting five arguments to C. So they are converted once, by `from_param`, and
 each call takes them as they are.
 """
 

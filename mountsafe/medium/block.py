@@ -6,7 +6,7 @@ import stat
 import time
 from typing import Protocol
 
-from mountsafe.errors import MediumError as MediumError  # as who reads disks looks for it here
+from mountsafe.errors import MediumError as MediumError  # readers of disks look for it here
 from mountsafe.medium.blocking import read_exactly
 from mountsafe.trios import in_thread
 

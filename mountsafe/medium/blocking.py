@@ -1,4 +1,4 @@
-"""A disk that is read by whoever may wait for it: a boxed process with nothing else to do. No trio."""
+"""A disk for readers that may block: a boxed process with nothing else to do. No trio."""
 
 import os
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Which of the volumes on a medium are to be shown, and what the folders are called that they are shown in."""
+"""Which of the volumes on a medium are shown, and the names of the folders that they are shown in."""
 
 import re
 from collections.abc import Sequence

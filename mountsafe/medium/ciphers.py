@@ -1,8 +1,8 @@
-"""Decrypts many sectors a call, in place: blocks by libgcrypt, what else there is to do by Python, for all at once.
+"""Decrypts many sectors in one call, in place: blocks by libgcrypt, the rest by Python, for all sectors at once.
 
-CBC of many sectors is CBC of one, and then each first block is put right. Numbers and initialization vectors are those
-of dm-crypt (drivers/md/dm-crypt.c): plain64, essiv, eboiv, and elephant, which are BitLocker's (Ferguson, "AES-CBC +
-Elephant diffuser", 2006).
+CBC of many sectors is CBC of one, after which each sector's first block is corrected. Numbers and initialization
+vectors are those of dm-crypt (drivers/md/dm-crypt.c): plain64, essiv, eboiv, and elephant, which are BitLocker's
+(Ferguson, "AES-CBC + Elephant diffuser", 2006).
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The claim on a block device: as long as it is held, nobody mounts the device or a part of it, root neither."""
+"""The claim on a block device: while it is held, nobody can mount the device or a part of it, not even root."""
 
 import fcntl
 import logging

@@ -1,4 +1,4 @@
-"""What a volume lies in, and what is wrong with it: words of ours for codes and numbers of the guest's."""
+"""What a volume lies in, and what is wrong with it: our words for the guest's codes and numbers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""A disk made of another one, for who must not wait: the session, which decrypts its own direct reads.
+"""A disk made of another one, for readers that must not block: the session, which decrypts its own direct reads.
 
 To be imported while modules can be: what decrypts is loaded with it.
 """

@@ -1,6 +1,6 @@
-"""Encrypts what `mountsafe.medium.ciphers` decrypts, for who writes: whole sectors, in place.
+"""Encrypts what `mountsafe.medium.ciphers` decrypts, for writing: whole sectors, in place.
 
-Fewer bytes are written than read, so a call for each sector is all there is. The numbers are the same ones.
+Fewer bytes are written than read, so one call for each sector is fast enough. The numbers are the same.
 """
 
 from typing import Protocol

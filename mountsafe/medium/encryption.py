@@ -1,6 +1,6 @@
-"""Where the plaintext of an encrypted disk comes from: which bytes, under which cipher. No key is in it.
+"""Where the plaintext of an encrypted disk comes from: which bytes, under which cipher. It contains no key.
 
-A boxed process tells it of a header that it parsed (`mountsafe.encrypted`), and is not believed: `check` first.
+A boxed process makes it from a header that it parsed (`mountsafe.encrypted`), and is not trusted: `check` it first.
 """
 
 from dataclasses import dataclass

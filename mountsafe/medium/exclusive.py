@@ -1,10 +1,10 @@
-"""Open a medium for writing, and be the only one who writes to it, as far as others can be told apart.
+"""Open a medium for writing, and be the only one who writes to it, as far as others can be detected.
 
 QEMU's programs lock bytes of raw images, each standing for something that they do, or do not want others to do
-(block/file-posix.c: raw_apply_lock_bytes). The same bytes are locked here, so each side hears of the other. A further
+(block/file-posix.c: raw_apply_lock_bytes). The same bytes are locked here, so each side notices the other. One more
 byte is mountsafe's own. These locks belong to the open file: they last until the last process that has the descriptor
-is gone (fcntl(2), F_OFD_SETLK). What the host's kernel has mounted it locks by O_EXCL if it is a device; a file that
-is behind a loop device is found by sysfs.
+is gone (fcntl(2), F_OFD_SETLK). A device that the host's kernel has mounted is found by O_EXCL; a file that is behind a
+loop device is found in sysfs.
 """
 
 import errno
@@ -34,7 +34,7 @@ HINT = "Without --write it can be mounted read-only."
 def open_for_writing(medium: Medium, otherwise: str = HINT) -> int:
     """Return a descriptor of an open medium that is open for reading and writing, and locked. Raises UserError.
 
-    It is opened with the rights of who calls. SOURCE if it is write-protected, or others have it in use. `otherwise`:
+    It is opened with the caller's rights. SOURCE if it is write-protected, or others have it in use. `otherwise`:
     what can be done with a medium that cannot be written to.
     """
     shown = shown_path(medium.path)

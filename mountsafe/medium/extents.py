@@ -1,7 +1,7 @@
-"""Untrusted extents to a read plan.
+"""From untrusted extents to a read plan.
 
 The guest says where a file's bytes are. A plan holds what survived the checks: runs inside the medium, in order,
-without overlap. Wherever a plan has no run, the agent must be asked. A lie that passes can only show other bytes of the
+without overlap. Where a plan has no run, the agent has to be asked. A lie that passes can only show other bytes of the
 same medium.
 """
 

@@ -1,6 +1,6 @@
-"""The read-only flag of a block device, which the daemon sets: lifted for as long as somebody writes, and no longer.
+"""The read-only flag of a block device, which the daemon sets: cleared only while somebody writes.
 
-A device that nobody has made read-only, and a file, have none to lift.
+A file, or a device that nobody has made read-only, has none to clear.
 """
 
 import fcntl

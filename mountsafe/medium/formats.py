@@ -1,7 +1,7 @@
-"""What a file holds a disk in, by the bytes at fixed places of its header, and why such a disk cannot be opened.
+"""Which format of disk image a file is, by bytes at fixed places of its header, and why such a disk cannot be opened.
 
-Nothing here follows what a header says to anywhere but to another place in the same file. Sources: docs/interop/qcow2
-and block/vdi.c of QEMU; VMware's Virtual Disk Format 5.0; Microsoft's VHD Image Format Specification and [MS-VHDX].
+Nothing here follows a header anywhere but to another place in the same file. Sources: docs/interop/qcow2 and
+block/vdi.c of QEMU; VMware's Virtual Disk Format 5.0; Microsoft's VHD Image Format Specification and [MS-VHDX].
 """
 
 import re

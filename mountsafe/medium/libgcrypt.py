@@ -1,4 +1,4 @@
-"""libgcrypt: where it is, how it is begun, and the numbers of gcrypt.h for what is called of it.
+"""libgcrypt: where it is, how it is initialised, and the numbers of gcrypt.h for the calls that are made.
 
 Every Debian has it, because systemd and apt need it. Nothing is loaded before `begun` is called.
 """

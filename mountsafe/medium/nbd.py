@@ -1,8 +1,8 @@
 """Reads of a disk that another process serves by NBD: the only module that imports `nbd`, libnbd's binding.
 
-libnbd gets sockets that are connected already, and makes no thread and no other call than to send and to receive. Who
-is at the other end may be taken over by the medium, so of the protocol as little as can be is asked for, no answer is
-waited for without an end, and who does not keep to the protocol is left.
+libnbd gets sockets that are already connected, starts no thread, and makes no calls but to send and to receive. The
+other end may have been taken over by the medium. So only the simplest parts of the protocol are used, every wait has a
+deadline, and a server that breaks the protocol is disconnected.
 """
 
 import socket
@@ -189,7 +189,7 @@ class NbdReader:
 
 
 class BlockingNbd:
-    """A disk of `size` bytes that another process serves, for who may wait for it. No thread but the caller's."""
+    """A disk of `size` bytes that another process serves, for readers that may block. No thread but the caller's."""
 
     def __init__(self, fd: int, size: int) -> None:
         """Take a connected socket, which is closed with the disk, and shake hands. Raises DiskGone."""

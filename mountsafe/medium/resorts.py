@@ -1,4 +1,4 @@
-"""What it took to open something that is damaged or incomplete: the guest tells bits, the words are ours."""
+"""What it took to open something damaged or incomplete: the guest tells bits, the words are ours."""
 
 from mountsafe.wire import Resort
 

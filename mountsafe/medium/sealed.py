@@ -1,10 +1,10 @@
-"""A descriptor that stays read-only, whoever opens its file anew.
+"""A descriptor that stays read-only, even if its file is reopened.
 
-That a descriptor was opened for reading holds nobody: opening /proc/self/fd/N asks what the file's mode says, and its
-owner may change that, its times and attributes through any descriptor. What comes from a read-only mount has none of it
-(EROFS), so images are opened once more through a private read-only mount of the single file, which nobody sees and
-which lasts as long as the descriptor. Source: open_tree(2), mount_setattr(2) of Linux 5.12. Nodes of block devices are
-not files of their file system: for them the mount's flag does not matter.
+Opening a file for reading confines nobody: opening /proc/self/fd/N again asks only for what the file's mode says, and
+its owner may change that, its times and attributes through any descriptor. A descriptor from a read-only mount allows
+none of it (EROFS), so images are opened once more through a private read-only mount of that single file, which nobody
+sees and which lasts as long as the descriptor. Source: open_tree(2), mount_setattr(2) of Linux 5.12. Nodes of block
+devices are not files of their file system: for them the mount's flag does not matter.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
-"""A disk made of others: which bytes below make which bytes above, and a driver that reads them and may wait.
+"""A disk made of others: which bytes below make which bytes above, and a driver that reads them and may block.
 
-Layers are told by processes that may be taken over, so nothing is read outside of what lies below: `verify` says no to
-what claims otherwise, and `Plan` yields nothing else.
+Layers are described by processes that may have been taken over, so nothing outside of what lies below is ever read:
+`verify` refuses what claims otherwise, and `Plan` yields nothing else.
 """
 
 import os
@@ -186,7 +186,7 @@ class BlockingLayer:
 def open_blocking(stack: Stack, fds: Sequence[int]) -> BlockingDisk:
     """Return the disk that a stack makes. Blocks. Raises ProtocolFault, MediumError.
 
-    `fds`: the medium or a socket to who serves it, then a key for each layer that has a layout. The keys are closed;
+    `fds`: the medium or a socket to its server, then a key for each layer that has a layout. The keys are closed;
     the first belongs to the disk, and is closed only if this fails.
     """
     medium, *keys = fds

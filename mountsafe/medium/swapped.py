@@ -1,6 +1,7 @@
-"""Whether there is the same medium in a device still: a card reader keeps its number while the cards in it change.
+"""Whether a device still has the same medium: a card reader keeps its number while the cards in it change.
 
-The kernel counts the media (diskseq, since Linux 5.15) and looks every two seconds or so; sysfs tells it to everybody.
+The kernel counts the media (diskseq, since Linux 5.15) and looks every two seconds or so; everybody can read the count
+in sysfs.
 """
 
 import os

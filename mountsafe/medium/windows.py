@@ -1,7 +1,7 @@
-"""Where a file system may be written to: its own bytes, as they were told before any was mounted, and nobody else's.
+"""Where a file system may be written to: only its own bytes, as they were told before anything was mounted.
 
 What is told of a medium comes from a guest, and may be a lie. A lie can name other bytes of the same medium; it cannot
-name what another volume has, or what the kernel knows to be elsewhere, and after the mount nothing of it can change.
+name bytes that another volume has, or that the kernel knows to be elsewhere, and after the mount none of it can change.
 """
 
 import os

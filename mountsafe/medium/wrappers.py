@@ -1,7 +1,7 @@
-"""What a file is in which no file system was found: what it is packed in, or what else it is, and what to do.
+"""Files in which no file system was found: what they are packed in, or what else they are, and what to do.
 
-Told by bytes at fixed places, as file(1) does, and only after the virtual machine has found nothing: a disk may begin
-with any bytes. Nothing that such a file says is followed.
+Recognised by bytes at fixed places, as file(1) does, and only after the virtual machine has found nothing: a disk may
+begin with any bytes. Nothing that such a file says is followed.
 """
 
 import shlex

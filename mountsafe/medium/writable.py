@@ -1,6 +1,6 @@
-"""A disk that is written to by whoever may wait for it: a boxed process with nothing else to do. No trio.
+"""A disk for writers that may block: a boxed process with nothing else to do. No trio.
 
-What only reads knows nothing of this: a disk of `mountsafe.medium.stacked` has no way to be written to.
+Code that only reads does not know this module: a disk of `mountsafe.medium.stacked` cannot be written to.
 """
 
 import os

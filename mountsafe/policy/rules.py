@@ -1,8 +1,8 @@
-"""Rules in TOML, and what they say of a medium. Pure: text in, decision out.
+"""Rules in TOML, and what they say about a medium. Pure: text in, decision out.
 
 The first rule whose every condition holds decides. What no rule decides is opened in a virtual machine if it is
 external, and left to the system if it is not. A policy that cannot be read refuses everything external: a typing error
-must not open a door. Whether what is opened may be written to is for a rule to say, or for the file as a whole.
+must not open a door. Whether what is opened may be written to is decided by a rule, or by the file as a whole.
 """
 
 import difflib

@@ -1,6 +1,6 @@
-"""Rules for devices that somebody trusts: a file of rules that is only ever written by `trust` and `untrust`. Pure.
+"""Rules for devices that somebody trusts: a file of rules that only `trust` and `untrust` write. Pure.
 
-Trust is one of two: the device is left to the system, or a virtual machine opens it without asking.
+There are two kinds of trust: the device is left to the system, or a virtual machine opens it without asking.
 """
 
 import json

@@ -1,5 +1,6 @@
-"""How time zones are spelled: names of the tz database, and offsets from UTC. Pure: whether a name is known is asked
-elsewhere (`mountsafe.system.zones`).
+"""How time zones are spelled: names of the tz database, and offsets from UTC.
+
+Pure: whether a name is known is asked elsewhere (`mountsafe.system.zones`).
 """
 
 import re

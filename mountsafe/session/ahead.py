@@ -1,4 +1,4 @@
-"""A virtual machine that is started before there is a disk for it, while something else takes its time."""
+"""A virtual machine that is started before there is a disk for it, while other work takes its time."""
 
 import logging
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Mounts by what they are: the kernel's calls that make one and tell one from another, wherever it is moved to."""
+"""Mounts by identity: the kernel's calls that make a mount and recognise it, wherever it is moved."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""What of a medium is to be shown: found by virtual machines, judged by a policy, unlocked with keys."""
+"""What of a medium is shown: found by virtual machines, judged by a policy, unlocked with keys."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

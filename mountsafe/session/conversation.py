@@ -1,6 +1,6 @@
-"""What a supervisor and a session process say to each other. The supervisor believes nothing of what it hears.
+"""What a supervisor and a session process say to each other. The supervisor trusts nothing that it hears.
 
-Descriptors come with what is said to the session process: a stream, a disk, or /dev/fuse.
+Descriptors come with messages to the session process: a stream, a disk, or /dev/fuse.
 """
 
 from collections.abc import Mapping

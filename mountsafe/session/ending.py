@@ -1,4 +1,4 @@
-"""How the mounts of a medium end: what was changed is saved beside each other, and a signal ends all of it."""
+"""How the mounts of a medium end: what was changed is saved in parallel, and a signal ends all of them."""
 
 import logging
 import signal

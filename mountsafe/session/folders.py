@@ -1,4 +1,4 @@
-"""The folders that one medium is mounted on: which there are to be, which of them were made for it, and their end."""
+"""The folders that one medium is mounted on: which are planned, which of them were made for it, and their removal."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The virtual machine of one medium: started when it is needed, replaced when it died, given up when it keeps dying."""
+"""The virtual machine of one medium: started when needed, replaced when it dies, given up if it keeps dying."""
 
 import logging
 import socket
@@ -276,7 +276,7 @@ class Machines:
             await life.let_go()
 
     def _tell(self, incident: str) -> None:
-        """A guest that dies over and over, for days, must not fill a log: neither ours nor that of who listens."""
+        """A guest that dies over and over, for days, must not fill a log: neither ours nor that of whoever listens."""
         self._incidents += 1
         if self._incidents <= MAX_INCIDENTS_LOGGED:
             last = self._incidents == MAX_INCIDENTS_LOGGED

@@ -1,6 +1,6 @@
-"""A boxed process that makes a disk of a medium, started anew when it died.
+"""A boxed process that makes a disk of a medium, restarted when it dies.
 
-Who was connected to it notices, and asks for the disk again.
+Whoever was connected to it notices, and asks for the disk again.
 """
 
 import logging

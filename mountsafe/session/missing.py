@@ -1,4 +1,4 @@
-"""What is told of file systems that were asked for and are not there."""
+"""What is reported of file systems that were asked for and are not there."""
 
 from mountsafe.errors import ExitCode
 from mountsafe.limits import MAX_MISSING, MAX_MOUNTS

@@ -1,7 +1,7 @@
-"""Who makes the mount: fsmount as root, fusermount3 for everybody else. Both return a /dev/fuse descriptor.
+"""Making the mount: fsmount as root, fusermount3 for everybody else. Both return a /dev/fuse descriptor.
 
-A mount is put on a folder that is held since it was checked, and known by its number from then on: what its path leads
-to may be changed by others at any moment, and is never unmounted or removed for it.
+A mount is put on a folder that has been held since it was checked, and is known by its number from then on: others may
+change where its path leads at any moment, so nothing is ever unmounted or removed by path.
 """
 
 import ctypes

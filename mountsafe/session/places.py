@@ -92,7 +92,7 @@ class Place:
 
 
 def removed(path: Path, number: tuple[int, int]) -> None:
-    """Remove the folder at `path` if it is the one with these numbers, and empty; for who holds it no longer."""
+    """Remove the folder at `path` if it is the one with these numbers, and empty; for callers without it."""
     with suppress(OSError):
         parent = walk(path.parent)
         try:

@@ -69,7 +69,7 @@ def given() -> socket.socket:
 
 
 class Reporter(Listener):
-    """Tells the one who started us how far we are, for as long as he listens. He may be slow: nothing waits for him."""
+    """Tells whoever started us how far we are, as long as they listen. They may be slow: nothing waits for them."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

@@ -1,4 +1,4 @@
-"""How often a process that is started again and again may end before it is given up for a while."""
+"""How often a process that keeps ending may be restarted before it is given up for a while."""
 
 import time
 from collections import deque

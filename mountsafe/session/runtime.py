@@ -34,12 +34,12 @@ LOG = "log"
 OLD_RECORD, _OLD_START = "mount.json", ".mount.json"
 _ID_BYTES = 6
 _LEFTOVER = re.compile(f"[0-9a-f]{{{2 * _ID_BYTES}}}")
-_SWEEP = 1.0  # seconds that one who looks for leftovers is waited for: he may be stopped
+_SWEEP = 1.0  # seconds to wait for somebody else who looks for leftovers: they may be stopped
 _SOCKET_PATH = 107  # bytes: sun_path of unix(7), and its end
 
 
 def base() -> Path:
-    """Return the folder of this user's records, made if need be and checked to be his alone."""
+    """Return the folder of this user's records, made if need be and checked to be theirs alone."""
     uid = os.geteuid()
     path = _place(uid)
     try:

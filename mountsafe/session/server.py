@@ -114,7 +114,7 @@ OpenDisk = Callable[[int, Parent, trio.Nursery], Disk]
 
 
 def disk_opener(medium: int | None) -> OpenDisk:
-    """Return how the disk's bytes are had. To be called while modules can be imported: libnbd is for who needs it."""
+    """Return how the disk's bytes are had. To be called while modules can be imported: libnbd is optional."""
     if medium is not None:
         return lambda size, parent, nursery: BlockReader(medium, size)
     from mountsafe.medium.nbd import NbdReader

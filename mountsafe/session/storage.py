@@ -1,4 +1,4 @@
-"""A disk that virtual machines and session processes read: the medium itself if it is raw, else what is made of it."""
+"""A disk that virtual machines and session processes read: the medium itself if it is raw, or what is made of it."""
 
 import os
 from collections.abc import AsyncIterator

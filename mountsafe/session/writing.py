@@ -128,7 +128,7 @@ class Writer:
         await self._machines.close()
 
     async def finish(self) -> None:
-        """End it for good, as who used it is gone: if that has not said that all is on the medium, some is lost."""
+        """End it for good, as its user is gone: unless that has said that all is on the medium, something is lost."""
         await self.close()
         if self.changing:
             if not self.unsaved:

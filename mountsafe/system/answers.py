@@ -1,4 +1,4 @@
-"""A connection to a D-Bus bus for who asks a question, or listens, and does nothing else meanwhile.
+"""A connection to a D-Bus bus for asking one question, or listening, and doing nothing else meanwhile.
 
 Serials are small numbers, and anybody may write one into a message and send it to anybody: so an answer counts if it is
 one at all, and comes from who has the name that was asked, or from the bus. Which name that is, the bus tells, whose

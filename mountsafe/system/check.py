@@ -1,7 +1,7 @@
 """Who could still make the host's kernel read a medium that the policy gives to the virtual machine.
 
 Every answer comes from the machine as it is now: udev's database, the files that udev reads, udisks, the kernel's
-modules and mounts. No finding is the proof that the policy is in force.
+modules and mounts. If nothing is found, the policy is in force.
 """
 
 import os

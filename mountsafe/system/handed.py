@@ -1,8 +1,8 @@
-"""A secret on its way from who has it to who needs it, in a pipe or a memfd: who passes it on never reads it.
+"""A secret on its way to the process that needs it, in a pipe or a memfd: whoever passes it on never reads it.
 
-A descriptor that somebody hands to us may be of a file whose server is himself (FUSE): asking for its status, reading
-it or closing it can take for ever. So what it is, is asked in ways that no file system hears of, and what is neither a
-pipe nor memory is never waited for.
+A descriptor that somebody hands to us may be of a file that they serve themselves (FUSE): asking for its status,
+reading it or closing it can take for ever. So what it is, is asked in ways that no file system notices, and anything
+but a pipe or memory is never waited for.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from mountsafe.errors import UserError
 
-PATIENCE = 10.0  # seconds for who writes into a pipe to be done
+PATIENCE = 10.0  # seconds for the writer of a pipe to finish
 _SPLICE_F_NONBLOCK = 2
 _REREAD = "It is a pipe whose other end is closed, or a memfd."
 
@@ -46,7 +46,7 @@ def is_memory(fd: int) -> bool:
 
 
 def close(fds: Iterable[int]) -> None:
-    """Close what somebody handed to us, and wait for no server of his."""
+    """Close what somebody handed to us, without waiting for a server of theirs."""
     for fd in fds:
         if is_pipe(fd) or is_memory(fd):
             os.close(fd)

@@ -1,4 +1,4 @@
-"""The layers that hold a process in, as the kernel tells them (proc(5), cgroups(7)): the process is not asked."""
+"""The layers that confine a process, as reported by the kernel (proc(5), cgroups(7)): the process is not asked."""
 
 import os
 import stat

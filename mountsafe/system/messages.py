@@ -1,8 +1,8 @@
-"""D-Bus messages out of a stream of bytes, sans-I/O: what is too large is passed over by its header, unread.
+"""D-Bus messages out of a stream of bytes, sans-I/O: what is too large is skipped by its header, unread.
 
 https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-messages. A bus passes on up to 128 MiB from
-anybody, nested 64 deep. Nothing that is said to us is larger than the reader's bound, and a body is parsed only by who
-knows its signature: so no sender can have us work for longer than some milliseconds.
+anybody, nested 64 deep. Nothing that we expect is larger than the reader's bound, and only callers that know a body's
+signature parse it: so no sender can keep us busy for more than some milliseconds.
 """
 
 import struct

@@ -1,4 +1,4 @@
-"""Where what we start runs: in a unit of its own, or apart from us. Both are systemd's to give."""
+"""Where the processes that we start run: in a systemd unit of their own, or apart from us."""
 
 import os
 import secrets

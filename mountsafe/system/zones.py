@@ -1,5 +1,6 @@
-"""Which time zone the clock of a camera was in whose local times a medium holds: the one that is named, or the
-machine's. What is returned goes to the guest, which converts (`mountsafe.agent.localtimes`).
+"""The time zone of the camera clock whose local times a medium holds: the one that is named, or the machine's.
+
+What is returned goes to the guest, which converts (`mountsafe.agent.localtimes`).
 """
 
 import os
