@@ -19,8 +19,8 @@ OPTIONAL = "optional"
 _AGENT = (
     *("__init__", "amended", "assembling", "attributes", "changing", "checking", "claimed", "copies", "disk"),
     *("entries", "exfat", "extents", "folders", "fsck", "layers", "localtimes", "mounting", "names", "naming"),
-    *("patched", "places", "programs", "reparse", "repeated", "runs", "sectors", "sessions", "signatures", "tables"),
-    *("tree", "twin", "volumes", "worker", "writable"),
+    *("patched", "places", "programs", "receiving", "reparse", "repeated", "runs", "sectors", "sessions", "signatures"),
+    *("tables", "tree", "twin", "volumes", "worker", "writable"),
 )
 CODE = ("__init__.py", "changes.py", "checkers.py", "fsoptions.py", "wire.py", *(f"agent/{name}.py" for name in _AGENT))
 _OURS = (*CODE, "appliance/init", "appliance/packages")
