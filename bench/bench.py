@@ -22,6 +22,7 @@ from measure import BenchError
 from media import Kitchen, Recipe, recipes
 from mounters import GUESTMOUNT_OPTIONS, Guestmount, Kernel, Mounted, Mounter, Mountsafe, guestfs_environment
 from works import GROUPS, IDLE_SECONDS, WORKS, Group, Turn, distinct_copies, merged
+from writing import WRITING
 
 WORKDIR = Path("/var/tmp/mountsafe-bench")
 RESULTS = Path(__file__).resolve().with_name("RESULTS.md")
@@ -66,7 +67,7 @@ class Bench:
         planned = []
         for recipe in self._recipes.values():
             keys = {key for key in WORKS if self.wants(key, recipe.filesystem)}
-            groups = [group.only(keys) for group in GROUPS if group.many == bool(recipe.content.flat)]
+            groups = [group.only(keys) for group in (*GROUPS, WRITING) if group.fits(recipe)]
             groups = [group for group in groups if group.steps]
             planned += [(group, recipe) for group in (merged(groups) if self.quick else groups)]
         return planned
@@ -128,10 +129,12 @@ class Bench:
 
     def _turn(self, group: Group, recipe: Recipe, mounter: Mounter, number: int) -> None:
         image = self._images[recipe.name]
+        if group.writes:
+            image = distinct_copies(image, self._scratch, 1)[0]
         self.say(f"{recipe.name}, {group.name}, round {number + 1} of {self.rounds}, {mounter.letter}")
         group.before(image)
         began = time.perf_counter()
-        with self._mounted(mounter, recipe, image, self._folder("mnt")) as mounted:
+        with self._mounted(mounter, recipe, image, self._folder("mnt"), group.writes) as mounted:
             measure.run("ls", mounted.folder)
             mount_seconds = time.perf_counter() - began
             measure.warm_tools()
@@ -144,13 +147,16 @@ class Bench:
                 lambda key, value: self._record(recipe, mounter.letter, key, value),
                 2.0 if self.quick else IDLE_SECONDS,
                 number == 0,
+                self.quick,
             )
             for step in group.steps:
                 step.function(turn)
 
     @contextmanager
-    def _mounted(self, mounter: Mounter, recipe: Recipe, image: Path, folder: Path) -> Iterator[Mounted]:
-        mounted = mounter.mount(image, recipe.filesystem, folder)
+    def _mounted(
+        self, mounter: Mounter, recipe: Recipe, image: Path, folder: Path, write: bool = False
+    ) -> Iterator[Mounted]:
+        mounted = mounter.mount(image, recipe.filesystem, folder, write)
         try:
             yield mounted
         finally:

@@ -10,15 +10,22 @@ from typing import Any, ClassVar
 
 TIMEOUT = 1200.0
 READER = Path(__file__).resolve().with_name("reader.py")
-TOOLS = (["find", "--version"], ["ls", "--version"], ["tar", "--version"], ["cat", "--version"])
+TOOLS = (
+    ["find", "--version"],
+    ["ls", "--version"],
+    ["tar", "--version"],
+    ["cat", "--version"],
+    ["cp", "--version"],
+    ["rm", "--version"],
+)
 
 
 class BenchError(Exception):
     """A step that failed; the text is for the user."""
 
 
-def run(*command: str | Path, env: dict[str, str] | None = None, **more: Any) -> str:
-    """Run a command and return what it printed; BenchError with its words if it fails."""
+def run(*command: str | Path, env: dict[str, str] | None = None, check: bool = True, **more: Any) -> str:
+    """Run a command and return what it printed; BenchError with its words if it fails, unless that is no matter."""
     done = subprocess.run(
         [os.fspath(word) for word in command],
         stdin=more.pop("stdin", subprocess.DEVNULL),
@@ -28,7 +35,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None, **more: Any) ->
         env=None if env is None else {**os.environ, **env},
         **more,
     )
-    if done.returncode != 0:
+    if done.returncode != 0 and check:
         raise BenchError(f"{' '.join(map(str, command))} failed with {done.returncode}: {done.stderr.strip()[-2000:]}")
     return str(done.stdout)
 

@@ -45,6 +45,11 @@ class Recipe:
         """Bytes; a multiple of 64 MiB."""
         return math.ceil((self.content.bytes / MIB + self.spare) / 64) * 64 * MIB
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is on it: it is there to be written to."""
+        return self.content == Content()
+
     def place(self, folder: Path) -> Path:
         """Where the image is kept."""
         digest = hashlib.sha256(repr((VERSION, sorted(asdict(self).items()))).encode()).hexdigest()
@@ -61,6 +66,7 @@ def recipes(quick: bool) -> dict[str, Recipe]:
         if quick
         else Content(flat=50_000, deep=100_000, deep_folders=1000)
     )
+    room = 128 if quick else 640
     ext4 = "mke2fs -q -F -t ext4 -m 0 -N {inodes} {{}}"
     made = [
         Recipe("ext4", "ext4", plain, ext4.format(inodes=8192)),
@@ -72,6 +78,9 @@ def recipes(quick: bool) -> dict[str, Recipe]:
         Recipe("iso9660", "iso9660", plain, pack="xorriso -as mkisofs -quiet -iso-level 3 -R -J -o {} FOLDER"),
         Recipe("squashfs", "squashfs", packed, pack="mksquashfs - {} -tar -quiet -no-progress -noappend -comp gzip"),
         Recipe("btrfs", "btrfs", packed, "mkfs.btrfs -q -f {}", mount_options="compress-force=zstd"),
+        Recipe("ext4-empty", "ext4", Content(), ext4.format(inodes=8192), spare=room),
+        Recipe("vfat-empty", "vfat", Content(), "mkfs.vfat -F 32 {}", spare=room),
+        Recipe("exfat-empty", "exfat", Content(), "mkfs.exfat {}", spare=room),
         Recipe("ext4-many", "ext4", many, ext4.format(inodes=200_000)),
         Recipe("xfs-many", "xfs", many, "mkfs.xfs -q -f {}"),
     ]
@@ -92,7 +101,11 @@ class Kitchen:
         missing = [recipe for recipe in wanted if not recipe.place(self._folder).exists()]
         with tempfile.TemporaryDirectory(prefix="making-", dir=self._folder) as name:
             scratch = Path(name)
-            for content in dict.fromkeys(recipe.content for recipe in missing):
+            for recipe in missing:
+                if recipe.empty:
+                    _format(recipe, scratch / recipe.name)
+                    (scratch / recipe.name).rename(recipe.place(self._folder))
+            for content in dict.fromkeys(recipe.content for recipe in missing if not recipe.empty):
                 self._make_of(content, [recipe for recipe in missing if recipe.content == content], scratch)
         return {recipe.name: recipe.place(self._folder) for recipe in wanted}
 

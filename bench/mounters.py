@@ -28,6 +28,9 @@ class Mounted(Protocol):
     def processes(self) -> list[int]:
         """Every process of the mount, its virtual machine's included."""
 
+    def sync(self) -> None:
+        """Return when all that was written is on the medium."""
+
     def unmount(self) -> None:
         """Unmount, and wait for the end."""
 
@@ -40,8 +43,8 @@ class Mounter(Protocol):
     def can(self, filesystem: str) -> bool:
         """Whether it knows the file system."""
 
-    def mount(self, image: Path, filesystem: str, folder: Path) -> Mounted:
-        """Mount an image read-only on an empty folder, as its user would."""
+    def mount(self, image: Path, filesystem: str, folder: Path, write: bool = False) -> Mounted:
+        """Mount an image on an empty folder, as its user would: read-only, unless it is to be written to."""
 
 
 # --- K --------------------------------------------------------------------------------------------------------------
@@ -68,6 +71,10 @@ class LoopMount:
     def processes(self) -> list[int]:
         """The kernel has none that count."""
         return []
+
+    def sync(self) -> None:
+        """By syncfs(2)."""
+        run("sync", "-f", self.folder)
 
     def unmount(self) -> None:
         """Unmount and give the loop device back."""
@@ -107,9 +114,9 @@ class Kernel:
         """Whether this kernel has the type."""
         return kernel_has(filesystem)
 
-    def mount(self, image: Path, filesystem: str, folder: Path) -> Mounted:
-        """Mount by a loop device with buffered reads."""
-        return LoopMount(image, filesystem, folder)
+    def mount(self, image: Path, filesystem: str, folder: Path, write: bool = False) -> Mounted:
+        """Mount by a loop device with buffered reads and writes."""
+        return LoopMount(image, filesystem, folder, "rw" if write else "ro")
 
 
 # --- G --------------------------------------------------------------------------------------------------------------
@@ -123,6 +130,10 @@ class GuestMounted:
     def processes(self) -> list[int]:
         """guestmount and its QEMU."""
         return measure.tree_of(self._process.pid)
+
+    def sync(self) -> None:
+        """By fsync of a file: it knows none of folders."""
+        _fsync(self.folder / "synced", os.O_WRONLY | os.O_CREAT)
 
     def unmount(self) -> None:
         """Unmount and wait until its virtual machine is gone too."""
@@ -142,10 +153,11 @@ class Guestmount:
         """Its appliance has the same drivers as mountsafe's."""
         return True
 
-    def mount(self, image: Path, filesystem: str, folder: Path) -> Mounted:
+    def mount(self, image: Path, filesystem: str, folder: Path, write: bool = False) -> Mounted:
         """Mount with the options that serve it best; in the foreground, so that its QEMU stays its child."""
         ready, told = os.pipe()
-        command = ("guestmount", "--ro", "--format=raw", "-a", image, "-m", "/dev/sda", *GUESTMOUNT_OPTIONS)
+        how = "--rw" if write else "--ro"
+        command = ("guestmount", how, "--format=raw", "-a", image, "-m", "/dev/sda", *GUESTMOUNT_OPTIONS)
         process = subprocess.Popen(
             [*command, "--no-fork", f"--fd={told}", folder],
             stdin=subprocess.DEVNULL,
@@ -159,6 +171,14 @@ class Guestmount:
             process.wait(GONE_WITHIN)
             raise BenchError(f"guestmount failed with {process.returncode}")
         return GuestMounted(folder, process)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def guestfs_environment(cache: Path, accelerator: str) -> dict[str, str]:
@@ -182,6 +202,10 @@ class MountsafeMounted:
     def processes(self) -> list[int]:
         """The supervisor, the session, and the virtual machine as long as it runs."""
         return measure.tree_of(self._supervisor)
+
+    def sync(self) -> None:
+        """By fsync of the mount's root."""
+        _fsync(self.folder, os.O_RDONLY)
 
     def has_machine(self) -> bool:
         """Whether its virtual machine runs now."""
@@ -214,9 +238,10 @@ class Mountsafe:
         """Every type of the benchmark."""
         return True
 
-    def mount(self, image: Path, filesystem: str, folder: Path) -> MountsafeMounted:
+    def mount(self, image: Path, filesystem: str, folder: Path, write: bool = False) -> MountsafeMounted:
         """Mount as a user would."""
-        record = json.loads(run(self._program, "mount", "--json", image, folder))
+        how = ["--write"] if write else []
+        record = json.loads(run(self._program, "mount", *how, "--json", image, folder))
         return MountsafeMounted(folder, record, self._program)
 
     def build(self) -> None:

@@ -1,5 +1,5 @@
-"""Reads a mount, and measures itself: a process of its own, so that neither the start of an interpreter nor the
-mount's supervisor is in the figures.
+"""Reads a mount, or writes to it, and measures itself: a process of its own, so that neither the start of an
+interpreter nor the mount's supervisor is in the figures.
 
     reader.py WHAT [ARG...]
 
@@ -44,6 +44,21 @@ def scattered(path: str, seed: str, count: str, size: str) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began}
 
 
+def overwritten(path: str, seed: str, count: str, size: str) -> dict[str, float]:
+    """Write `count` pieces of `size` bytes, aligned, anywhere in a file, and have them on the medium."""
+    piece, numbers = int(size), random.Random(int(seed))
+    whole = os.stat(path).st_size // piece
+    offsets = [numbers.randrange(whole) * piece for _ in range(int(count))]
+    data = numbers.randbytes(piece)
+    began = time.perf_counter()
+    fd = os.open(path, os.O_RDWR)
+    for offset in offsets:
+        os.pwrite(fd, data, offset)
+    os.fsync(fd)
+    os.close(fd)
+    return {"seconds": time.perf_counter() - began}
+
+
 def status(base: str, names: str, seed: str) -> dict[str, float]:
     """lstat every path of a list, in random order."""
     with open(names, encoding="utf-8") as file:
@@ -83,6 +98,7 @@ def digest(base: str, folder: str, with_data: str) -> dict[str, str]:
 KINDS: dict[str, Callable[..., dict[str, float] | dict[str, str]]] = {
     "sequential": sequential,
     "scattered": scattered,
+    "overwritten": overwritten,
     "status": status,
     "samples": samples,
     "digest": digest,

@@ -30,6 +30,7 @@ class Work:
 LOOPED = ("ext4", "xfs")
 DIRECT = ("vfat", "exfat", "ntfs", "hfsplus", "iso9660")
 PACKED = ("squashfs", "btrfs")
+WRITTEN = ("ext4", "vfat", "exfat")
 SPEED = "MiB/s"
 WORKS = {
     work.key: work
@@ -48,6 +49,17 @@ WORKS = {
         Work("ls", "ls -la of 50,000 files in one folder, cold", "s", LOOPED),
         Work("find-deep-first", "find -ls of 100,000 entries, first", "s"),
         Work("find-deep-again", "find -ls of 100,000 entries, again", "s"),
+        Work("write-first", "touch, when nobody has written for a while", "s", WRITTEN),
+        Work("write-big", "cp of 256 MiB", "s", WRITTEN),
+        Work("write-big-durable", "cp of 256 MiB, on the medium", "s", WRITTEN),
+        Work("write-random", "2,000 random 4 KiB in place, then fsync", "s", WRITTEN),
+        Work("write-tree", "cp -r of 1,200 small files", "s", WRITTEN),
+        Work("write-tree-durable", "cp -r of 1,200 small files, on the medium", "s", WRITTEN),
+        Work("write-tar", "untar of 3,000 small files", "s", WRITTEN),
+        Work("write-tar-durable", "untar of 3,000 small files, on the medium", "s", WRITTEN),
+        Work("write-rm", "rm -rf of 1,200 small files", "s", WRITTEN),
+        Work("write-rm-durable", "rm -rf of 1,200 small files, on the medium", "s", WRITTEN),
+        Work("memory-written", "memory after writing", "MiB", WRITTEN),
         Work("memory-active", "memory after reading", "MiB"),
         Work("memory-idle", f"memory {IDLE_SECONDS:.0f} s later", "MiB"),
         Work("memory-ended", "memory with the VM ended", "MiB"),
@@ -72,6 +84,7 @@ class Turn:
     record: Callable[[str, float], None]
     idle_seconds: float
     is_first_round: bool
+    quick: bool = False
 
     @property
     def folder(self) -> Path:
@@ -218,7 +231,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Group:
-    """Steps on one mount. `many`: on the image of many entries. `before`: what is done to the caches before mounting;
+    """Steps on one mount. `many`: on the image of many entries; `writes`: on a copy of an empty one, to be changed.
+    `before`: what is done to the caches before mounting;
     the programs that are timed are in the page cache in any case.
     """
 
@@ -226,12 +240,18 @@ class Group:
     steps: tuple[Step, ...]
     many: bool = False
     before: Callable[[Path], None] = field(default=measure.empty_caches)
+    writes: bool = False
+
+    def fits(self, recipe: Recipe) -> bool:
+        """Whether it runs on this image."""
+        return (self.many, self.writes) == (bool(recipe.content.flat), recipe.empty)
 
     def only(self, keys: set[str]) -> "Group":
         """Return the group with only the steps that record one of `keys`."""
         steps = [step for step in self.steps if set(step.keys) & keys]
         free = [step for step in self.steps if not step.keys] if steps else []
-        return Group(self.name, (*steps, *free), self.many, self.before)
+        kept = tuple(step for step in self.steps if step in steps or step in free)
+        return Group(self.name, kept if self.writes else (*steps, *free), self.many, self.before, self.writes)
 
 
 GROUPS = (
@@ -270,9 +290,9 @@ GROUPS = (
 
 def merged(groups: list[Group]) -> list[Group]:
     """Return the groups of each image as one, which saves mounts: for a quick look, not for figures."""
-    found = []
+    found = [group for group in groups if group.writes]
     for many in (False, True):
-        steps = [step for group in groups if group.many == many for step in group.steps]
+        steps = [step for group in groups if group.many == many and not group.writes for step in group.steps]
         if steps:
             found.append(Group("all", tuple(dict.fromkeys(steps)), many, measure.fill_cache))
     return found

@@ -17,6 +17,7 @@ from mountsafe.agent.localtimes import LocalTimes
 from mountsafe.agent.mounting import CowLayer, Target, mount_medium
 from mountsafe.agent.patched import Patched
 from mountsafe.agent.programs import Refused, read_text, run
+from mountsafe.agent.receiving import Receiver
 from mountsafe.agent.tree import Tree
 from mountsafe.agent.volumes import device_of, find_medium, probe
 from mountsafe.agent.writable import mount_writable
@@ -162,24 +163,22 @@ class Worker:
 
     def serve(self, fd: int) -> None:
         """Answer requests until the host closes the stream."""
-        decoder = wire.Decoder()
-        spoken = False
+        receiver = Receiver(fd)
         patience = time.monotonic() + 5.0
         while True:
-            data = os.read(fd, 65536)
-            if not data:
+            request = receiver.next()
+            if request is None:
                 # Until the host's end is announced to the guest, a virtio port reads as closed.
-                if spoken or time.monotonic() > patience:
+                if receiver.spoken or time.monotonic() > patience:
                     return
                 time.sleep(0.002)
                 continue
-            spoken = True
-            for request in decoder.feed(data):
-                view = memoryview(self.answer(request))
-                while view:
-                    view = view[os.write(fd, view) :]
+            view = memoryview(self.answer(request))
+            while view:
+                view = view[os.write(fd, view) :]
             # What is made ahead may be old when it is asked for.
-            if self._mounted is not None and self._changing is None and not select.select([fd], [], [], 0)[0]:
+            idle = not receiver.waiting and not select.select([fd], [], [], 0)[0]
+            if idle and self._mounted is not None and self._changing is None:
                 self._mounted.work_ahead()
 
 

@@ -19,8 +19,8 @@ OPTIONAL = "optional"
 _AGENT = (
     *("__init__", "amended", "assembling", "attributes", "changing", "checking", "claimed", "copies", "disk"),
     *("entries", "exfat", "extents", "folders", "fsck", "layers", "localtimes", "mounting", "names", "naming"),
-    *("patched", "places", "programs", "reparse", "repeated", "runs", "sectors", "sessions", "signatures", "tables"),
-    *("tree", "twin", "volumes", "worker", "writable"),
+    *("patched", "places", "programs", "receiving", "reparse", "repeated", "runs", "sectors", "sessions", "signatures"),
+    *("tables", "tree", "twin", "volumes", "worker", "writable"),
 )
 _WIRE = ("__init__", "bounds", "facts", "frames", "opening", "reading")
 CODE = (
