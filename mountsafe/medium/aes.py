@@ -4,8 +4,8 @@ Python's bindings make an object for each sector, which takes ten times as long 
 calls for each, and twice as long. Only what libgcrypt's manual describes is called
 (https://gnupg.org/documentation/manuals/gcrypt/); every length is that of a buffer which is held meanwhile.
 
-Decrypting 512 bytes takes less time than converting five arguments to C. So they are converted once, by `from_param`, and
-each call takes them as they are.
+Decrypting 512 bytes takes less time than converting five arguments to C. So they are converted once, by `from_param`,
+and each call takes them as they are.
 """
 
 import ctypes
