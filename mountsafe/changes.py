@@ -8,9 +8,7 @@ followed. Every change may be sent again to another virtual machine, after the o
 `Flag.AGAIN` says so, and then what is there already, or is gone already, is a success.
 
 The medium may have any later state by then, up to the last change that was sent: a name may be that of another file,
-which came there by a later change. So `Change.ino` says which file it was, if that was answered: where the name leads
-to another one, or nowhere, the change and a later one are done already. Without it that cannot be told, and "rm a",
-"mv b a" sent again would remove the file that was b.
+which came there by a later change. The host sees to it that this is no matter (`filesystem.changelog`).
 """
 
 import struct
@@ -24,24 +22,23 @@ MAX_VALUE = wire.MAX_XATTR_VALUE
 MAX_ENTRIES = 3  # in the answer to a change
 MAX_BATCH = 128  # questions in one BATCH: the answers to so many, of links as long as can be, fit a body
 NO_TIME = -(1 << 63)  # a time that is not to be set
-NOW = NO_TIME + 1  # a time that is to be the guest's own clock's
 
 
 class Act:
     """What a CHANGE does. What it uses of `Change` stands behind it; `path` is always from the root."""
 
-    OPEN = 1  # path, handle: an existing regular file, for reading, and for writing with Flag.WRITE
-    CREATE = 2  # path, handle, mode, uid, gid, Flag.EXCLUSIVE: a regular file, opened for reading and writing
+    OPEN = 1  # path, handle: an existing regular file, for reading and writing
+    CREATE = 2  # path, handle, mode, uid, gid: a regular file, opened for reading and writing
     CLOSE = 3  # handle: nothing if it is not known
     MKDIR = 4  # path, mode, uid, gid
     MKNOD = 5  # path, mode (its type included: a regular file or a FIFO), uid, gid
     SYMLINK = 6  # path, other (the target), uid, gid
     LINK = 7  # path (of the new name), other (of the file)
-    RENAME = 8  # path (the old one), other (the new one), Flag.NOREPLACE or Flag.EXCHANGE
+    RENAME = 8  # path (the old one), other (the new one), Flag.NOREPLACE or Flag.EXCHANGE (which the guest refuses)
     UNLINK = 9  # path
     RMDIR = 10  # path
     SETATTR = 11  # handle, or path where that is 0; what Flag.SET_* say
-    SETXATTR = 12  # path, other (the name), value, Flag.CREATE or Flag.REPLACE
+    SETXATTR = 12  # path, other (the name), value
     REMOVEXATTR = 13  # path, other (the name)
     ALL = frozenset(range(1, 14))
 
@@ -50,28 +47,19 @@ class Flag:
     """Bits of `Change.flags`."""
 
     AGAIN = 1
-    WRITE = 2
-    EXCLUSIVE = 4  # EEXIST if it is there
-    NOREPLACE = 8
-    EXCHANGE = 16
-    CREATE = 32
-    REPLACE = 64
-    SET_MODE = 128
-    SET_UID = 256
-    SET_GID = 512
-    SET_SIZE = 1024
-    SET_ATIME = 2048
-    SET_MTIME = 4096
-    ALL = 8191
+    NOREPLACE = 2
+    EXCHANGE = 4
+    SET_MODE = 8
+    SET_UID = 16
+    SET_GID = 32
+    SET_SIZE = 64
+    SET_ATIME = 128
+    SET_MTIME = 256
+    ALL = 511
 
 
 class Change(NamedTuple):
-    """A CHANGE. `mode` as in stat(2), `size` in bytes, times in ns since the epoch (or NO_TIME, NOW).
-
-    `ino`: with Flag.AGAIN, the inode number that the first entry of the answer had (of UNLINK, RMDIR and RENAME that of
-    the file before), if there was an answer; else 0. An OPEN or CREATE whose file is gone, or another one's, then makes
-    a handle that takes what is repeated and does nothing, and its first entry has a mode of 0.
-    """
+    """A CHANGE. `mode` as in stat(2), `size` in bytes, times in ns since the epoch (or NO_TIME)."""
 
     act: int
     path: bytes = b""
@@ -85,13 +73,11 @@ class Change(NamedTuple):
     atime: int = NO_TIME
     mtime: int = NO_TIME
     value: bytes = b""
-    ino: int = 0
 
 
-_CHANGE = struct.Struct(">BHHQHIIIQqqQI")
-_WRITE = struct.Struct(">QQH")
+_CHANGE = struct.Struct(">BHHQHIIIQqqI")
+_WRITE = struct.Struct(">QQ")
 _READ = struct.Struct(">QQI")
-_HANDLE = struct.Struct(">Q")
 _COUNT = struct.Struct(">H")
 _ITEM = struct.Struct(">BI")
 _RESULT = struct.Struct(">HI")
@@ -100,7 +86,7 @@ _RESULT = struct.Struct(">HI")
 def pack_change(change: Change) -> bytes:
     """Ask for a change. The answer is that of `pack_changed`."""
     c = change
-    numbers = (c.handle, c.flags, c.mode, c.uid, c.gid, c.size, c.atime, c.mtime, c.ino)
+    numbers = (c.handle, c.flags, c.mode, c.uid, c.gid, c.size, c.atime, c.mtime)
     return _CHANGE.pack(c.act, len(c.path), len(c.other), *numbers, len(c.value)) + c.path + c.other + c.value
 
 
@@ -108,7 +94,7 @@ def unpack_change(body_bytes: bytes) -> Change:
     """Return the change. Raises WireError."""
     if len(body_bytes) < _CHANGE.size:
         raise wire.WireError("body too short")
-    act, path, other, handle, flags, mode, uid, gid, size, atime, mtime, ino, value = _CHANGE.unpack_from(body_bytes)
+    act, path, other, handle, flags, mode, uid, gid, size, atime, mtime, value = _CHANGE.unpack_from(body_bytes)
     if act not in Act.ALL or flags & ~Flag.ALL:
         raise wire.WireError(f"an unknown change {act}, {flags:#x}")
     if path > wire.MAX_PATH or other > wire.MAX_PATH or value > MAX_VALUE:
@@ -118,7 +104,7 @@ def unpack_change(body_bytes: bytes) -> Change:
         raise wire.WireError("a change of another length than it says")
     texts = (body_bytes[at : at + path], body_bytes[at + path : at + path + other])
     numbers = (handle, flags, mode, uid, gid, size, atime, mtime)
-    return Change(act, *texts, *numbers, body_bytes[at + path + other :], ino)
+    return Change(act, *texts, *numbers, body_bytes[at + path + other :])
 
 
 def pack_changed(packed_entries: list[bytes]) -> bytes:
@@ -140,22 +126,17 @@ def unpack_changed(untrusted_body: bytes) -> list[wire.Entry]:
     return entries
 
 
-def pack_write(handle: int, offset: int, data: bytes | memoryview, again: bool = False) -> bytes:
+def pack_write(handle: int, offset: int, data: bytes | memoryview) -> bytes:
     """Ask to write to an open file. All of it is written, or an error is the answer. The answer is `pack_changed`'s."""
-    return _WRITE.pack(handle, offset, Flag.AGAIN if again else 0) + data
+    return _WRITE.pack(handle, offset) + data
 
 
 def unpack_write(body_bytes: bytes) -> tuple[int, int, memoryview]:
     """Return (handle, offset, data)."""
     if not _WRITE.size <= len(body_bytes) <= _WRITE.size + MAX_WRITE:
         raise wire.WireError(f"a write of {len(body_bytes)} bytes")
-    handle, offset, _ = _WRITE.unpack_from(body_bytes)
+    handle, offset = _WRITE.unpack_from(body_bytes)
     return handle, offset, memoryview(body_bytes)[_WRITE.size :]
-
-
-def is_again(body_bytes: bytes) -> bool:
-    """Whether what `unpack_write` takes was sent before."""
-    return bool(_WRITE.unpack_from(body_bytes)[2] & Flag.AGAIN)
 
 
 def pack_read(handle: int, offset: int, length: int) -> bytes:
@@ -171,21 +152,6 @@ def unpack_read(body_bytes: bytes) -> tuple[int, int, int]:
     if length > wire.MAX_READ:
         raise wire.WireError(f"read of {length} bytes")
     return handle, offset, length
-
-
-def pack_sync(handle: int) -> bytes:
-    """Ask for the bytes of an open file, or with 0 for all that was changed, to be on the disk (SYNC).
-
-    The answer is empty, and comes when the disk has said that it has them.
-    """
-    return _HANDLE.pack(handle)
-
-
-def unpack_sync(body_bytes: bytes) -> int:
-    """Return the handle."""
-    if len(body_bytes) != _HANDLE.size:
-        raise wire.WireError("a sync of another length")
-    return int(_HANDLE.unpack(body_bytes)[0])
 
 
 class Result(NamedTuple):

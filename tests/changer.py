@@ -147,7 +147,7 @@ class Changer:
         if c.act == Act.OPEN:
             self._opened(c.handle, os.open(path, os.O_RDWR | os.O_NOFOLLOW))
         elif c.act == Act.CREATE:
-            exclusive = os.O_EXCL if c.flags & Flag.EXCLUSIVE and not again else 0
+            exclusive = 0 if again else os.O_EXCL
             self._opened(c.handle, os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | exclusive, c.mode & 0o777))
             os.chown(path, c.uid, c.gid)
         elif c.handle in self.handles:
@@ -328,7 +328,6 @@ class ChangingWorker(FolderWorker):
         return os.pread(self._changer.handles[handle], length, offset)
 
     def _sync(self, body: bytes) -> bytes:
-        changes.unpack_sync(body)
         control = self._control
         self._perhaps_die()
         if control.fails_sync and self._once("failed", control.turn):

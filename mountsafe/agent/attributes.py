@@ -3,29 +3,24 @@
 import errno
 import os
 import stat
-import time
 
 from mountsafe.agent.places import Places
 from mountsafe.agent.programs import Refused
-from mountsafe.agent.repeated import Repeated
-from mountsafe.changes import NO_TIME, NOW, Change, Flag
+from mountsafe.changes import NO_TIME, Change, Flag
 
 
 class Attributes:
-    """In one mounted file system. What is asked by path returns the entries that answer; OSError, Refused, Done."""
+    """In one mounted file system. What is asked by path returns the entries that answer; OSError, Refused."""
 
-    def __init__(self, places: Places, repeated: Repeated) -> None:
+    def __init__(self, places: Places) -> None:
         self._places = places
-        self._repeated = repeated
 
     def by_path(self, change: Change) -> list[bytes]:
         """Set what the flags say."""
-        folder, name = self._places.of(change.path)
-        self._repeated.require_same(change, name, folder)
         self._places.settle(change.path)
         folder, name = self._places.of(change.path)
         if change.flags & Flag.SET_SIZE:
-            fd = self._places.regular(folder, name, to_write=True)
+            fd = self._places.regular(folder, name)
             try:
                 os.ftruncate(fd, change.size)
             finally:
@@ -60,21 +55,16 @@ class Attributes:
         """Return a time as the driver is to be told it. Its clock, and what it has already, are in its own terms."""
         if wanted == NO_TIME:
             return there
-        return time.time_ns() if wanted == NOW else self._places.amended.local(wanted)
+        return self._places.amended.local(wanted)
 
     # --- extended ----------------------------------------------------------------------------------------------------
     def _place(self, change: Change) -> bytes:
         folder, name = self._places.of(change.path)
-        self._repeated.require_same(change, name, folder)
         return b"/proc/self/fd/%d/%s" % (folder, name)
 
     def set_extended(self, change: Change) -> list[bytes]:
         """Set an extended attribute."""
-        flags = os.XATTR_CREATE if change.flags & Flag.CREATE else 0
-        flags |= os.XATTR_REPLACE if change.flags & Flag.REPLACE else 0
-        if change.flags & Flag.AGAIN:
-            flags = 0
-        os.setxattr(self._place(change), change.other, change.value, flags, follow_symlinks=False)
+        os.setxattr(self._place(change), change.other, change.value, follow_symlinks=False)
         return self._places.changed(change.path)
 
     def remove_extended(self, change: Change) -> list[bytes]:

@@ -6,21 +6,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from mountsafe import changes, wire
+from mountsafe import changes
 from mountsafe.agent.amended import Amended
 from mountsafe.agent.attributes import Attributes
 from mountsafe.agent.disk import Disk
-from mountsafe.agent.entries import UNSEEN
 from mountsafe.agent.naming import Naming
 from mountsafe.agent.places import Places
 from mountsafe.agent.programs import Refused
-from mountsafe.agent.repeated import Done, Repeated
+from mountsafe.agent.repeated import is_done
 from mountsafe.agent.tree import Tree
-from mountsafe.changes import Act, Change, Flag
+from mountsafe.changes import Act, Change
 
-GONE = -1  # in the place of a descriptor: the file is removed by a change that is still to be repeated
-# Types that write with a file what leads to it: those with a journal, or the like, and one whose driver writes all.
-LED_TO = frozenset({"ext3", "ext4", "xfs", "btrfs", "f2fs", "ntfs-3g"})
 _SOUND = (errno.EROFS, errno.EIO)  # what a driver says that has given up
 
 
@@ -38,9 +34,8 @@ class Changing:
         self._tree = tree
         self._type = kernel_type
         self._places = Places(tree, amended, kernel_type, where)
-        self._repeated = Repeated(kernel_type)
-        self._attributes = Attributes(self._places, self._repeated)
-        self._naming = naming = Naming(self._places, self._repeated)
+        self._attributes = Attributes(self._places)
+        self._naming = naming = Naming(self._places)
         self._handles: dict[int, Handle] = {}
         self._disk = Disk(where, device)
         self._closed = False
@@ -64,12 +59,10 @@ class Changing:
         change = changes.unpack_change(body)
         try:
             told = self._acts[change.act](change)
-        except Done:
-            told = self._done(change)
         except OSError as error:
             self._require_sound(error)
             there, other = self._places.found(change.path), self._places.found(change.other) if change.other else None
-            if not self._repeated.is_done(change, error.errno or 0, there, other):
+            if not is_done(change, self._type, error.errno or 0, there, other):
                 raise
             told = self._done(change)
         return changes.pack_changed(told)
@@ -77,9 +70,7 @@ class Changing:
     def write(self, body: bytes) -> bytes:
         """Answer a WRITE."""
         number, offset, data = changes.unpack_write(body)
-        handle = self._handle(number, changes.is_again(body))
-        if handle.fd == GONE:
-            return changes.pack_changed([_nothing(handle.path)])
+        handle = self._handle(number)
         try:
             while data:
                 done = os.pwrite(handle.fd, data, offset)
@@ -93,15 +84,10 @@ class Changing:
         """Fill `buffer` with an open file's bytes from `offset` on; return how many there are."""
         return Tree.fill(self._handle(number).fd, offset, buffer)
 
-    def sync(self, body: bytes) -> bytes:
+    def sync(self) -> bytes:
         """Answer a SYNC."""
-        if number := changes.unpack_sync(body):
-            os.fsync(self._handle(number).fd)
-            if self._type not in LED_TO:
-                os.sync()
-                self._disk.flush()
-        else:
-            self._synchronise()
+        self._disk.synchronise()
+        self._places.amended.synchronised(handle.path for handle in self._handles.values())
         self._disk.require_sound()
         return b""
 
@@ -120,40 +106,28 @@ class Changing:
             return
         self._closed = True
         for handle in self._handles.values():
-            if handle.fd != GONE:
-                os.close(handle.fd)
+            os.close(handle.fd)
         self._handles.clear()
         self._places.forget()
         self._disk.close()
         self._tree.close()
 
     # --- the whole ---------------------------------------------------------------------------------------------------
-    def _synchronise(self) -> None:
-        self._disk.synchronise()
-        self._places.amended.synchronised(handle.path for handle in self._handles.values())
-
     def _require_sound(self, error: OSError) -> None:
         if error.errno in _SOUND:
             self._disk.require_sound()
 
     def _done(self, change: Change) -> list[bytes]:
-        """Return what there is now, of a change that was done before, or was followed by another."""
-        if change.act == Act.SETATTR and change.handle:
-            return [_nothing(self._handles[change.handle].path)]
-        if change.act in (Act.OPEN, Act.CREATE):
-            self._keep(change.handle, Handle(GONE, change.path))
-            return [_nothing(change.path)]
+        """Return what there is now, of a change that was done before."""
         if change.act == Act.RENAME:
             return [*self._places.now(change.other), self._places.now(change.path)[1]]
         return self._places.now(change.path)
 
     # --- handles -----------------------------------------------------------------------------------------------------
-    def _handle(self, number: int, again: bool = False) -> Handle:
+    def _handle(self, number: int) -> Handle:
         handle = self._handles.get(number)
         if handle is None:
             raise Refused(errno.EBADF, "no such handle")
-        if handle.fd == GONE and not again:
-            raise Refused(errno.ESTALE, "the file is not there any more")
         return handle
 
     def _keep(self, number: int, handle: Handle) -> None:
@@ -162,18 +136,13 @@ class Changing:
 
     def _let_go(self, number: int) -> None:
         handle = self._handles.pop(number, None)
-        if handle is not None and handle.fd != GONE:
+        if handle is not None:
             os.close(handle.fd)
 
     def _open(self, change: Change) -> list[bytes]:
-        to_write = bool(change.flags & Flag.WRITE)
-        folder, name = self._places.of(change.path)
-        self._repeated.require_same(change, name, folder)
-        if to_write:
-            self._places.settle(change.path)
-            folder, name = self._places.of(change.path)
-        self._keep(change.handle, Handle(self._places.regular(folder, name, to_write), change.path))
-        return self._places.changed(change.path) if to_write else self._places.now(change.path)
+        self._places.settle(change.path)
+        self._keep(change.handle, Handle(self._places.regular(*self._places.of(change.path)), change.path))
+        return self._places.changed(change.path)
 
     def _create(self, change: Change) -> list[bytes]:
         fd, told = self._naming.create(change)
@@ -187,14 +156,7 @@ class Changing:
     def _setattr(self, change: Change) -> list[bytes]:
         if not change.handle:
             return self._attributes.by_path(change)
-        handle = self._handle(change.handle, bool(change.flags & Flag.AGAIN))
-        if handle.fd == GONE:
-            raise Done
+        handle = self._handle(change.handle)
         self._attributes.by_descriptor(change, handle.fd)
         self._places.amended.changed(handle.path)
         return [self._places.opened(*handle)]
-
-
-def _nothing(path: bytes) -> bytes:
-    """Return the entry of what is not there any more."""
-    return wire.pack_entry(path.rpartition(b"/")[2], UNSEEN, b"")

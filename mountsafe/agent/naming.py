@@ -10,7 +10,6 @@ from mountsafe.agent.entries import fitting, numbers
 from mountsafe.agent.folders import split
 from mountsafe.agent.places import OPEN_FILE, Places
 from mountsafe.agent.programs import Refused
-from mountsafe.agent.repeated import Repeated
 from mountsafe.changes import Act, Change, Flag
 
 SPECIAL_BITS = 0o7000
@@ -19,36 +18,28 @@ _NOT_KEPT = (errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Naming:
-    """In one mounted file system. Each method returns the entries that answer; raises OSError, Refused, Done."""
+    """In one mounted file system. Each method returns the entries that answer; raises OSError, Refused."""
 
-    def __init__(self, places: Places, repeated: Repeated) -> None:
+    def __init__(self, places: Places) -> None:
         self._places = places
-        self._repeated = repeated
 
     def create(self, change: Change) -> tuple[int, list[bytes]]:
-        """Make a regular file; return its descriptor too. One that is there already is opened as it is."""
+        """Make a regular file; return its descriptor too. One that is there from before is opened as it is."""
         self._places.settle_folder(change.path)
         folder, name = self._places.of(change.path)
         try:
             fd = os.open(name, OPEN_FILE | os.O_RDWR | os.O_CREAT | os.O_EXCL, change.mode & 0o7777, dir_fd=folder)
         except FileExistsError:
-            fd = self._existing(change, folder, name)
             if not change.flags & Flag.AGAIN:
-                return fd, self._places.changed(change.path)
+                raise
+            self._places.settle(change.path)
+            fd = self._places.regular(*self._places.of(change.path))
         try:
             self._own(fd, change)
-            self._repeated.made(change, os.fstat(fd))
             return fd, self._places.changed_in(change.path)
         except BaseException:
             os.close(fd)
             raise
-
-    def _existing(self, change: Change, folder: int, name: bytes) -> int:
-        if change.flags & Flag.EXCLUSIVE and not change.flags & Flag.AGAIN:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        self._repeated.require_same(change, name, folder)
-        self._places.settle(change.path)
-        return self._places.regular(*self._places.of(change.path), to_write=True)
 
     def make(self, change: Change) -> list[bytes]:
         """Make a folder, an empty file, a FIFO or a symbolic link."""
@@ -63,7 +54,6 @@ class Naming:
         else:
             raise Refused(errno.EPERM, "nothing but files, folders, FIFOs and symbolic links is made")
         self._own(name, change, folder)
-        self._repeated.made(change, os.stat(name, dir_fd=folder, follow_symlinks=False))
         return self._places.changed_in(change.path)
 
     def _own(self, at: int | bytes, change: Change, folder: int | None = None) -> None:
@@ -90,7 +80,6 @@ class Naming:
     def link(self, change: Change) -> list[bytes]:
         """Give a file another name."""
         folder, name = self._places.of(change.other)
-        self._repeated.require_same(change, name, folder)
         source = os.dup(folder)
         try:
             target, new = self._places.of(change.path)
@@ -108,7 +97,6 @@ class Naming:
             self._places.settle_folder(path)
         self._places.settle(change.path)
         folder, name = self._places.of(change.path)
-        self._repeated.require_same(change, name, folder)
         is_folder = stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
         source = os.dup(folder)
         try:
@@ -127,7 +115,6 @@ class Naming:
         """Remove a name of what is no folder."""
         self._places.settle_folder(change.path)
         folder, name = self._places.of(change.path)
-        self._repeated.require_same(change, name, folder)
         kept = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
             before = os.fstat(kept)
@@ -145,7 +132,6 @@ class Naming:
         """Remove an empty folder."""
         self._places.settle_folder(change.path)
         folder, name = self._places.of(change.path)
-        self._repeated.require_same(change, name, folder)
         os.rmdir(name, dir_fd=folder)
         self._places.forget()
         self._places.amended.removed(change.path)

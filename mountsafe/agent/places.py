@@ -54,9 +54,9 @@ class Places:
             self.amended.moved()
 
     @staticmethod
-    def regular(folder: int, name: bytes, to_write: bool) -> int:
-        """Return a regular file, opened. Raises OSError, Refused."""
-        fd = os.open(name, OPEN_FILE | (os.O_RDWR if to_write else os.O_RDONLY), dir_fd=folder)
+    def regular(folder: int, name: bytes) -> int:
+        """Return a regular file, opened for reading and writing. Raises OSError, Refused."""
+        fd = os.open(name, OPEN_FILE | os.O_RDWR, dir_fd=folder)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise Refused(errno.EINVAL, "not a regular file")

@@ -49,7 +49,7 @@ class Worker:
             wire.Kind.STATFS: lambda _: self._tree.statfs(),
             wire.Kind.CHANGE: lambda body: self._changed.change(body),
             wire.Kind.WRITE: lambda body: self._changed.write(body),
-            wire.Kind.SYNC: lambda body: self._changed.sync(body),
+            wire.Kind.SYNC: lambda _: self._changed.sync(),
             wire.Kind.BATCH: self._batch,
             wire.Kind.UNMOUNT: lambda _: self._unmount(),
         }

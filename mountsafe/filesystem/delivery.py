@@ -21,7 +21,6 @@ from mountsafe.changes import (
     item_size,
     pack_batch,
     pack_change,
-    pack_sync,
     pack_write,
     unpack_changed,
     unpack_results,
@@ -149,7 +148,7 @@ class Delivery:
         changes, mark = self._log, self._log.marked
         if mark is not None and not self._syncing and changes.sent >= mark:
             self._syncing = True
-            return Frame(wire.Kind.SYNC, pack_sync(0), [])
+            return Frame(wire.Kind.SYNC, b"", [])
         end = len(changes) if mark is None or self._syncing else mark
         taken: list[Logged] = []
         questions: list[tuple[int, bytes]] = []

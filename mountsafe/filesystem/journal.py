@@ -180,7 +180,7 @@ class Journal(Kept):
             await trio.lowlevel.checkpoint()
             if node.handle != handle:
                 raise _lost_file()
-            return wire.Kind.WRITE, pack_write(handle, offset, data, again)
+            return wire.Kind.WRITE, pack_write(handle, offset, data)
 
         told = await self._answered(question, lambda untrusted_body: apply(unpack_changed(untrusted_body)))
         self._add(logged, NOTHING, done=True)
@@ -209,7 +209,7 @@ class Journal(Kept):
             if node.gone:
                 raise _lost_file()
             handle = self.new_handle()
-            change = Change(Act.OPEN, node.path(), handle=handle, flags=Flag.WRITE)
+            change = Change(Act.OPEN, node.path(), handle=handle)
             soon = Early([], lambda untrusted, position: None, [node]) if early else None
             await self.do(change, lambda _: self.opened(handle, node), early=soon)
         return node.handle

@@ -46,7 +46,7 @@ class Replay:
             self._paths[handle] = path
             if not self._left_out(handle):
                 with suppress(OSError):
-                    await self._open_again(ask, Change(Act.OPEN, path, handle=handle, flags=Flag.WRITE))
+                    await self._open_again(ask, Change(Act.OPEN, path, handle=handle))
         for position, logged in enumerate(self._changes):
             try:
                 await self._repeat(ask, position, logged)
@@ -112,7 +112,7 @@ class Replay:
     async def _by_handle(self, ask: Ask, logged: Logged) -> None:
         change = logged.change
         if logged.data is not None:
-            await ask(wire.Kind.WRITE, pack_write(change.handle, logged.offset, bytes(logged.data), again=True))
+            await ask(wire.Kind.WRITE, pack_write(change.handle, logged.offset, bytes(logged.data)))
         else:
             await ask(wire.Kind.CHANGE, _again(change))
         if change.act == Act.CLOSE:

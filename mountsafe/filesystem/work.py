@@ -153,7 +153,7 @@ class Work:
             known = self.at((folder, name))
         if known is None:
             handle = self._journal.new_handle()
-            change = Change(Act.CREATE, handle=handle, flags=Flag.EXCLUSIVE, mode=mode, uid=owner[0], gid=owner[1])
+            change = Change(Act.CREATE, handle=handle, mode=mode, uid=owner[0], gid=owner[1])
             return await self.make(folder, name, change)
         if flags & os.O_EXCL or not stat.S_ISREG(known.mode):
             raise error(errno.EEXIST)

@@ -33,7 +33,7 @@ class Kind:
     CHANGE = 10
     WRITE = 11
     HANDLE_READ = 12
-    SYNC = 13
+    SYNC = 13  # all that was changed is on the disk; question and answer are empty
     UNMOUNT = 14  # all that was changed is on the disk, and the file system is left as clean; the answer is empty
     CHECK = 15  # whether a file system has errors
     BATCH = 16  # of `mountsafe.changes`: several CHANGE and WRITE

@@ -129,7 +129,6 @@ CHANGES: list[tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = [
     (changes.unpack_change, changes.pack_change),
     (changes.unpack_write, _again(changes.pack_write)),
     (changes.unpack_read, _again(changes.pack_read)),
-    (changes.unpack_sync, changes.pack_sync),
     (changes.unpack_batch, changes.pack_batch),
     (changes.unpack_results, changes.pack_results),
 ]
@@ -420,13 +419,13 @@ SEEDS: dict[str, list[bytes]] = {
     "messages": [bytes([number]) + body for number, body in enumerate(_BODIES)],
     "changed": [
         b"\x00" + changes.pack_changed([_FILE, _LINK]),
-        b"\x01" + changes.pack_change(changes.Change(changes.Act.SETXATTR, b"a/b", b"user.x", value=b"value", ino=7)),
-        b"\x01" + changes.pack_change(changes.Change(changes.Act.SETATTR, handle=3, flags=4096, mtime=changes.NOW)),
-        b"\x02" + changes.pack_write(1, 1 << 40, b"data", again=True),
+        b"\x01" + changes.pack_change(changes.Change(changes.Act.SETXATTR, b"a/b", b"user.x", value=b"value")),
+        b"\x01"
+        + changes.pack_change(changes.Change(changes.Act.SETATTR, handle=3, flags=changes.Flag.SET_MTIME, mtime=5)),
+        b"\x02" + changes.pack_write(1, 1 << 40, b"data"),
         b"\x03" + changes.pack_read(1, 4096, wire.MAX_READ),
-        b"\x04" + changes.pack_sync(0),
-        b"\x05" + changes.pack_batch([(wire.Kind.CHANGE, b"one"), (wire.Kind.WRITE, b"another")]),
-        b"\x06" + changes.pack_results([changes.Result(0, b"done"), changes.Result(28, b"no room")]),
+        b"\x04" + changes.pack_batch([(wire.Kind.CHANGE, b"one"), (wire.Kind.WRITE, b"another")]),
+        b"\x05" + changes.pack_results([changes.Result(0, b"done"), changes.Result(28, b"no room")]),
     ],
     "entries": [b"\x00" + _PAGE, b"\x02" + _PAGE],
     "extents": [

@@ -8,7 +8,6 @@ WALL_CLOCKS = {"time", "time_ns", "localtime", "gmtime", "now", "utcnow", "today
 OWNERS = {"time", "datetime", "date"}
 # What needs the time of day, and why that is no deadline.
 TIME_OF_DAY = {
-    "mountsafe/agent/attributes.py": "a file that is changed now gets that time",
     "mountsafe/agent/localtimes.py": "times of a medium are taken apart, and the guest's clock is set",
     "mountsafe/filesystem/early.py": "a file that is changed now gets that time",
     "mountsafe/appliance/client.py": "the guest is told what time it is",

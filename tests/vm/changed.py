@@ -15,7 +15,7 @@ import trio
 from mountsafe import changes, wire
 from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.appliance.machine import Machine
-from mountsafe.changes import Act, Change, Flag
+from mountsafe.changes import Act, Change
 from mountsafe.errors import GuestGone
 from mountsafe.limits import MOUNT_DEADLINE
 from mountsafe.session.finding import machine_settings
@@ -74,7 +74,7 @@ class Changer:
 
     async def put(self, path: bytes, data: bytes, handle: int = 99) -> None:
         """Make a file of these bytes."""
-        await self.change(Act.CREATE, path, handle=handle, flags=Flag.EXCLUSIVE)
+        await self.change(Act.CREATE, path, handle=handle)
         for at in range(0, len(data), changes.MAX_WRITE):
             await self.write(handle, data[at : at + changes.MAX_WRITE], at)
         await self.change(Act.CLOSE, handle=handle)
@@ -91,8 +91,8 @@ class Changer:
             assert more
         return data
 
-    async def sync(self, handle: int = 0) -> None:
-        await self.ask(Kind.SYNC, changes.pack_sync(handle))
+    async def sync(self) -> None:
+        await self.ask(Kind.SYNC)
 
     async def unmount(self) -> None:
         await self.ask(Kind.UNMOUNT)

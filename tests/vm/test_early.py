@@ -86,7 +86,7 @@ def test_what_is_expected_of_a_change_is_what_the_guest_says(name: str, tmp_path
 
     async def work(vm: Changer) -> None:
         judge, _, folder = await judged(vm, name)
-        create = Change(Act.CREATE, b"d/file", handle=1, flags=Flag.EXCLUSIVE, mode=stat.S_IFREG | 0o604)
+        create = Change(Act.CREATE, b"d/file", handle=1, mode=stat.S_IFREG | 0o604)
         create = create._replace(uid=OWNER[0], gid=OWNER[1])
         guess = await judge.made(folder, b"file", create)
         assert guess is not None
@@ -128,7 +128,7 @@ def test_what_has_room_for_sure_has_it(name: str, tmp_path: Path) -> None:
         number = promised = 0
         while number < 2500:
             tried, size = b"f%d" % number, (10, 5000, 300_000)[number % 3]
-            create = Change(Act.CREATE, b"d/" + tried, handle=1, flags=Flag.EXCLUSIVE, mode=stat.S_IFREG | 0o644)
+            create = Change(Act.CREATE, b"d/" + tried, handle=1, mode=stat.S_IFREG | 0o644)
             guess = await judge.made(folder, tried, create)
             if guess is None:
                 break
