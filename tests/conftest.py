@@ -13,9 +13,18 @@ from images import images
 from mountsafe.encrypted import serving
 from mountsafe.errors import UserError
 
+SUMMARY = 2_000  # characters
+
 # No example has a deadline: how long one takes says more about the machine than about the code.
 settings.register_profile("mountsafe", deadline=None, print_blob=True)
 settings.load_profile("mountsafe")
+
+
+def pytest_exception_interact(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Have the summary at the end tell of each failure in one line what was seen: of CI's log often nothing else is."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        crash.message = " | ".join(filter(None, map(str.strip, crash.message.splitlines())))[:SUMMARY]
 
 
 @pytest.fixture(scope="session")

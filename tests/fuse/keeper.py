@@ -1,10 +1,11 @@
 """The processes of a mount without a virtual machine: `python3 keeper.py SETTINGS GUEST`.
 
 The supervisor, and the session process that it starts in its box, are the real ones. Only the virtual machine is a
-process of this host that runs the real agent over a folder: `python3 keeper.py agent GUEST FD`.
+process of this host that runs the real agent over a folder: `python3 keeper.py agent GUEST FD READY`.
 """
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import trio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -54,13 +57,24 @@ class FolderMachines:
             return ours
         self._streams += 1
         guest = self.guest | {"stream": self._streams}
-        command = [sys.executable, __file__, "agent", json.dumps(guest), str(theirs.fileno())]
         with theirs:
-            self._start(command, theirs.fileno())
+            started = self._start(guest, theirs.fileno())
+        try:
+            await trio.lowlevel.wait_readable(started)
+        finally:
+            os.close(started)
         return ours
 
-    def _start(self, command: list[str], fd: int) -> None:
-        self._processes.append(subprocess.Popen(command, pass_fds=[fd]))
+    def _start(self, guest: dict[str, Any], fd: int) -> int:
+        """Start a process with a far end; return what becomes readable when it is there.
+
+        As a worker of the real one it is there before anybody waits for answers.
+        """
+        reading, writing = os.pipe()
+        command = [sys.executable, __file__, "agent", json.dumps(guest), str(fd), str(writing)]
+        self._processes.append(subprocess.Popen(command, pass_fds=[fd, writing]))
+        os.close(writing)
+        return reading
 
     async def release(self, user: object) -> None:
         self._users.discard(user)
@@ -99,6 +113,7 @@ def settings(verbose: bool) -> Iterator[tuple[Any, Any]]:
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if sys.argv[1] == "agent":
+        os.close(int(sys.argv[4]))  # which says that we are there
         agent(json.loads(sys.argv[2]), int(sys.argv[3]))
     else:
         FolderMachines.guest = json.loads(sys.argv[2])

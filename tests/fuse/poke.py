@@ -1,6 +1,7 @@
 """Use a mount in every way, at random, and tell how: `python3 poke.py FOLDER SEED SECONDS`.
 
-Prints JSON: how many calls there were, how long the slowest took, and how many ended with which error.
+Prints JSON: how many calls there were, how long the slowest took, how many ended with which error, and how many entries
+of folders the kernel may have been told of.
 """
 
 import errno
@@ -15,6 +16,7 @@ from typing import Any
 
 KEPT = 300  # paths that are remembered
 PIECE = 256 << 10
+LISTED = 1_000  # entries that the kernel asks for at once, for the C library's buffer of 32 KiB
 
 
 class Poking:
@@ -25,6 +27,7 @@ class Poking:
         self._paths = [top]
         self.calls = 0
         self.slowest = 0.0
+        self.told = 0
         self.errors: Counter[str] = Counter()
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -49,12 +52,15 @@ class Poking:
         found = self._call(os.scandir, path)
         if found is None:
             return
+        told = LISTED
         with found:
-            for _ in range(self._random.randrange(1, 300)):
+            for number in range(self._random.randrange(1, 300)):
                 entry = self._call(next, found, None)
                 if entry is None:
+                    told = number
                     break
                 self._paths.append(entry.path)
+        self.told += told
         for _ in range(3):
             self._call(os.lstat, self._random.choice(self._paths))
         if len(self._paths) > KEPT:
@@ -87,4 +93,5 @@ if __name__ == "__main__":
     end = time.monotonic() + float(sys.argv[3])
     while time.monotonic() < end:
         poking.once()
-    json.dump({"calls": poking.calls, "slowest": poking.slowest, "errors": poking.errors}, sys.stdout)
+    found = {"calls": poking.calls, "slowest": poking.slowest, "told": poking.told, "errors": poking.errors}
+    json.dump(found, sys.stdout)

@@ -35,11 +35,18 @@ LIMITS = {
     "INDEX_ENTRIES": 2_000,
     "PREFETCH_ENTRIES": 1_000,
     "MAX_INDEX_ENTRIES": 10_000,
+    "MAX_EXTENTS_PER_FILE": 20_000,
+    "MAX_EXTENTS": 50_000,
 }
 MOUNTED = 4  # good answers with which a mount comes to be
+COME_TO_BE = range(3)  # seeds with which no lie is told before that
+TRIES = 20  # a good answer may come too late for these deadlines, where all is busy
 SAID = ("impossible", "endless", "loop")  # lies that do not end the stream
 QUESTIONS = 4  # of the kernel, for one system call: two names on the way, opening, reading ahead
-MEMORY_KIB = 80 << 10  # of the session process: Python takes 25 MiB, 10,000 entries 10, chunks of files 24
+BUSY = 10  # times longer may all of it take where others have the processors
+# Of the session process: Python takes 25 MiB, 10,000 entries 10, chunks of files 24, extents 5, four questions for such
+# 4 each. Beside that a KiB for each folder that the kernel was told of: it may hold it, and then it is kept.
+MEMORY_KIB = 80 << 10
 ONLY_USER = pytest.mark.parametrize("person", ["user"], indirect=True)
 
 
@@ -70,7 +77,7 @@ def poke(mounted: Mounted, stage: Stage, seed: int) -> dict[str, object]:
     command = [PYTHON, str(script), str(mounted.target), str(seed), str(SECONDS)]
     process = mounted.person.start(command, stdout=subprocess.PIPE)
     try:
-        out, _ = process.communicate(timeout=SECONDS + PATIENCE)
+        out, _ = process.communicate(timeout=SECONDS + 5 * PATIENCE)
     except subprocess.TimeoutExpired:
         mounted.close()  # or nobody can end the one who waits
         process.kill()
@@ -80,18 +87,25 @@ def poke(mounted: Mounted, stage: Stage, seed: int) -> dict[str, object]:
     return found
 
 
-def converse(stage: Stage, person: Person, **lies: Any) -> None:
-    """Mount, use, unmount. `lies`: what `liar.Peer` is told."""
-    mounted, report = stage.begin(person, stage.base, lies=lies)
-    with report:
-        try:
-            mounted.follow(report)
-        except UserError:  # it was refused
-            mounted.assert_nothing_left()
-            return
-    found = poke(mounted, stage, lies["seed"])
-    assert float(str(found["slowest"])) < QUESTIONS * CALL, found
-    assert most_memory(mounted) < MEMORY_KIB
+def mounted_with(stage: Stage, person: Person, lies: dict[str, Any], tries: int = 1) -> Mounted | None:
+    """Mount; None if it is refused each time, of which nothing is left. `lies`: what `liar.Peer` is told."""
+    for _ in range(tries):
+        mounted, report = stage.begin(person, stage.base, lies=lies)
+        with report:
+            try:
+                mounted.follow(report)
+            except UserError:
+                mounted.assert_nothing_left()
+            else:
+                return mounted
+    return None
+
+
+def converse(stage: Stage, mounted: Mounted, seed: int) -> None:
+    """Use it, unmount."""
+    found = poke(mounted, stage, seed)
+    assert float(str(found["slowest"])) < BUSY * QUESTIONS * CALL, found
+    assert most_memory(mounted) < MEMORY_KIB + int(str(found["told"])), found
     if mounted.process.poll() is None:
         with suppress(UserError):  # it may end by itself in this moment
             mounted.unmount()
@@ -101,9 +115,16 @@ def converse(stage: Stage, person: Person, **lies: Any) -> None:
 @ONLY_USER
 @pytest.mark.parametrize("trick", TRICKS)
 def test_one_lie_again_and_again(hasty: Stage, person: Person, trick: str) -> None:
-    converse(hasty, person, seed=1, trick=trick, rate=0.95 if trick in SAID else 0.2, after=MOUNTED)
+    lies = {"seed": 1, "trick": trick, "rate": 0.95 if trick in SAID else 0.2, "after": MOUNTED}
+    mounted = mounted_with(hasty, person, lies, TRIES)
+    assert mounted is not None, f"{TRIES} times no answer in {LIMITS['REQUEST_DEADLINE']} s"
+    converse(hasty, mounted, 1)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_all_lies_now_and_then(hasty: Stage, person: Person, seed: int) -> None:
-    converse(hasty, person, seed=seed, trick="", rate=0.02 + seed % 5 * 0.05, after=seed % 7)
+    lies = {"seed": seed, "trick": "", "rate": 0.02 + seed % 5 * 0.05, "after": seed % 7}
+    mounted = mounted_with(hasty, person, lies, TRIES if seed in COME_TO_BE else 1)
+    assert mounted is not None or seed not in COME_TO_BE, "it was refused each time"
+    if mounted is not None:
+        converse(hasty, mounted, seed)

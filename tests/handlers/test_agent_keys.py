@@ -89,7 +89,7 @@ class Scene:
 
     def run(self, play: Callable[[], Awaitable[None]]) -> None:
         async def run() -> None:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 async with trio.open_nursery() as nursery:
                     self.agent._nursery = nursery
                     await self.agent._agree()

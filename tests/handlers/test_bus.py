@@ -48,7 +48,7 @@ def bus(
         yield daemon
     finally:
         daemon.terminate()
-        daemon.wait(timeout=20)
+        daemon.wait(timeout=60)
 
 
 # jeepney leaves its socket to the garbage collector if it is cancelled while it connects.
@@ -88,7 +88,7 @@ def test_a_bus_that_goes_is_said_and_looked_for_again(
         again.wait()
 
     async def said(words: str, times: int) -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while caplog.text.count(words) < times:  # noqa: ASYNC110  # a log tells nobody
                 await trio.sleep(0.05)
 

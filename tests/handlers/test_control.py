@@ -108,7 +108,7 @@ def played(desk: Desk, play: Play) -> None:
             await its.ask(message_bus.RequestName(POLKIT), "u")
             nursery.start_soon(Control(desk).run)
             async with connected("SYSTEM", lambda _: None, descriptors=True) as caller:
-                with trio.fail_after(20):
+                with trio.fail_after(60):
                     while not (await caller.ask(message_bus.NameHasOwner(NAME), "b"))[0]:  # noqa: ASYNC110
                         await trio.sleep(0.02)
                     await play(caller, polkit)

@@ -137,7 +137,7 @@ async def test_it_rests_and_settles(monkeypatch: pytest.MonkeyPatch) -> None:
         nursery.start_soon(mount.journal.attend)
         for turn in range(1, 4):
             await save(mount, b"file", b"%d" % turn)
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 while mount.host.settled < turn:  # noqa: ASYNC110
                     await trio.sleep(0.01)
             assert await mount.read(b"file") == b"%d" % turn

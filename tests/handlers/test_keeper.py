@@ -61,7 +61,7 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
 
 
 async def become(keeper: Keeper, state: str) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while keeper.state != state:  # noqa: ASYNC110  # nothing tells of it
             await trio.sleep(0.01)
 
@@ -104,7 +104,7 @@ def test_what_could_not_be_claimed_is_tried_again_when_asked(keeper: Keeper, mon
             monkeypatch.setattr(claiming, "Claim", StandInClaim)
             monkeypatch.setattr(keepers, "folder_of", Mock(side_effect=OSError(28, "No space left on device")))
             keeper.open()
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while not StandInClaim.held:  # noqa: ASYNC110  # nothing tells of it
                     await trio.sleep(0.01)
             await keeper.end()
@@ -135,7 +135,7 @@ def test_a_stick_that_does_not_answer_holds_up_nobody_and_is_let_go_when_it_does
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper.run)
             await trio.to_thread.run_sync(opening.wait, 20)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await keeper.end()
         opened.set()
         assert await trio.to_thread.run_sync(released.wait, 20)
@@ -177,7 +177,7 @@ def test_a_message_that_stops_in_the_middle_stops_nothing_else(keeper: Keeper) -
         async with trio.open_nursery() as nursery:
             theirs.send(b"+" + message[:5])
             nursery.start_soon(hearing(keeper, starting).run)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while not asides._running:  # noqa: ASYNC110  # nothing tells of it
                     await trio.sleep(0.01)
             theirs.send(b"." + message[5:])
@@ -324,7 +324,7 @@ def shown(
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not holds():  # noqa: ASYNC110  # nothing tells of it
             await trio.sleep(0.01)
 

@@ -31,7 +31,7 @@ def bus(tmp_path: Path, program: Callable[[str], str], monkeypatch: pytest.Monke
         yield
     finally:
         daemon.terminate()
-        daemon.wait(timeout=20)
+        daemon.wait(timeout=60)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def keyring(bus: None, tmp_path: Path, program: Callable[[str], str]) -> Iterato
         yield
     finally:
         daemon.terminate()
-        daemon.wait(timeout=20)
+        daemon.wait(timeout=60)
 
 
 @pytest.mark.usefixtures("keyring")

@@ -137,7 +137,7 @@ class Desk:
     async def unlock(self, secret: bytes, uid: int = ANN.uid, form: KeyForm = KeyForm.PASSPHRASE) -> None:
         fd = handed.carried(secret)
         try:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await self.keeper.unlock(form, fd, uid)
         finally:
             os.close(fd)

@@ -117,15 +117,15 @@ def test_who_breaks_the_protocol_is_gone(said: bytes) -> None:
 
 
 def test_who_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nbd, "REQUEST_DEADLINE", 0.2)
-    monkeypatch.setattr(nbd, "ATTACH_DEADLINE", 0.2)
+    monkeypatch.setattr(nbd, "REQUEST_DEADLINE", 1.0)
+    monkeypatch.setattr(nbd, "ATTACH_DEADLINE", 1.0)
     with server(lambda *_: None) as fd:
         disk = BlockingNbd(fd, SIZE)
         began = time.monotonic()
         for _ in range(50):
             with pytest.raises(DiskGone, match="no answer"):
                 disk.read(0, 512)
-        assert time.monotonic() - began < 5  # once, and not for each
+        assert time.monotonic() - began < 40  # once, and not for each
     ours, theirs = socket.socketpair()
     with theirs, pytest.raises(DiskGone, match="no answer"):
         BlockingNbd(ours.detach(), SIZE)

@@ -41,7 +41,7 @@ def test_nobody_waits_longer_than_that_for_who_writes() -> None:
     began = time.monotonic()
     with pytest.raises(NoCarrier, match="does not end"):
         handed.wait(reader, 0.3)
-    assert 0.2 < time.monotonic() - began < 5
+    assert 0.2 < time.monotonic() - began < 60
     threading.Timer(0.2, os.close, [writer]).start()
     handed.wait(reader, 20)
     assert drained(handed.again(reader)) == b"half"

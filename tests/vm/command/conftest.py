@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import missing
 from tests.vm.command.stage import Person, Stage, build_stage
-from tests.vm.command.traces import Traces
+from tests.vm.command.traces import PATIENCE, Traces
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def traces(stage: Stage) -> Iterator[None]:
     yield
     try:
         for person, taken in before.items():
-            taken.assert_same(person, 5.0)
+            taken.assert_same(person, PATIENCE)
     finally:
         for person, taken in before.items():
             taken.restore(person)

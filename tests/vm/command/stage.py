@@ -45,7 +45,7 @@ def checked(result: int, what: str) -> None:
 
 def sh(*command: str | os.PathLike[str]) -> None:
     """Run a host program that must succeed."""
-    subprocess.run(command, check=True, timeout=60, stdin=subprocess.DEVNULL)
+    subprocess.run(command, check=True, timeout=DEADLINE, stdin=subprocess.DEVNULL)
 
 
 class Started(subprocess.Popen[str]):

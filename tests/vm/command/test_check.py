@@ -16,7 +16,7 @@ from tests.vm.command.stage import PATH, Person, Stage
 from tests.vm.command.terminal import at_a_terminal
 from tests.vm.command.test_errors import refused
 from tests.vm.command.test_interrupt import interrupted
-from tests.vm.command.traces import Traces
+from tests.vm.command.traces import PATIENCE, Traces
 from tests.vm.test_sectors import gpt
 
 Image = Callable[[str], Path]
@@ -164,7 +164,7 @@ def test_interrupted(person: Person, image: Image) -> None:
             assert line
         assert "Traceback" not in interrupted(process)
     assert process.returncode == ExitCode.INTERRUPTED
-    before.assert_same(person, 10.0)
+    before.assert_same(person, PATIENCE)
 
 
 # --- repairing --------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_a_checker_that_hangs(user: Person, image: Image, other: tuple[list[str]
     done = user.run("check", image("ext4"), "--time-limit", "2", program=program, env=env)
     assert done.code == ExitCode.DEADLINE
     assert done.out.splitlines()[1:] == ["  its checker was not done in 2 s", "  e2fsck says:", "    begun"]
-    before.assert_same(user, 10.0)
+    before.assert_same(user, PATIENCE)
 
 
 def test_a_checker_that_is_missing(user: Person, image: Image, other: tuple[list[str], dict[str, str]]) -> None:

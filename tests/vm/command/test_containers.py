@@ -15,7 +15,7 @@ from images import images
 from mountsafe.errors import ExitCode
 from tests import containers
 from tests.vm import qemu_img
-from tests.vm.command.stage import Person, Stage
+from tests.vm.command.stage import DEADLINE, Person, Stage
 from tests.vm.command.test_errors import refused
 from tests.vm.command.test_faults import ASK, content, expected, kill, questions, wait_for
 from tests.vm.command.test_mount import Image, check_tree, mounted
@@ -174,9 +174,7 @@ def test_damaged_containers_are_refused(user: Person, folder: Path) -> None:
     for name, data in DAMAGED.items():
         source = folder / name
         source.write_bytes(data)
-        before = time.monotonic()
-        refused(user, ExitCode.SOURCE, "", "mount", user.give(source), folder / "m")
-        assert time.monotonic() - before < 30, name
+        refused(user, ExitCode.SOURCE, "", "mount", user.give(source), folder / "m")  # and not by a deadline
 
 
 def test_a_huge_disk_that_holds_nothing(user: Person, folder: Path, program: Callable[[str], str]) -> None:
@@ -251,7 +249,7 @@ def test_a_container_process_that_keeps_dying_is_given_up(
     source, top = contained("ext4", "qcow2"), folder / "m"
     user.run("mount", source, top).ok()
     read = ["dd", "iflag=direct", "bs=4096", "of=/dev/null", f"if={top / 'random.bin'}"]
-    end = time.monotonic() + 60
+    end = time.monotonic() + DEADLINE
     while user.run(program=read).code == 0:
         if (pid := user.records_of(source)["container"]) is not None:
             kill(pid)
@@ -287,7 +285,7 @@ def test_ctrl_c(person: Person, folder: Path, contained: Callable[[str, str], Pa
         while not (line := process.stderr.readline()).startswith(doing):
             assert line
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=DEADLINE)
     assert "Traceback" not in out + err
     assert process.returncode == ExitCode.INTERRUPTED
     before.assert_same(person)

@@ -17,7 +17,7 @@ from mountsafe.medium.source import open_medium
 from tests.readers import change
 from tests.vm.command.stage import Person
 from tests.vm.command.test_mount import Image, check_tree, mounted
-from tests.vm.command.traces import Traces
+from tests.vm.command.traces import PATIENCE, Traces
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_another_card_in_the_same_reader_is_not_shown_as_the_last_one(
     again = root.run("mount", device, folder / "n")
     assert again.code in (ExitCode.TARGET, ExitCode.SOURCE)
     assert "already mounted" not in again.out + again.err
-    before.assert_same(root, 20)
+    before.assert_same(root, PATIENCE)
     assert not Path(target, "README.txt").exists()
     assert claim(device) == 0
 

@@ -10,10 +10,9 @@ import pytest
 
 from mountsafe.errors import ExitCode
 from tests.vm.command.stage import DEADLINE, Person, Started
-from tests.vm.command.traces import Traces
+from tests.vm.command.traces import PATIENCE, Traces
 
 Image = Callable[[str], Path]
-PATIENCE = 60.0  # seconds for what ends behind a command: nothing is timed, and the machine may be busy
 
 
 def interrupted(process: Started) -> str:

@@ -17,7 +17,7 @@ from images import images
 from mountsafe import landlock
 from mountsafe.errors import ExitCode
 from tests.done import Done
-from tests.vm.command.stage import Person, Stage, sh
+from tests.vm.command.stage import DEADLINE, Person, Stage, sh
 from tests.vm.command.traces import Traces
 
 Image = Callable[[str], Path]
@@ -327,7 +327,7 @@ def test_all(person: Person, folder: Path, image: Image) -> None:
     sources = [image("romfs"), image("squashfs"), image("iso9660")]
     for each in [person.start("mount", source, folder / source.stem) for source in sources]:
         with each:
-            out, err = each.communicate(timeout=180)
+            out, err = each.communicate(timeout=DEADLINE)
             assert each.returncode == 0, out + err
     assert sorted(record["source"] for record in person.run("list", "--json").json()) == sorted(map(str, sources))
     assert sorted(person.run("unmount", "--all", "--json").ok().json()["unmounted"]) == sorted(map(str, sources))
@@ -367,7 +367,7 @@ def test_foreground_until_ctrl_c(person: Person, folder: Path, image: Image) -> 
         assert process.stdout.readline().startswith("mounted ext4")
         check_tree(person, folder / "m", images.expected("ext4"))
         os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0
     assert "Traceback" not in err
     assert not (folder / "m").exists()
@@ -379,7 +379,7 @@ def test_foreground_ends_with_unmount(person: Person, folder: Path, image: Image
         assert process.stdout is not None
         process.stdout.readline()
         person.run("unmount", folder / "m").ok()
-        assert process.wait(60) == 0
+        assert process.wait(DEADLINE) == 0
 
 
 def test_unmount_waits_for_the_last_process(user: Person, folder: Path, image: Image, stage: Stage) -> None:

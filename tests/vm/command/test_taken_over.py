@@ -21,7 +21,7 @@ from mountsafe import wire
 from mountsafe.limits import CALL_DEADLINE, LOG_BYTES
 from tests.vm.command.stage import Person, Stage
 from tests.vm.command.test_faults import ASK, content, expected, machine, questions
-from tests.vm.command.traces import Traces
+from tests.vm.command.traces import PATIENCE, Traces
 
 Image = Callable[[str], Path]
 PIDFD_GETFD = 438
@@ -158,4 +158,4 @@ def test_who_speaks_in_the_place_of_qemu(person: Person, folder: Path, image: Im
     assert most_memory(supervisor) < MEMORY_KIB
     assert all(path.stat().st_size <= LOG_BYTES for path in person.records.rglob("log*"))
     person.run("unmount", top).ok()
-    before.assert_same(person, 20)
+    before.assert_same(person, PATIENCE)

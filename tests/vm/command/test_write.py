@@ -19,7 +19,7 @@ from tests.vm.command.stage import DEADLINE, Person, sh
 from tests.vm.command.test_device import device as device  # a fixture
 from tests.vm.command.test_errors import bound, refused
 from tests.vm.command.test_mount import Image, mounted
-from tests.vm.command.traces import Traces, descendants, running
+from tests.vm.command.traces import PATIENCE, Traces, descendants, running
 
 MIB = 1 << 20
 TOOLS = {"ext4": ("mkfs.ext4", "-q", "-F", "-E", "root_owner={uid}:{uid}"), "vfat": ("mkfs.vfat",)}
@@ -115,7 +115,7 @@ def test_by_umount_alone_it_is_saved_as_well(root: Person, folder: Path) -> None
     supervisor = root.records_of(image)["supervisor"]
     sh("umount", folder / "m")
     ended(supervisor)
-    before.assert_same(root, 5.0)  # what watches over the supervisor ends after it
+    before.assert_same(root, PATIENCE)  # what watches over the supervisor ends after it
     check(image, "ext4")
 
 
@@ -139,7 +139,7 @@ def test_a_supervisor_that_is_asked_to_end_saves_first(root: Person, folder: Pat
     supervisor = root.records_of(image)["supervisor"]
     os.kill(supervisor, number)
     ended(supervisor)
-    before.assert_same(root, 5.0)  # what watches over the supervisor ends after it
+    before.assert_same(root, PATIENCE)  # what watches over the supervisor ends after it
     check(image, "ext4")
     assert content(image, "ext4", "last") == b""
 
@@ -156,7 +156,7 @@ def test_of_one_that_is_killed_nothing_is_left_and_what_was_synced_is_there(root
     os.kill(record["supervisor"], signal.SIGKILL)
     ended(record["supervisor"])
     root.run("list").ok()
-    before.assert_same(root, 5.0)  # what watches over the supervisor ends after it
+    before.assert_same(root, PATIENCE)  # what watches over the supervisor ends after it
     subprocess.run(["e2fsck", "-fp", image], capture_output=True, check=False)
     check(image, "ext4")
 

@@ -12,7 +12,7 @@ import pytest
 from tests.vm import kills
 from tests.vm.command.stage import Person, Stage, sh
 from tests.vm.command.test_write import MIB, content, ended, made, open_for_writing
-from tests.vm.command.traces import Traces, running
+from tests.vm.command.traces import PATIENCE, Traces, running
 
 WRITE = """
 import os, sys
@@ -106,7 +106,7 @@ def test_what_was_synced_is_on_the_medium_whoever_is_killed(root: Person, folder
     os.kill(record["supervisor"] if who == "supervisor" else record["mounts"][0]["session"], signal.SIGKILL)
     ended(record["supervisor"])
     root.run("list").ok()
-    before.assert_same(root, 5.0)
+    before.assert_same(root, PATIENCE)
     if fstype == "ext4":  # a power cut: whoever mounts it next replays its journal
         subprocess.run(["e2fsck", "-fp", image], capture_output=True, check=False)
     for name in ("first", "second"):
@@ -156,5 +156,5 @@ def test_a_virtual_machine_that_does_not_answer_hangs_no_unmount(root: Person, f
     with root.start(target / "hangs", program=["touch"]) as process:
         root.run("unmount", "--force", target)
         process.wait(60)
-    before.assert_same(root, 5.0)
+    before.assert_same(root, PATIENCE)
     assert content(image, "ext4", "file") == KEPT

@@ -16,6 +16,9 @@ import pytest
 
 from tests.vm.command.stage import Person
 
+PATIENCE = 60.0  # seconds for what ends behind a command: nothing is timed, and the machine may be busy
+GUARD = "kill -s KILL 0"  # what ends a process group when its first process is gone, and itself a moment later
+
 
 def children(pid: int) -> list[int]:
     """The children of a process, of all its threads."""
@@ -46,7 +49,7 @@ def state(pid: int) -> str:
 def command(pid: int) -> str:
     """The command line of a process, shortened."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:60]
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:80]
     except OSError:
         return ""
 
@@ -103,12 +106,13 @@ class Traces:
         )
 
     def assert_same(self, person: Person, seconds: float = 0.0) -> None:
-        """Fail if anything has come since; wait for it to go for as long as `seconds`."""
-        end = time.monotonic() + seconds
-        while (left := self.news(person)) and time.monotonic() < end:
+        """Fail if anything has come since; wait for it to go for as long as `seconds`, and for guards in any case."""
+        began = time.monotonic()
+        while left := self.news(person):
+            guards = [*left] == ["processes"] and all(GUARD in line for line in left["processes"])
+            if time.monotonic() - began > (PATIENCE if guards else seconds):
+                pytest.fail(f"left behind: {json.dumps(left, indent=2)}")
             time.sleep(0.05)
-        if left:
-            pytest.fail(f"left behind: {json.dumps(left, indent=2)}")
 
     def restore(self, person: Person) -> None:
         """Be rid of what has come since, so that the next test starts from nothing."""
