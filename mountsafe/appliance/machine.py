@@ -81,6 +81,7 @@ class Machine(Peer):
         super().__init__(process, control, "the appliance process", "the virtual machine")
         self.accelerator = accelerator
         self.console = console
+        self._ahead: socket.socket | None = None  # a stream that nobody asked for yet
 
     @classmethod
     def start(cls, settings: MachineSettings, log: Log) -> "Machine":
@@ -125,8 +126,21 @@ class Machine(Peer):
         """Unplug it again. Only tests and a shared warm VM do; a medium's own VM ends with it."""
         await self.ask("detach", [], ATTACH_DEADLINE)
 
+    async def open_ahead(self) -> None:
+        """Open the stream that `open_stream` returns next: to whom a disk is given later. Raises as that does."""
+        self._ahead = await self.open_stream()
+
+    async def stop(self) -> None:
+        """End it, and what was opened ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+        await super().stop()
+
     async def open_stream(self) -> socket.socket:
         """Return the host end of a new stream to the agent, which has a worker on it."""
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            return ahead
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:

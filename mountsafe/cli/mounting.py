@@ -238,6 +238,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         mount_options=checked_options(mount_option or [], fstype),
         unlock=True,
         write=write,
+        key_named=keys.named(fstype),
     )
     kind, sectors, part = named(format_), checked_sectors(sector_size), checked_part(offset, sizelimit)
     if (there := shown(source) or already.mounted(source, options, kind, sectors, part)) is not None:

@@ -65,6 +65,10 @@ class Keys:
     hidden: bool = False
     big_memory: bool = False
 
+    def named(self, fstype: str | None) -> bool:
+        """Whether nobody has to type anything. `fstype`: what it is said to be."""
+        return self.fd is not None or (bool(self.files) and fstype not in NO_SIGNATURE)
+
     def check(self) -> None:
         """Raise UserError (USAGE) for what does not go together."""
         if len(self.files) > MAX_KEY_FILES:

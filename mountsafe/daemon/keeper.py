@@ -322,6 +322,7 @@ class Keeper:
                     unlock=True,
                     write=medium.writable_fd is not None,
                     if_possible=True,
+                    key_named=attempt is not None,
                 )
                 starting.order(medium, target, options, (person.uid, person.gid))
             target.close()

@@ -41,8 +41,9 @@ class SessionBoxes:
         self._boxes: dict[bool, list[SessionBox]] = {False: [], True: []}  # by whether they decrypt
 
     def prepare(self, decrypts: bool) -> None:
-        """Start one."""
-        self._boxes[decrypts].append(SessionBox(self._medium, decrypts))
+        """Start one, unless one waits."""
+        if not self._boxes[decrypts]:
+            self._boxes[decrypts].append(SessionBox(self._medium, decrypts))
 
     def take(self, decrypts: bool) -> SessionBox:
         """Return one, whose end is its taker's business."""

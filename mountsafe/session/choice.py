@@ -78,12 +78,20 @@ class Choice:
         self._nursery = nursery
         self._machined = machined
         self._ahead = ahead
+        self._early: Ahead | None = None
         self._found: list[Volume] = []  # on the medium's disk, and in what was unlocked
         self._failures: list[UserError] = []
 
     async def make(self, machines: Machines) -> None:
         """Choose of what is on the medium's disk, and in encrypted volumes of it. Raises UserError if that is none."""
-        await self._search(machines, Wanted(self._options.partition, self._options.fstype))
+        if self._options.key_named:
+            self._early = self._ahead()
+            self._early.begin()
+        try:
+            await self._search(machines, Wanted(self._options.partition, self._options.fstype))
+        finally:
+            if self._early is not None:
+                await self._early.end()
         if self._failures and not self.chosen:
             raise self._failures[0]
 
@@ -156,7 +164,7 @@ class Choice:
 
     async def _unlocked(self, disk: Lender, host: Volume) -> Machines | None:
         """Return machines for what is in an encrypted volume; None if nobody has a key. Raises UserError."""
-        ahead = self._ahead()
+        ahead, self._early = self._early or self._ahead(), None
         machines = None
         try:
             unlocked = await unlock(disk, host, called(host, self._medium), self._reporter, self._nursery, ahead)

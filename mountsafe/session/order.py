@@ -29,8 +29,8 @@ class MountOptions:
     `Starting.follow` is given a judge of what is found. `timezone`: by which local times are told, as
     `mountsafe.system.zones.rules_of` takes it.
     `mount_options`: of each type those that it takes; one that none takes is an error. `unlock`: `Starting.follow` is
-    given who has keys. `write`: what can be changed may be changed, and a descriptor that is open for writing comes
-    along; `if_possible`: what cannot be is shown read-only, and nobody need be told.
+    given who has keys; `key_named`: they wait for nobody, so what comes after a key may begin before it is asked for.
+    `write`: what can be changed may be changed, and a descriptor that is open for writing comes along; `if_possible`: what cannot be is shown read-only, and nobody need be told.
     """
 
     partition: int | str | None = None
@@ -48,6 +48,7 @@ class MountOptions:
     unlock: bool = False
     write: bool = False
     if_possible: bool = False
+    key_named: bool = False
 
 
 @dataclass(frozen=True, slots=True)

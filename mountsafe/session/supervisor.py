@@ -25,7 +25,7 @@ from mountsafe.limits import LAST_SAVE_DEADLINE, SAVE_DEADLINE, SETTLE_DEADLINE
 from mountsafe.medium.source import Medium
 from mountsafe.medium.swapped import until_exchanged
 from mountsafe.session import logs
-from mountsafe.session.ahead import Ahead
+from mountsafe.session.ahead import Ahead, started_ahead
 from mountsafe.session.answering import answer_all, listen
 from mountsafe.session.boxes import SessionBoxes
 from mountsafe.session.choice import Choice, Machined
@@ -146,7 +146,7 @@ class Supervisor:
             self._reporter.progress(f"opening the {self._medium.format} image")
         await open_storage(storage)
         self._reporter.progress("starting the virtual machine")
-        self._boxes.prepare(decrypts=False)
+        self._boxes.prepare(decrypts=self._options.key_named)
         choice = Choice(self._options, self._medium.name, self._reporter, self._nursery, machined, ahead)
         await choice.make(self._machines[0])
         volumes, beyond = within_limit([each.volume for each in choice.chosen])
@@ -274,11 +274,11 @@ class Supervisor:
         return Done(Verb.UNMOUNT)  # the caller waits for the end of this connection, which is that of this process
 
 
-async def _started_ahead(
+async def _spare(
     machine: MachineSettings, acceleration: Acceleration, nursery: trio.Nursery, reporter: Reporter
 ) -> Machine | None:
     try:
-        return await started(machine, acceleration, nursery, reporter)
+        return await started_ahead(partial(started, machine, acceleration, nursery, reporter))
     except MountsafeError as error:
         log.warning("no spare virtual machine: %s", error)
         return None
@@ -290,7 +290,7 @@ async def _supervise(begin: Begin, runtime: Runtime, reporter: Reporter) -> None
         ending = Ending(nursery.cancel_scope)
         await nursery.start(ending.on_signal)
         with machine_settings(begin.verbose) as (machine, acceleration):
-            spare = await _started_ahead(machine, acceleration, nursery, reporter) if begin.spare else None
+            spare = await _spare(machine, acceleration, nursery, reporter) if begin.spare else None
             try:
                 if (received := await reporter.order()) is not None:
                     order, (fd, parent, folder, *writable) = received

@@ -17,6 +17,7 @@ class Starter:
     def __init__(self) -> None:
         self.may = trio.Event()
         self.error: Exception | None = None
+        self.refuses = ""
         self.begun = 0
         self.made: list[Any] = []
 
@@ -25,7 +26,7 @@ class Starter:
         await self.may.wait()
         if self.error is not None:
             raise self.error
-        self.made.append(FakeMachine())
+        self.made.append(FakeMachine(self.refuses))
         return self.made[-1]
 
 
@@ -57,6 +58,17 @@ async def test_one_that_does_not_start_is_none() -> None:
         ahead = Ahead(starter.start, nursery)
         ahead.begin()
         assert await ahead.taken() is None
+
+
+async def test_one_that_gives_no_stream_is_ended() -> None:
+    async with trio.open_nursery() as nursery:
+        starter = Starter()
+        starter.refuses = "stream"
+        starter.may.set()
+        ahead = Ahead(starter.start, nursery)
+        ahead.begin()
+        assert await ahead.taken() is None
+        assert starter.made[0].dead.is_set()
 
 
 @pytest.mark.parametrize("runs", [False, True])

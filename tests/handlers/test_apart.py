@@ -1,7 +1,7 @@
 """An encrypted medium has several disks, and no virtual machine has two of them."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from mountsafe.errors import UserError
 from mountsafe.medium.part import Part
 from mountsafe.medium.volumes import Volume
 from mountsafe.session import choice as choices
@@ -67,7 +68,10 @@ async def unlocked(disk: Any, *_: object) -> Disk:
     return Disk(disk.disk + 1)
 
 
-async def test_no_virtual_machine_has_a_medium_and_what_is_decrypted_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("key_named", [False, True])
+async def test_no_virtual_machine_has_a_medium_and_what_is_decrypted_of_it(
+    monkeypatch: pytest.MonkeyPatch, key_named: bool
+) -> None:
     made: list[Machine] = []
 
     async def started(*_: object) -> Machine:
@@ -77,7 +81,7 @@ async def test_no_virtual_machine_has_a_medium_and_what_is_decrypted_of_it(monke
     monkeypatch.setattr(machines_module, "started", started)
     monkeypatch.setattr(choices, "inspect_medium", look)
     monkeypatch.setattr(choices, "unlock", unlocked)
-    order: Any = SimpleNamespace(options=MountOptions(unlock=True))
+    order: Any = SimpleNamespace(options=MountOptions(unlock=True, key_named=key_named))
     async with trio.open_nursery() as nursery:
         supervisor = Supervisor(order, Mock(), Mock(), Mock(), Mock())
         supervisor._nursery = nursery
@@ -99,3 +103,58 @@ async def test_no_virtual_machine_has_a_medium_and_what_is_decrypted_of_it(monke
             await trio.testing.wait_all_tasks_blocked()
         assert [machine for machine in made if len(machine.disks) != 1] == []
         nursery.cancel_scope.cancel()
+
+
+class Early:
+    """Begins machines, and notes what became of each."""
+
+    def __init__(self) -> None:
+        self.made: list[Machine] = []
+
+    async def start(self) -> Any:
+        await trio.lowlevel.checkpoint()
+        self.made.append(Machine())
+        return self.made[-1]
+
+
+@pytest.mark.parametrize("found", [["crypto_LUKS"], ["vfat"], []])
+@pytest.mark.parametrize("key_named", [False, True])
+async def test_a_machine_for_what_a_named_key_opens_runs_before_it_is_found(
+    monkeypatch: pytest.MonkeyPatch, key_named: bool, found: list[str]
+) -> None:
+    """It is the one that is given the plaintext, or else it is ended."""
+    early, seen = Early(), []
+
+    async def look(machines: Any, _: trio.Nursery) -> list[Volume]:
+        await trio.testing.wait_all_tasks_blocked()
+        seen.append(len(early.made))
+        there = found if machines.storage.disk == MEDIUM else ["ext4"]
+        return [partition(number, fstype) for number, fstype in enumerate(there, 1)]
+
+    async def unlock(disk: Any, *words: Any) -> Disk:
+        words[-1].begin()
+        return Disk(disk.disk + 1)
+
+    taken: list[Machine] = []
+
+    def machined(disk: Any, ahead: Any) -> Any:
+        return SimpleNamespace(storage=disk, ahead=ahead, release=release)
+
+    async def release(_: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(choices, "inspect_medium", look)
+    monkeypatch.setattr(choices, "unlock", unlock)
+    first: Any = SimpleNamespace(storage=Disk(MEDIUM), release=release)
+    async with trio.open_nursery() as nursery:
+        options = MountOptions(unlock=True, key_named=key_named)
+        choice = Choice(options, "medium", Mock(), nursery, machined, partial(Ahead, early.start, nursery))
+        with suppress(UserError):
+            await choice.make(first)
+        for each in choice.chosen:
+            if each.machines is not first:
+                taken.append(await each.machines.ahead.taken())  # type: ignore[attr-defined]
+        assert seen[0] == key_named
+        assert len(early.made) == (key_named or bool(taken))
+        assert taken == (early.made if "crypto_LUKS" in found else [])
+        assert [machine.dead.is_set() for machine in early.made] == [not taken] * len(early.made)

@@ -41,6 +41,9 @@ class FakeMachine:
         theirs.close()
         return ours
 
+    async def open_ahead(self) -> None:
+        (await self.open_stream()).close()
+
     async def attach(self, fd: int, model: str, part: Part, writable: bool) -> None:
         await trio.lowlevel.checkpoint()
         if self.refuses == "attach":

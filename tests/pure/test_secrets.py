@@ -3,6 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from mountsafe.cli.unlocking import Keys
 
 READ = """
 import ctypes, os, resource, sys
@@ -20,3 +25,17 @@ def test_a_command_that_has_a_secret_is_not_dumped() -> None:
         [sys.executable, "-c", READ], input=b"secret", capture_output=True, check=True, env=dict(os.environ)
     )
     assert done.stdout.split() == [b"0", b"0", b"0"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "fstype", "named"),
+    [
+        (Keys(), None, False),
+        (Keys(recovery=True), None, False),
+        (Keys(fd=0), "VeraCrypt", True),
+        (Keys((Path("key"),)), None, True),
+        (Keys((Path("photo"),)), "VeraCrypt", False),  # beside a passphrase, which somebody types
+    ],
+)
+def test_a_key_is_named_if_nobody_has_to_type_one(keys: Keys, fstype: str | None, named: bool) -> None:
+    assert keys.named(fstype) is named

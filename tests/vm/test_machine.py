@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -12,6 +13,7 @@ from mountsafe.appliance.machine import Machine
 from mountsafe.errors import MountsafeError
 from mountsafe.limits import MAX_MOUNTS
 from mountsafe.medium.source import open_medium
+from mountsafe.session.ahead import started_ahead
 from mountsafe.session.finding import machine_settings
 from mountsafe.session.machines import Listener, started
 from tests.vm.sight import Looking
@@ -46,6 +48,35 @@ def test_streams_and_media_that_went_leave_room_for_others(looking: Looking, ima
                         await machine.detach()
                 finally:
                     await machine.stop()
+                nursery.cancel_scope.cancel()
+
+    trios.run(main)
+
+
+def test_a_stream_that_was_opened_before_there_is_a_disk_finds_it(
+    looking: Looking, image: Callable[[str], Path]
+) -> None:
+    """It is the one that is given first; one that nobody took ends with the machine."""
+
+    async def main() -> None:
+        with machine_settings(False) as (settings, acceleration):
+            async with trio.open_nursery() as nursery:
+                machine = await started_ahead(partial(started, settings, acceleration, nursery, Listener()))
+                try:
+                    opened = machine._ahead
+                    assert opened is not None
+                    medium = open_medium(image("romfs"))
+                    await machine.attach(medium.fd)
+                    os.close(medium.fd)
+                    assert await _greet(machine, nursery) == 1
+                    assert opened.fileno() == -1  # it was that one
+                    assert await _greet(machine, nursery) == 1
+                    await machine.open_ahead()
+                finally:
+                    left = machine._ahead
+                    await machine.stop()
+                assert left is not None
+                assert left.fileno() == -1
                 nursery.cancel_scope.cancel()
 
     trios.run(main)
