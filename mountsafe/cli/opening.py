@@ -9,7 +9,6 @@ from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import screen
 from mountsafe.cli.judging import judge_of
-from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium, explained
@@ -54,6 +53,8 @@ def begin(
 def require_formats(medium: Medium) -> None:
     """Raise UserError if what opens the medium's format is missing."""
     if medium.format is not Format.RAW:
+        from mountsafe.container import opened  # with trio
+
         opened.require()
 
 
