@@ -14,7 +14,7 @@ from typer._completion_shared import get_completion_script
 from typer.main import get_command
 
 from mountsafe import __version__
-from mountsafe.cli.main import app
+from mountsafe.cli.main import commands
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -22,7 +22,7 @@ SHELLS = ("bash", "zsh", "fish")
 def main(folder: Path) -> None:
     """Write all of it into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_man_pages("mountsafe", get_command(app), version=__version__, target_dir=str(folder))
+    write_man_pages("mountsafe", get_command(commands()), version=__version__, target_dir=str(folder))
     for page in folder.glob("*.1"):
         page.write_text(roff(page.read_text(encoding="utf-8")), encoding="utf-8")
     for name, text in manual.pages(__version__).items():

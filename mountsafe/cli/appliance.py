@@ -10,10 +10,15 @@ from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.text import size
 
-app = App(help="The virtual machine's kernel and programs, built from this host's packages.", no_args_is_help=True)
+group = App(help="The virtual machine's kernel and programs, built from this host's packages.", no_args_is_help=True)
 
 
-@app.command(epilog="Example: [bold]sudo mountsafe appliance build[/bold] (for every user of this machine)")
+def register(app: App) -> None:
+    """Add the group of verbs."""
+    app.add_typer(group, name="appliance")
+
+
+@group.command(epilog="Example: [bold]sudo mountsafe appliance build[/bold] (for every user of this machine)")
 def build(
     force: Annotated[bool, option("--force", "-f", help="Build it even if it is current.")] = False,
     json: Json = False,
@@ -27,7 +32,7 @@ def build(
     _show(built, json)
 
 
-@app.command(epilog="Example: [bold]mountsafe appliance info --json[/bold]")
+@group.command(epilog="Example: [bold]mountsafe appliance info --json[/bold]")
 def info(json: Json = False) -> None:
     """Show the appliance that mounts would use."""
     found = builder.find()

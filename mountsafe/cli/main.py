@@ -4,55 +4,54 @@ import os
 import shlex
 import sys
 from contextlib import suppress
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from mountsafe import __version__, environment, shortage
-from mountsafe.cli import (
-    appliance,
-    checking,
-    desktop,
-    diagnose,
-    inspecting,
-    interrupts,
-    listing,
-    media,
-    mounting,
-    policies,
-    screen,
-    serving,
-    setting,
-    trusting,
-    viewing,
-)
+from mountsafe.cli import interrupts, screen
 from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, MountsafeError, NoRight, UserError
 
-app = App(
-    name="mountsafe",
-    help="Open a disk that nobody trusts: a virtual machine reads its file system, and your kernel never does.",
-    epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 source, 4 mount point, 5 something or a right is missing on this "
-    "host, 6 virtual machine, 7 not mounted, 8 busy, 9 deadline, 10 partly done, 11 locked, 12 errors found, "
-    "13 not checked, 130 interrupted.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-mounting.register(app)
-listing.register(app)
-inspecting.register(app)
-checking.register(app)
-diagnose.register(app)
-trusting.register(app)
-setting.register(app)
-serving.register(app)
-media.register(app)
-desktop.register(app)
-viewing.register(app)
-app.add_typer(appliance.app, name="appliance")
-app.add_typer(policies.app, name="policy")
+# Which module of this room has a verb. Where that is called, it alone is imported, with all that it needs.
+VERBS = {
+    **dict.fromkeys(("mount", "unmount"), "mounting"),
+    "list": "listing",
+    "inspect": "inspecting",
+    "check": "checking",
+    "doctor": "diagnose",
+    **dict.fromkeys(("trust", "untrust"), "trusting"),
+    "setup": "setting",
+    "daemon": "serving",
+    **dict.fromkeys(("devices", "open", "eject", "unlock", "lock", "watch", "status", "reload"), "media"),
+    **dict.fromkeys(("agent", "forget"), "desktop"),
+    "view": "viewing",
+    "appliance": "appliance",
+    "policy": "policies",
+}
+COMPLETING = "_MOUNTSAFE_COMPLETE"  # a shell asks for what could come next
+
+
+def commands(verb: str = "") -> App:
+    """Return the command line: with all verbs, or that of a module alone which has this one."""
+    app = App(
+        name="mountsafe",
+        help="Open a disk that nobody trusts: a virtual machine reads its file system, and your kernel never does.",
+        epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 source, 4 mount point, 5 something or a right is missing on"
+        " this host, 6 virtual machine, 7 not mounted, 8 busy, 9 deadline, 10 partly done, 11 locked, 12 errors found, "
+        "13 not checked, 130 interrupted.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    modules = [VERBS[verb]] if verb in VERBS and COMPLETING not in os.environ else dict.fromkeys(VERBS.values())
+    for module in modules:
+        import_module(f"mountsafe.cli.{module}").register(app)
+    return app
+
 
 # Every error of typer's about arguments; where it comes from depends on typer's version.
 USAGE: type[Exception] = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
@@ -64,7 +63,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[bool, option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
@@ -122,7 +120,7 @@ def run() -> None:
     try:
         try:
             interrupts.hear()
-            code = app(standalone_mode=False)
+            code = commands(sys.argv[1] if len(sys.argv) > 1 else "")(standalone_mode=False)
         finally:
             interrupts.hear_no_more()
             sys.stdout.flush()

@@ -9,7 +9,6 @@ from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import interrupts, screen
 from mountsafe.cli.judging import judge_of
-from mountsafe.container import opened
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium, explained
@@ -62,6 +61,8 @@ def prepared(medium: Medium, quiet: bool) -> Iterator[Callable[[str], None]]:
     """
     sandbox.require()
     if medium.format is not Format.RAW:
+        from mountsafe.container import opened  # with trio
+
         opened.require()
     with screen.progress(quiet) as progress:
         build.ensure(progress)

@@ -25,7 +25,7 @@ from mountsafe.system.files import Change, Files, Plan
 if TYPE_CHECKING:
     from mountsafe.system.check import Finding
 
-app = App(no_args_is_help=True, help="What is done with a medium that is plugged in, and why.")
+group = App(no_args_is_help=True, help="What is done with a medium that is plugged in, and why.")
 
 Rules = Annotated[Path, option("--rules", metavar="DIR", help="Take policy.toml and policy.d from here.")]
 Root = Annotated[Path, option("--root", metavar="DIR", help="Install below this folder; nothing is reloaded.")]
@@ -44,7 +44,12 @@ Force = Annotated[bool, option("--force", "-f", help="Overwrite generated files 
 HOST = Path("/")
 
 
-@app.command(
+def register(app: App) -> None:
+    """Add the group of verbs."""
+    app.add_typer(group, name="policy")
+
+
+@group.command(
     epilog="Examples: [bold]mountsafe policy explain /dev/sdb[/bold], "
     "[bold]mountsafe policy explain disk.img --rules ./my-rules --json[/bold]"
 )
@@ -108,14 +113,14 @@ def _access(decision: Decision) -> str:
     return decision.access if opened else ""
 
 
-@app.command(epilog="Example: [bold]mountsafe policy example | sudo tee /etc/mountsafe/policy.toml[/bold]")
+@group.command(epilog="Example: [bold]mountsafe policy example | sudo tee /etc/mountsafe/policy.toml[/bold]")
 def example() -> None:
     """Print a policy.toml that explains itself: every key, and thirteen rules to copy. As it is it changes nothing."""
     screen.document(files.EXAMPLE.read_text(encoding="utf-8").rstrip("\n"))
 
 
 # --- the system rules ------------------------------------------------------------------------------------------------
-@app.command(
+@group.command(
     epilog="Examples: [bold]mountsafe policy render[/bold], "
     "[bold]mountsafe policy render --strict critical --output ./rules[/bold]"
 )
@@ -143,7 +148,7 @@ def render(
             screen.document(text)
 
 
-@app.command(
+@group.command(
     epilog="Examples: [bold]sudo mountsafe policy install[/bold], "
     "[bold]mountsafe policy install --strict critical --dry-run[/bold]"
 )
@@ -166,7 +171,7 @@ def install(  # a parameter for each option, as typer wants it
         _carry_out(made, made.plan_install(wanted, force), dry_run, json)
 
 
-@app.command(epilog="Example: [bold]sudo mountsafe policy uninstall[/bold]")
+@group.command(epilog="Example: [bold]sudo mountsafe policy uninstall[/bold]")
 def uninstall(root: Root = HOST, dry_run: DryRun = False, force: Force = False, json: Json = False) -> None:
     """Remove the rules, and put back what was there before, to the byte."""
     made = Files(root)
@@ -192,7 +197,7 @@ def _carry_out(made: Files, plan: Plan, dry_run: bool, json: bool) -> None:
         screen.say("nothing to do")
 
 
-@app.command(epilog="Example: [bold]mountsafe policy diff[/bold] (exit code 1: there are differences)")
+@group.command(epilog="Example: [bold]mountsafe policy diff[/bold] (exit code 1: there are differences)")
 def diff(rules: Rules = files.FOLDER, root: Root = HOST, strict: Strict = None, json: Json = False) -> None:
     """Show how the files in place differ from those that the policy makes now."""
     made = Files(root)
@@ -216,7 +221,7 @@ def _difference(change: Change) -> list[str]:
     return list(difflib.unified_diff(old, new, path if change.old is not None else os.devnull, path))
 
 
-@app.command(
+@group.command(
     epilog="Examples: [bold]mountsafe policy check[/bold], [bold]sudo mountsafe policy check --json[/bold] "
     "(exit code 1: there are findings)"
 )

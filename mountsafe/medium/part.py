@@ -1,10 +1,13 @@
 """The part of a disk that counts, where not all of it does: of whatever lies in its medium, from some byte on."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.medium.block import Disk
 from mountsafe.text import size as shown
+
+if TYPE_CHECKING:
+    from mountsafe.medium.block import Disk  # with trio, which a command that only asks for a part has no use for
 
 UNIT = 512  # bytes: the sectors of a disk in the guest, of which it has no half
 
@@ -43,7 +46,7 @@ WHOLE = Part()
 class DiskPart:
     """A disk of which only `size` bytes from `offset` on are there."""
 
-    def __init__(self, disk: Disk, offset: int, size: int) -> None:
+    def __init__(self, disk: "Disk", offset: int, size: int) -> None:
         self._disk = disk
         self._offset = offset
         self._size = size

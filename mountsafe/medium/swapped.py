@@ -8,8 +8,6 @@ import os
 import stat
 from pathlib import Path
 
-import trio
-
 from mountsafe.errors import MountsafeError
 
 LOOK = 1.0  # seconds from one look to the next
@@ -42,6 +40,8 @@ def is_same(fd: int, sequence: int) -> bool:
 
 async def until_exchanged(fd: int, sequence: int) -> None:
     """Return when there is another medium in an open device; never for a file, or where the kernel does not tell."""
+    import trio  # here: who only compares numbers has no use for it, and it takes longer than that
+
     if not sequence:
         await trio.sleep_forever()
     while is_same(fd, sequence):  # noqa: ASYNC110  # only events that need a netlink socket would tell

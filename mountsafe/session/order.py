@@ -30,7 +30,8 @@ class MountOptions:
     `mountsafe.system.zones.rules_of` takes it.
     `mount_options`: of each type those that it takes; one that none takes is an error. `unlock`: `Starting.follow` is
     given who has keys; `key_named`: they wait for nobody, so what comes after a key may begin before it is asked for.
-    `write`: what can be changed may be changed, and a descriptor that is open for writing comes along; `if_possible`: what cannot be is shown read-only, and nobody need be told.
+    `write`: what can be changed may be changed, and a descriptor that is open for writing comes along; `if_possible`:
+    what cannot be is shown read-only, and nobody need be told.
     """
 
     partition: int | str | None = None

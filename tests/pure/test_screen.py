@@ -92,7 +92,23 @@ def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
             yield (*words, name)
 
 
-EVERY = list(commands(typer.main.get_command(main.app)))
+EVERY = list(commands(typer.main.get_command(main.commands())))
+
+
+def test_each_verb_is_where_the_table_has_it() -> None:
+    """Where it is called, its module alone is imported: a verb that is missing there would not be known."""
+    together = typer.main.get_command(main.commands()).commands
+    assert set(together) == set(main.VERBS)
+    for verb in main.VERBS:
+        assert verb in typer.main.get_command(main.commands(verb)).commands
+
+
+def test_mounting_does_not_wait_for_what_it_does_not_use() -> None:
+    words = "from mountsafe.cli import main; main.commands('mount'); import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert not {"trio", "tarfile", "mountsafe.cli.checking"} & set(done.stdout.split())
+
+
 SURPLUS = ["x"] * 3  # more than any command takes: none of them does anything
 
 
