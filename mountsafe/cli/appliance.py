@@ -5,7 +5,7 @@ from typing import Annotated
 
 from mountsafe.appliance import build as builder
 from mountsafe.cli import screen
-from mountsafe.cli.mounting import Json
+from mountsafe.cli.options import Json
 from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.text import size

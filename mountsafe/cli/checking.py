@@ -10,7 +10,8 @@ import typer
 
 from mountsafe.cli import completion, screen
 from mountsafe.cli.inspecting import Shown
-from mountsafe.cli.mounting import (
+from mountsafe.cli.opening import prepared
+from mountsafe.cli.options import (
     ENCRYPTIONS,
     Format,
     FormatOption,
@@ -24,7 +25,6 @@ from mountsafe.cli.mounting import (
     checked_sectors,
     named,
 )
-from mountsafe.cli.opening import prepared
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, option
 from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker

@@ -4,7 +4,7 @@ import logging
 from typing import Annotated
 
 from mountsafe.cli import screen
-from mountsafe.cli.mounting import Json
+from mountsafe.cli.options import Json
 from mountsafe.cli.typers import App, argument, option
 
 

@@ -12,7 +12,7 @@ from mountsafe import distribution, landlock, sandbox
 from mountsafe.appliance import build, hardware, kernel, saving
 from mountsafe.appliance.acceleration import KVM
 from mountsafe.cli import depth, screen
-from mountsafe.cli.mounting import Json
+from mountsafe.cli.options import Json
 from mountsafe.cli.typers import App, option
 from mountsafe.encrypted import keys, serving
 from mountsafe.errors import ExitCode, UserError

@@ -5,7 +5,8 @@ from typing import Any
 
 from mountsafe import codec
 from mountsafe.cli import screen
-from mountsafe.cli.mounting import (
+from mountsafe.cli.opening import prepared
+from mountsafe.cli.options import (
     Format,
     FormatOption,
     Json,
@@ -17,7 +18,6 @@ from mountsafe.cli.mounting import (
     checked_sectors,
     named,
 )
-from mountsafe.cli.opening import prepared
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App
 from mountsafe.encrypted.description import words

@@ -1,7 +1,8 @@
 """`list`."""
 
 from mountsafe.cli import screen
-from mountsafe.cli.mounting import Json, tell_missing
+from mountsafe.cli.mounting import tell_missing
+from mountsafe.cli.options import Json
 from mountsafe.cli.shown import DAEMON, by_daemon, to_me
 from mountsafe.cli.typers import App
 from mountsafe.session import running

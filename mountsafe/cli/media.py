@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from mountsafe.cli import completion, screen
-from mountsafe.cli.mounting import Json
+from mountsafe.cli.options import Json
 from mountsafe.cli.typers import App, argument, option
 from mountsafe.cli.unlocking import Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, secret_of
 from mountsafe.desktop.notices import state_of

@@ -1,6 +1,5 @@
 """`mount` and `unmount`."""
 
-import re
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -10,29 +9,41 @@ import typer
 
 from mountsafe.cli import already, completion, screen
 from mountsafe.cli.opening import begin
+from mountsafe.cli.options import (
+    ENCRYPTIONS,
+    Force,
+    Format,
+    FormatOption,
+    Json,
+    MountOption,
+    Offset,
+    SectorSize,
+    SizeLimit,
+    Source,
+    Timezone,
+    Verbose,
+    Write,
+    check_words,
+    checked_sectors,
+    named,
+)
 from mountsafe.cli.shown import ShownMedium, shown
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import App, argument, option
 from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
-from mountsafe.medium import formats
 from mountsafe.medium.exclusive import open_for_writing
 from mountsafe.medium.options import checked_options
 from mountsafe.medium.source import open_medium
-from mountsafe.medium.volumes import ENCRYPTED
 from mountsafe.session import running
 from mountsafe.session.order import MountOptions
 from mountsafe.session.record import READ_ONLY, Record
 from mountsafe.session.start import Starting
 from mountsafe.system import zones
-from mountsafe.text import printable, shown_path
-from mountsafe.wire import SECTOR_SIZES
+from mountsafe.text import shown_path
 
-# For mount(8), which the guest calls, "noext4" is every type but ext4.
 MISSING_SHOWN = 10  # file systems of a medium that a person is told of one by one
-ENCRYPTIONS = {title.lower(): fstype for fstype, title in ENCRYPTED.items()}  # as --type names them
-FSTYPE = re.compile(r"(?!no|auto$)[a-z0-9_.+-]{1,32}")
 
 
 class Owner(StrEnum):
@@ -40,18 +51,6 @@ class Owner(StrEnum):
 
     USER = "user"
     IMAGE = "image"
-
-
-class Format(StrEnum):
-    """What a source is taken for."""
-
-    AUTO = "auto"
-    RAW = "raw"
-    QCOW2 = "qcow2"
-    VMDK = "vmdk"
-    VDI = "vdi"
-    VPC = "vpc"
-    VHDX = "vhdx"
 
 
 class Links(StrEnum):
@@ -83,76 +82,6 @@ _MOUNT_EXAMPLES = (
     "[bold]mountsafe mount container.hc ~/mnt --type veracrypt[/bold], "
     "[bold]sudo mountsafe mount /dev/sdb[/bold]"
 )
-# readable=False: whether it may be read is found out by opening it, and has an exit code of its own.
-Source = Annotated[
-    Path,
-    argument(
-        help="An image file or a block device.", show_default=False, readable=False, autocompletion=completion.images
-    ),
-]
-FormatOption = Annotated[
-    Format,
-    option(
-        "--format",
-        help="The image format of the source; vpc is VHD. auto looks at the first bytes of a file, and treats a device"
-        " as raw.",
-    ),
-]
-SectorSize = Annotated[
-    int | None,
-    option(
-        "--sector-size",
-        metavar="BYTES",
-        help="The sector size that its partition table counts in: 512, 1024, 2048 or 4096. By default that of the"
-        " device (for an image: 512) is tried first, and then the others, if nothing is found.",
-        show_default=False,
-    ),
-]
-Offset = Annotated[
-    str | None,
-    option(
-        "--offset",
-        metavar="BYTES",
-        help="Where the disk or file system begins, in bytes (of the disk in a container): 1048576, 0x100000,"
-        " 1MiB, or 2048s for sectors of 512.",
-        show_default=False,
-    ),
-]
-SizeLimit = Annotated[
-    str | None,
-    option("--sizelimit", metavar="BYTES", help="Its size in bytes: a multiple of 512.", show_default=False),
-]
-Timezone = Annotated[
-    str,
-    option(
-        "--timezone",
-        metavar="NAME|±HH:MM",
-        help="The time zone of the local times that FAT, exFAT, HFS and a few more store; by default this machine's.",
-        show_default=False,
-    ),
-]
-MountOption = Annotated[
-    list[str] | None,
-    option(
-        "--mount-option",
-        "-o",
-        metavar="OPT",
-        help="An option of its type, as map=off (iso9660), codepage=850 (vfat), subvol=NAME (btrfs) or ufstype=44bsd"
-        " (ufs); may be repeated. inspect --json shows what each file system takes.",
-        show_default=False,
-    ),
-]
-Write = Annotated[
-    bool,
-    option(
-        "--write",
-        "-w",
-        help="Allow changes: of a raw image or a device. Nothing is written until somebody changes something.",
-    ),
-]
-Json = Annotated[bool, option("--json", callback=screen.for_programs, is_eager=True, help="Print JSON; errors too.")]
-Verbose = Annotated[bool, option("--verbose", "-v", help="Show the sandbox command and the guest's console.")]
-Force = Annotated[bool, option("--force", "-f", help="Detach it even if programs use it.")]
 
 
 def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
@@ -260,29 +189,6 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         _stay(starting, quiet=json)
     if record.missing:
         raise typer.Exit(int(ExitCode.PARTIAL))
-
-
-def check_words(fstype: str | None, partition: str | None) -> None:
-    """Raise UserError (USAGE) for what can be no type, or no partition."""
-    if fstype is not None and not FSTYPE.fullmatch(fstype) and fstype not in ENCRYPTED:
-        message = f"{printable(fstype)} is not a file system type"
-        raise UserError(message, "For example: vfat, udf, affs.", ExitCode.USAGE)
-    if partition is not None and (not partition or partition.startswith("-")):
-        message = f"{printable(partition) or 'nothing'} is no number or name of a partition"
-        raise UserError(message, "mountsafe inspect shows them; 0 is the whole disk.", ExitCode.USAGE)
-
-
-def named(format_: Format) -> formats.Format | None:
-    """Return the format that an option names; None for auto."""
-    return None if format_ is Format.AUTO else formats.Format(format_)
-
-
-def checked_sectors(sector_size: int | None) -> int | None:
-    """Return what `--sector-size` says. Raises UserError (USAGE) if it is no size of sectors."""
-    if sector_size is not None and sector_size not in SECTOR_SIZES:
-        known = ", ".join(map(str, sorted(SECTOR_SIZES)))
-        raise UserError(f"no disk has sectors of {sector_size} bytes", f"There are {known}.", ExitCode.USAGE)
-    return sector_size
 
 
 def _tell(record: Record) -> None:

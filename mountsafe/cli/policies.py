@@ -11,7 +11,7 @@ import typer
 
 from mountsafe import environment
 from mountsafe.cli import inspecting, screen
-from mountsafe.cli.mounting import Json, Source
+from mountsafe.cli.options import Json, Source
 from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode
 from mountsafe.medium.source import open_medium

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from mountsafe.cli import screen
-from mountsafe.cli.mounting import Json
+from mountsafe.cli.options import Json
 from mountsafe.cli.policies import Rules
 from mountsafe.cli.typers import App, option
 from mountsafe.policy import files

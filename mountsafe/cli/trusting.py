@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mountsafe.cli import completion, screen
-from mountsafe.cli.mounting import Json
+from mountsafe.cli.options import Json
 from mountsafe.cli.policies import DryRun, Rules
 from mountsafe.cli.typers import App, argument, option
 from mountsafe.errors import ExitCode, UserError

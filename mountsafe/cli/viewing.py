@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from mountsafe.cli import already, screen
-from mountsafe.cli.mounting import Json, Source
 from mountsafe.cli.opening import begin
+from mountsafe.cli.options import Json, Source
 from mountsafe.cli.typers import App
 from mountsafe.cli.unlocking import Keys, unlocker
 from mountsafe.medium.part import WHOLE

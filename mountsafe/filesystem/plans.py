@@ -1,4 +1,4 @@
-"""The plans of many extents of one mount: as many as memory is set aside for, the oldest are forgotten."""
+"""The plans of files with many extents, within the memory set aside for one mount: oldest dropped first."""
 
 from collections import OrderedDict
 

@@ -1,4 +1,4 @@
-"""The part of a disk that counts, where not all of it does: of whatever lies in its medium, from some byte on."""
+"""The part of a disk that counts, if not all of it does: its offsets count from where it begins in its medium."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

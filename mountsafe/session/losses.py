@@ -1,4 +1,4 @@
-"""What of the changes that programs were told of is lost, in words. Who tells of it is not believed, and bounded."""
+"""Which of the changes that programs were told of are lost, in words. The reports are untrusted and bounded."""
 
 from collections.abc import Sequence
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mountsafe.cli import mounting
+from mountsafe.cli import options
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.formats import Fault, Format, Read, detect, fault, refusal
 from mountsafe.medium.source import open_medium
@@ -105,4 +105,4 @@ def test_a_file_is_looked_at_and_a_wish_goes_before(tmp_path: Path) -> None:
 
 def test_the_command_line_names_every_format_and_auto() -> None:
     """typer wants an Enum of literals, so the names stand there a second time."""
-    assert {each.value for each in mounting.Format} == {"auto", *Format}
+    assert {each.value for each in options.Format} == {"auto", *Format}
