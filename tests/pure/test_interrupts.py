@@ -18,7 +18,7 @@ from mountsafe.cli import interrupts, main, opening
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.source import open_medium
 from mountsafe.session import start
-from mountsafe.session.messages import MountOptions
+from mountsafe.session.order import MountOptions
 
 # In the place of a supervisor: it ends when it has its order, or when nobody is there any more.
 SUPERVISOR = "#!/bin/sh\nexec head -c 1 >/dev/null\n"
