@@ -3,17 +3,33 @@
 Only the main thread hears of signals, and may say what is done at one; in others nothing is done here.
 """
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
+SOON = 0.01  # seconds
+
 
 def hear() -> None:
     """Have Ctrl-C raise KeyboardInterrupt from now on."""
+    sys.unraisablehook = _again
     _set(signal.default_int_handler)
+
+
+def _again(lost: "sys.UnraisableHookArgs") -> None:
+    """Have one that came where nothing can be raised come again: in a destructor, or a callback of an import or a fork.
+
+    The interpreter would print a traceback and go on as if nobody had pressed a key.
+    """
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(SOON, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def hear_no_more() -> None:

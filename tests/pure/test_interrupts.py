@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
@@ -30,8 +31,9 @@ COMMAND = ("cli/interrupts.py", "cli/main.py")
 
 
 @pytest.fixture(autouse=True)
-def handler() -> Iterator[None]:
+def handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test leaves of how this process takes Ctrl-C, pytest has its own afterwards."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
@@ -166,3 +168,25 @@ def test_a_command_ends_by_it_without_a_traceback(monkeypatch: pytest.MonkeyPatc
         assert ("interrupted" in played.said) == (played.code == ExitCode.INTERRUPTED), played
         codes.add(played.code)
     assert codes == {-signal.SIGINT, ExitCode.INTERRUPTED}
+
+
+LOST = """
+import signal, time
+from mountsafe.cli import interrupts
+
+class Dying:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+interrupts.hear()
+try:
+    Dying()
+    time.sleep(100)
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_one_that_comes_where_nothing_can_be_raised_is_heard_all_the_same(repository: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LOST], cwd=repository, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("heard\n", "")
