@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mountsafe import changes, wire
-from mountsafe.agent.entries import packed
+from mountsafe.agent.entries import all_packed
 from mountsafe.agent.programs import Refused
 from mountsafe.changes import NO_TIME, Act, Change, Flag
 from mountsafe.wire import Kind
@@ -77,7 +77,7 @@ class Changer:
         folder, name = os.path.split(self.path(path)) if path else (self._top, b".")
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            told = packed(name, fd)
+            (told,) = all_packed([name], fd)
         finally:
             os.close(fd)
         return told if path else self._unnamed(told)

@@ -11,7 +11,7 @@ from itertools import islice
 from mountsafe import wire
 from mountsafe.agent import twin
 from mountsafe.agent.amended import Amended, padded
-from mountsafe.agent.entries import fitting, held, numbers, packed, packed_of_ntfs
+from mountsafe.agent.entries import all_packed, fitting, held, numbers, packed, packed_of_ntfs
 from mountsafe.agent.extents import ExtentMap
 from mountsafe.agent.names import Names, finds_by_index, names_in
 from mountsafe.agent.programs import Refused
@@ -178,7 +178,7 @@ class Tree:
                 depth = path.count(b"/") + 1 if path else 0
                 return [packed_of_ntfs(name, folder, self._where, depth) for name in names]
             amend = self._amended.in_folder(path)
-            return [packed(name, folder, amend) for name in names]
+            return all_packed(names, folder) if amend is None else [packed(name, folder, amend) for name in names]
         finally:
             os.close(folder)
 

@@ -1,9 +1,9 @@
 """What goes into the appliance's disk, as the folder that supermin reads: packages, our files, what to leave out."""
 
 import io
+import re
 import shutil
 import subprocess
-import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,6 +48,8 @@ _EXCLUDED = (
     "/var/lib/dpkg/*",
 )
 
+_MODULE, _CTYPES = re.compile(r"\.py$"), re.compile(r"/ctypes/(__init__|_endian)\.py$")
+
 # Compiles each file named by the arguments (source, target, name in tracebacks) for the interpreter that runs it.
 _COMPILE = """\
 import py_compile, sys
@@ -73,15 +75,16 @@ def prepare(inputs: Inputs, folder: Path, packages: Iterable[str]) -> None:
 
 
 def _compiled_library(inputs: Inputs) -> list[str]:
-    """Return the host's compiled files of Python's minimal library.
+    """Return the host's compiled files of Python's minimal library, and of ctypes.
 
     dpkg does not own them (the package compiles at its installation), so supermin would not take them, and the guest
     would compile every module that the agent imports at each boot: seconds, in software emulation.
     """
     files = []
-    for package in inputs.database.closure(["python3-minimal"]):
+    for package in inputs.database.closure(["python3"]):
         if package.name.startswith(("python3", "libpython3")):
-            files += [Path(path) for path in inputs.database.files(package.name) if path.endswith(".py")]
+            wanted = _MODULE if "minimal" in package.name else _CTYPES
+            files += [Path(path) for path in inputs.database.files(package.name) if wanted.search(path)]
     compiled = []
     for path in files:
         for cache in sorted((path.parent / "__pycache__").glob(f"{path.stem}.cpython-3*[0-9].pyc")):
@@ -112,6 +115,8 @@ def _our_files(inputs: Inputs, scratch: Path) -> dict[str, tuple[int, bytes]]:
 
 def pack(files: dict[str, tuple[int, bytes]], archive: Path) -> None:
     """Write a tar archive of `files` and the folders that they need: root's, and the same bytes for the same files."""
+    import tarfile  # here: each command looks whether its appliance is current, and few build one
+
     folders = {str(parent) for path in files for parent in Path(path).parents if str(parent) != "."} | {*_FOLDERS}
     with tarfile.open(archive, "w:gz", format=tarfile.USTAR_FORMAT, compresslevel=1) as tar:
         for folder in sorted(folders):

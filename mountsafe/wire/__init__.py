@@ -5,7 +5,8 @@ Standard library only, and of that only what Debian's python3-minimal has: these
 A stream carries frames in both directions, each a header (`HEADER`) and a body. The host sends requests with an id
 of its choice; the guest answers each with exactly one frame of the same id, whose kind is the request's kind
 (success) or `Kind.ERROR`. Requests may be pipelined; answers come in the order in which the guest finishes them.
-Numbers are big-endian. Names, link targets and labels are bytes: a file name need not be text.
+Numbers are big-endian, but for those of an entry (`reading.STATX`). Names, link targets and labels are bytes: a file
+name need not be text.
 
 Decoding checks structure and the bounds (`bounds`), and raises `WireError`. What the values mean (a name with a slash,
 an extent beyond the device) is checked on the host, by `mountsafe.filesystem.untrusted`.
@@ -81,6 +82,7 @@ from mountsafe.wire.opening import (
     unpack_volumes,
 )
 from mountsafe.wire.reading import (
+    STATX,
     pack_entry,
     pack_extents,
     pack_extents_request,
@@ -91,6 +93,7 @@ from mountsafe.wire.reading import (
     pack_page,
     pack_read,
     pack_statfs,
+    pack_told,
     pack_xattrs,
     unpack_extents,
     unpack_extents_request,
@@ -129,6 +132,7 @@ __all__ = [
     "MAX_XATTR_VALUE",
     "MAX_ZONE",
     "SECTOR_SIZES",
+    "STATX",
     "VERSION",
     "CheckOutcome",
     "Checked",
@@ -166,6 +170,7 @@ __all__ = [
     "pack_page",
     "pack_read",
     "pack_statfs",
+    "pack_told",
     "pack_volumes",
     "pack_xattrs",
     "unpack_check",

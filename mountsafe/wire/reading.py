@@ -20,7 +20,15 @@ from mountsafe.wire.frames import U16, U32, Body, WireError, pack_text, unpack_t
 
 _LIST = struct.Struct(">QH")
 _READ = struct.Struct(">QIH")
-_ENTRY = struct.Struct(">IIIIQQQqqqHH")
+# The beginning of Linux's `struct statx` (include/uapi/linux/stat.h), which the guest passes on as its kernel fills it:
+# links, owner, group, mode, inode, size, blocks, the seconds and nanoseconds of access, of a change of the inode and of
+# a change of the content. Then the lengths of the name and of a link's target. All in the order of the processor, which
+# is the same at both ends.
+_ENTRY = struct.Struct("=16xIIIH2xQQQ8xqI20xqI4xqI4xHH")
+_LENGTHS = struct.Struct("=HH")
+STATX = _ENTRY.size - _LENGTHS.size  # bytes of the statx in an entry
+_SECOND = 1_000_000_000  # ns
+_FAR = (1 << 63) // _SECOND - 5  # seconds from the epoch whose ns fit 64 bits, whatever the nanoseconds are
 _EXTENT = struct.Struct(">QQQB")
 _PAGE = struct.Struct(">QH")
 _EXTENTS = struct.Struct(">QI")
@@ -52,11 +60,15 @@ def _unpack_extents(body: Body, count: int) -> tuple[Extent, ...]:
 
 
 def pack_entry(name: bytes, numbers: tuple[int, ...], target: bytes) -> bytes:
-    """Return the bytes of one `Entry`. `numbers`: its fields from mode to ctime; `struct.error` if one is too large.
+    """Return the bytes of one `Entry`. `numbers`: its fields from mode to ctime; `struct.error` if one is too large."""
+    mode, nlink, uid, gid, ino, size, blocks, accessed, modified, changed = numbers
+    times = *divmod(accessed, _SECOND), *divmod(changed, _SECOND), *divmod(modified, _SECOND)
+    return _ENTRY.pack(nlink, uid, gid, mode, ino, size, blocks, *times, len(name), len(target)) + name + target
 
-    It is not made of an Entry because the guest calls it for every file of a medium, and has little time.
-    """
-    return _ENTRY.pack(*numbers, len(name), len(target)) + name + target
+
+def pack_told(told: memoryview, name: bytes, target: bytes) -> bytes:
+    """The same of `STATX` bytes as statx(2) has filled them: the guest does so for every file, and has little time."""
+    return b"".join((told, _LENGTHS.pack(len(name), len(target)), name, target))
 
 
 def unpack_entries(data: bytes, at: int, count: int) -> list[Entry]:
@@ -66,16 +78,27 @@ def unpack_entries(data: bytes, at: int, count: int) -> list[Entry]:
     for _ in range(count):
         if at + size > end:
             raise WireError("body too short")
-        *numbers, name_length, target_length = unpack(data, at)
+        nlink, uid, gid, mode, ino, length, blocks, a, a_ns, c, c_ns, m, m_ns, name_length, target_length = unpack(
+            data, at
+        )
         if name_length > MAX_NAME or target_length > MAX_TARGET:
             raise WireError(f"a name of {name_length} bytes, or a target of {target_length}")
         name_at = at + size
         target_at = name_at + name_length
         at = target_at + target_length
+        accessed, modified, changed = a * _SECOND + a_ns, m * _SECOND + m_ns, c * _SECOND + c_ns
+        if not (-_FAR < a < _FAR and -_FAR < m < _FAR and -_FAR < c < _FAR):
+            accessed, modified, changed = _near(accessed), _near(modified), _near(changed)
+        numbers = mode, nlink, uid, gid, ino, length, blocks, accessed, modified, changed
         entries.append(Entry._make((data[name_at:target_at], *numbers, data[target_at:at])))
     if at != end:
         raise WireError("entries that end elsewhere than their body")
     return entries
+
+
+def _near(time: int) -> int:
+    """Return a time in ns, or the last one that fits 64 bits: there are media with times beyond the year 2262."""
+    return max(-(1 << 63), min((1 << 63) - 1, time))
 
 
 def pack_page(cursor: int, packed_entries: list[bytes]) -> bytes:

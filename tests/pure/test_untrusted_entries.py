@@ -1,7 +1,7 @@
 """What the guest says of a directory entry, believed only where it is possible."""
 
-import os
 import stat
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountsafe import wire
+from mountsafe.agent import entries
 from mountsafe.agent.tree import Tree
 from mountsafe.filesystem.untrusted import fault_of_attributes, fault_of_name
 from mountsafe.limits import MAX_FILE_SIZE
@@ -78,22 +79,20 @@ def test_what_the_guest_could_not_look_at_is_a_name_alone() -> None:
     assert not fault_of_attributes(Entry(b"name", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b""))
 
 
-@pytest.mark.parametrize("field", ["st_size", "st_blocks"])
+@pytest.mark.parametrize("at", [40, 48], ids=["size", "blocks"])  # in a `struct statx`
 def test_a_size_that_the_guests_kernel_takes_for_negative_reaches_the_check(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, field: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, at: int
 ) -> None:
     """The agent could not tell it, and with that lost the whole folder; an efs image of the hostile run had one."""
     (tmp_path / "file").touch()
-    real = os.stat
+    real, told = entries._statx, entries._told
 
-    class Damaged:
-        def __init__(self, told: os.stat_result) -> None:
-            self._told = told
+    def damaged(*question: Any) -> int:
+        failed: int = real(*question)
+        told[at : at + 8] = (-12).to_bytes(8, sys.byteorder, signed=True)
+        return failed
 
-        def __getattr__(self, name: str) -> Any:
-            return -12 if name == field else getattr(self._told, name)
-
-    monkeypatch.setattr(os, "stat", lambda *where, **how: Damaged(real(*where, **how)))
+    monkeypatch.setattr(entries, "_statx", damaged)
     tree = Tree(str(tmp_path), "ext4", False, [])
     try:
         (entry,) = wire.unpack_page(tree.list_page(b"", 0))[1]

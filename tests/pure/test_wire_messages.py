@@ -18,7 +18,7 @@ EXTENT = st.builds(wire.Extent, U64, U64, U64, U8)
 ENTRY = st.builds(
     wire.Entry,
     name=st.binary(max_size=wire.MAX_NAME),
-    mode=U32,
+    mode=U16,
     nlink=U32,
     uid=U32,
     gid=U32,
