@@ -82,11 +82,13 @@ def _module(name: str, package: str, missing: str = BROKEN, use: str = "") -> Ca
 
 
 def _plaintext() -> Finding:
+    lacks = "encrypted media stay locked, and nothing can be written to"
     try:
-        keys.require()
         serving.require()
+        lacks = "encrypted media stay locked"
+        keys.require()
     except UserError as error:
-        return Finding("unlocking", DEGRADED, f"{error.message}: encrypted media stay locked", error.hint)
+        return Finding("unlocking", DEGRADED, f"{error.message}: {lacks}", error.hint)
     return Finding("unlocking", OK, "nbdkit and argon2 are there")
 
 

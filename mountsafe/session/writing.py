@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trio
 
+from mountsafe.encrypted import serving
 from mountsafe.errors import ExitCode, GuestGone, MountsafeError, UserError
 from mountsafe.limits import MAX_INCIDENTS_LOGGED, SAVE_DEADLINE, WRITE_IDLE
 from mountsafe.medium.flag import ReadOnlyFlag
@@ -212,10 +213,19 @@ class Writers:
     def make(self, chosen: Sequence[Chosen], read_only: Collection[str] = (), demanded: bool = True) -> None:
         """Make a writer of each that can have one. `read_only`: the names of those that may not.
 
-        `demanded`: raise UserError (SOURCE) if none can.
+        `demanded`: raise UserError if none can (SOURCE), or if what serves a disk to be written is missing (DEPENDENCY).
         """
+        served = ""
+        try:
+            serving.require()
+        except UserError as error:
+            if demanded:
+                raise
+            served = error.message
         for each in chosen:
             try:
+                if served:
+                    raise ReadOnly(served)
                 if each.volume.name in read_only:
                     raise ReadOnly("the policy has it only read")
                 self._made[each.volume.name] = self._writer(each)

@@ -16,7 +16,8 @@ import nbd
 import pytest
 import trio
 
-from mountsafe.errors import GuestGone, UserError
+from mountsafe.encrypted import serving
+from mountsafe.errors import ExitCode, GuestGone, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.session.choice import Chosen
@@ -235,7 +236,7 @@ ONE = Volume("sdb1", "partition", 1, START, WINDOW, "ext4", "filesystem", "", ""
 TWO = Volume("sdb2", "partition", 2, START + WINDOW, WINDOW, "squashfs", "filesystem", "", "", "", "", "2")
 
 
-async def made(tmp_path: Path, *volumes: Volume) -> Writers:
+async def made(tmp_path: Path, *volumes: Volume, demanded: bool = True) -> Writers:
     """Who writes to volumes that are to be mounted."""
     path = tmp_path / "medium"
     path.write_bytes(bytes(SIZE))
@@ -249,7 +250,7 @@ async def made(tmp_path: Path, *volumes: Volume) -> Writers:
 
             writers = Writers(medium, machined, nursery, Listener())
             machines: Any = types.SimpleNamespace(storage=Storage(medium, nursery))
-            writers.make([Chosen(each, machines, (DISK, ONE, TWO)) for each in volumes])
+            writers.make([Chosen(each, machines, (DISK, ONE, TWO)) for each in volumes], demanded=demanded)
     return writers
 
 
@@ -266,6 +267,23 @@ async def test_none_of_them_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="squashfs is only read") as failure:
         await made(tmp_path, TWO)
     assert "--write" in failure.value.hint
+
+
+@pytest.mark.parametrize("demanded", [True, False])
+async def test_nothing_is_said_to_be_writable_without_what_serves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demanded: bool
+) -> None:
+    def missing() -> None:
+        raise UserError("nbdkit is missing", "install it", ExitCode.DEPENDENCY)
+
+    monkeypatch.setattr(serving, "require", missing)
+    if demanded:
+        with pytest.raises(UserError, match="nbdkit is missing") as failure:
+            await made(tmp_path, ONE)
+        assert failure.value.code == ExitCode.DEPENDENCY
+    else:
+        writers = await made(tmp_path, ONE, demanded=False)
+        assert writers.of(ONE) == (None, "partition 1 cannot be written to: nbdkit is missing")
 
 
 # --- what is on its way, and what is lost -----------------------------------------------------------------------------
