@@ -213,7 +213,8 @@ class Writers:
     def make(self, chosen: Sequence[Chosen], read_only: Collection[str] = (), demanded: bool = True) -> None:
         """Make a writer of each that can have one. `read_only`: the names of those that may not.
 
-        `demanded`: raise UserError if none can (SOURCE), or if what serves a disk to be written is missing (DEPENDENCY).
+        `demanded`: raise UserError if none can (SOURCE), or if what serves a disk to be written is missing
+        (DEPENDENCY).
         """
         served = ""
         try:
