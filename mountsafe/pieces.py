@@ -5,6 +5,7 @@ more follow. A JSON object begins with neither.
 """
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 
@@ -33,10 +34,14 @@ def send(sock: socket.socket, message: channel.Message) -> None:
         sock.sendall(packet)
 
 
-def receive(sock: socket.socket) -> channel.Message | None:
-    """Return the next message, None at the end. Blocks. Raises OSError, ProtocolFault."""
+def receive(sock: socket.socket, fds: list[int] | None = None) -> channel.Message | None:
+    """Return the next message, None at the end. Blocks. Raises OSError, ProtocolFault.
+
+    Descriptors that come along are added to `fds`, which are then the caller's whatever is raised; without it none is
+    taken.
+    """
     joined = bytearray()
-    for packet in _packets(sock):
+    for packet in _packets(sock, fds):
         kind, rest = packet[:1], packet[1:]
         if not joined and kind not in (_MORE, _LAST):
             return channel.decode(packet)
@@ -50,8 +55,16 @@ def receive(sock: socket.socket) -> channel.Message | None:
     return None
 
 
-def _packets(sock: socket.socket) -> Iterator[bytes]:
-    while packet := sock.recv(CONTROL_MESSAGE + 1):
+def _packets(sock: socket.socket, fds: list[int] | None) -> Iterator[bytes]:
+    while packet := sock.recv(CONTROL_MESSAGE + 1) if fds is None else _packet(sock, fds):
         if len(packet) > CONTROL_MESSAGE:
             raise ProtocolFault("a packet that was cut off")
         yield packet
+
+
+def _packet(sock: socket.socket, fds: list[int]) -> bytes:
+    packet, came, _, _ = socket.recv_fds(sock, CONTROL_MESSAGE + 1, channel.MAX_DESCRIPTORS)
+    for fd in came:
+        os.set_inheritable(fd, False)
+    fds += came
+    return packet

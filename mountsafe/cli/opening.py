@@ -8,8 +8,8 @@ from pathlib import Path
 from mountsafe import sandbox
 from mountsafe.appliance import build
 from mountsafe.cli import interrupts, screen
-from mountsafe.cli.judging import judge_of
 from mountsafe.errors import ExitCode, UserError
+from mountsafe.jobs.judging import judge_of
 from mountsafe.medium.formats import Format
 from mountsafe.medium.source import Medium, explained
 from mountsafe.session.mounter import require_fuse
@@ -38,7 +38,7 @@ def begin(
             starting.order(medium, target, options)
             try:
                 with held.lifted():
-                    record = starting.follow(progress, screen.warn, judge_of(medium), unlock)
+                    record = starting.follow(progress, screen.warn, judge_of(medium, screen.warn), unlock)
                 if not options.foreground:
                     interrupts.ignore()  # the mount is there: it comes too late
             except KeyboardInterrupt:

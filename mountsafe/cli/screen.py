@@ -114,6 +114,12 @@ def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
         yield lambda what: err.print(shown(f"{what} ..."))
 
 
+def update(what: str) -> None:
+    """Show how far it is, within `progress` and on a terminal; nothing elsewhere."""
+    if _status is not None:
+        _status.update(shown(what))
+
+
 def table(headings: list[str], rows: Sequence[Sequence[str | Sequence[str]]]) -> None:
     """Print a table, or where that is too wide a line for each cell. A cell of several lines is a list of them.
 

@@ -95,15 +95,15 @@ def unlocker(keys: Keys, ask: Callable[[Locked], bytes | None] | None = None) ->
             secret = secret_of(keys, locked, count)
         else:
             typed = ask(locked) if count <= TRIES else None
-            secret = (KeyForm.PASSPHRASE, _sealed(typed)) if typed else None
+            secret = (KeyForm.PASSPHRASE, secrecy.sealed(typed)) if typed else None
         if secret is None:
             return None
         form, fd = secret
         fds = [fd]
         try:
-            fds += [_sealed(_content(keys.header, MAX_DETACHED))] if keys.header else []
+            fds += [secrecy.sealed(_content(keys.header, MAX_DETACHED))] if keys.header else []
             extra = keys.files if locked.kind in NO_SIGNATURE else ()
-            fds += [_sealed(_content(path, KEYFILE_BYTES, cut=True)) for path in extra]
+            fds += [secrecy.sealed(_content(path, KEYFILE_BYTES, cut=True)) for path in extra]
         except BaseException:
             channel.close(fds)
             raise
@@ -120,14 +120,14 @@ def secret_of(keys: Keys, locked: Locked, count: int) -> tuple[KeyForm, int] | N
     secrecy.undumpable()
     form = KeyForm.RECOVERY_KEY if keys.recovery else KeyForm.PASSPHRASE
     if keys.fd is not None:
-        return (form, _sealed(_read(keys.fd, f"descriptor {keys.fd}"))) if count == 1 else None
+        return (form, secrecy.sealed(_read(keys.fd, f"descriptor {keys.fd}"))) if count == 1 else None
     if keys.files and locked.kind not in NO_SIGNATURE:
         form = KeyForm.BEK_FILE if locked.kind == "BitLocker" else KeyForm.KEY_FILE
-        return (form, _sealed(_content(keys.files[0]))) if count == 1 else None
+        return (form, secrecy.sealed(_content(keys.files[0]))) if count == 1 else None
     if count > TRIES:
         return None
     typed = _typed(locked, keys.recovery, count)
-    return None if typed is None else (form, _sealed(typed))
+    return None if typed is None else (form, secrecy.sealed(typed))
 
 
 def _typed(locked: Locked, recovery: bool, count: int) -> bytes | None:
@@ -173,11 +173,3 @@ def _read(fd: int, name: str, most: int = MAX_SECRET, cut: bool = False) -> byte
 
 def _unread(name: str, error: OSError) -> UserError:
     return UserError(f"{name} cannot be read: {error.strerror}", "Name a file with the key.", ExitCode.USAGE)
-
-
-def _sealed(secret: bytes) -> int:
-    """Return a descriptor of a secret, which is in no file."""
-    fd = os.memfd_create("secret", os.MFD_CLOEXEC)
-    os.write(fd, secret)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd

@@ -33,6 +33,14 @@ def wipe(secret: bytes) -> None:
         ctypes.memset(id(secret) + _BEFORE, 0, len(secret))
 
 
+def sealed(secret: bytes) -> int:
+    """Return a descriptor of a secret, which is in no file, to be read from its begin."""
+    fd = os.memfd_create("secret", os.MFD_CLOEXEC)
+    os.write(fd, secret)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
 def taken(fd: int, limit: int, whole: bool = True) -> bytes:
     """Read a secret to its end, and close its descriptor.
 

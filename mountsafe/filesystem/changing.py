@@ -14,11 +14,12 @@ import pyfuse3
 
 from mountsafe import wire
 from mountsafe.changes import MAX_VALUE, NO_TIME, Act, Change, Flag
+from mountsafe.filesystem.attributes import SHOWN_XATTRS
 from mountsafe.filesystem.journal import Journal
 from mountsafe.filesystem.mending import Mending
 from mountsafe.filesystem.nodes import Node
 from mountsafe.filesystem.opened import FileSystem
-from mountsafe.filesystem.operations import SHOWN_XATTRS, Operations, View, boundary, release, renewed, within
+from mountsafe.filesystem.operations import Operations, View, boundary, release, renewed, within
 from mountsafe.filesystem.work import Work, error
 from mountsafe.limits import CHANGE_DEADLINE, SYNC_DEADLINE
 
@@ -70,7 +71,7 @@ class ChangingOperations(Operations):
         folder = self._folder(parent_inode)
         change = change._replace(uid=ctx.uid, gid=ctx.gid)
         node = await self._journal.run(partial(self._work.make, folder, name, change))
-        self._xattrs.pop(node.ino, None)
+        self._xattrs.drop(node.ino)
         return self._told_of(node)
 
     @changing
@@ -109,7 +110,7 @@ class ChangingOperations(Operations):
         bits, owner = stat.S_IFREG | (mode & PERMISSIONS), (ctx.uid, ctx.gid)
         folder = self._folder(parent_inode)
         node = await self._journal.run(partial(self._work.create, folder, name, bits, flags, owner))
-        self._xattrs.pop(node.ino, None)
+        self._xattrs.drop(node.ino)
         return self._opened(node), self._told_of(node)
 
     # --- names -----------------------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ class ChangingOperations(Operations):
         if not change.other.startswith(SHOWN_XATTRS):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         await self._journal.run(partial(self._work.set_xattr, self._index.node(inode), change))
-        self._xattrs.pop(inode, None)
+        self._xattrs.drop(inode)
 
     @changing
     async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -19,6 +20,7 @@ from mountsafe.limits import INDEX_ENTRIES
 from mountsafe.medium.block import Disk
 
 CHUNK = 1 << 20  # bytes of a file that `content` reads at a time
+MAX_LINKS = 40  # that one path may lead over, as the kernel has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,44 @@ class FileSystem:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             node = found
         return node
+
+    @asynccontextmanager
+    async def held(self, path: bytes, follow: bool) -> AsyncIterator[Node]:
+        """Give what is at a path, which keeps its number meanwhile; links lead where they would if the root were "/".
+
+        `follow`: the last part's too. ".." of the root is the root.
+        """
+        node, links = self.index.root, 0
+        parts = path.split(b"/")[::-1]
+        self.index.looked_up(node)
+        try:
+            while parts:
+                name = parts.pop()
+                if not node.is_folder:
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+                found = await self._next(node, name)
+                if stat.S_ISLNK(found.mode) and (parts or follow):
+                    links += 1
+                    if links > MAX_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                    parts += found.target.split(b"/")[::-1]
+                    found = self.index.root if found.target.startswith(b"/") else node
+                self.index.looked_up(found)  # nothing was awaited since it was found
+                self.index.forget(node.ino, 1)
+                node = found
+            yield node
+        finally:
+            self.index.forget(node.ino, 1)
+
+    async def _next(self, folder: Node, name: bytes) -> Node:
+        if name in (b"", b"."):
+            return folder
+        if name == b"..":
+            return folder.parent or folder
+        found = await self.index.child(folder, name)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return found
 
     async def names(self, path: bytes = b"") -> list[bytes]:
         """Return the names in a folder."""

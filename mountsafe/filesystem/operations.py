@@ -18,19 +18,17 @@ import pyfuse3
 import trio
 
 from mountsafe import wire
-from mountsafe.errors import DeadlinePassed, MountsafeError
+from mountsafe.filesystem.attributes import SHOWN_XATTRS, KnownXattrs
+from mountsafe.filesystem.failures import errno_of
 from mountsafe.filesystem.links import contained
 from mountsafe.filesystem.nodes import Listing, Node
 from mountsafe.filesystem.opened import FileSystem
 from mountsafe.limits import CALL_DEADLINE
-from mountsafe.medium.block import MediumError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FOREVER = 86400.0  # seconds that the kernel may keep names and attributes: nothing changes on a read-only medium
-SHOWN_XATTRS = (b"user.", b"osx.")  # security.*, trusted.* and system.* mean something to the host
-XATTR_CACHE = 64  # files whose attributes are kept, 1 MiB each at most
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
 
@@ -62,21 +60,11 @@ def within(deadline: Callable[[], float]) -> Callable[[Handler[T]], Handler[T]]:
             except pyfuse3.FUSEError:
                 raise
             except Exception as error:
-                raise pyfuse3.FUSEError(_errno_of(error, handler.__name__)) from error
+                raise pyfuse3.FUSEError(errno_of(error, handler.__name__)) from error
 
         return guarded
 
     return bounded
-
-
-def _errno_of(error: Exception, what: str) -> int:
-    if isinstance(error, OSError):
-        return error.errno or errno.EIO
-    if isinstance(error, MediumError | MountsafeError):
-        log.warning("%s", error)
-        return errno.ETIMEDOUT if isinstance(error, DeadlinePassed) else errno.EIO
-    log.error("a bug in %s", what, exc_info=error)
-    return errno.EIO
 
 
 boundary = within(lambda: CALL_DEADLINE)
@@ -99,7 +87,7 @@ class Operations(pyfuse3.Operations):
         self._handles: dict[int, Node] = {}
         self._listings: dict[int, tuple[Listing, list[tuple[bytes, Node]]]] = {}
         self._numbers = itertools.count(1)
-        self._xattrs: dict[int, dict[bytes, bytes]] = {}
+        self._xattrs = KnownXattrs(opened.agents)
 
     # --- attributes ------------------------------------------------------------------------------------------------
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
@@ -235,32 +223,17 @@ class Operations(pyfuse3.Operations):
         figures.f_namemax = min(told.namemax, wire.MAX_NAME) or wire.MAX_NAME
         return figures
 
-    async def _known_xattrs(self, inode: int) -> dict[bytes, bytes]:
-        node = self._index.node(inode)
-        known = self._xattrs.get(inode)
-        if known is None:
-            known = {}
-            if stat.S_ISREG(node.mode) or node.is_folder:
-                body = await self._agents.request(wire.Kind.XATTRS, node.path)
-                for name, value in self._agents.unpack(wire.unpack_xattrs, body):
-                    if name.startswith(SHOWN_XATTRS) and b"\0" not in name:
-                        known[name] = value
-            if len(self._xattrs) >= XATTR_CACHE:
-                del self._xattrs[next(iter(self._xattrs))]
-            self._xattrs[inode] = known
-        return known
-
     @boundary
     async def listxattr(self, inode: int, ctx: object) -> list[bytes]:
         """Names of the extended attributes that are shown."""
-        return list(await self._known_xattrs(inode))
+        return list(await self._xattrs.of(self._index.node(inode)))
 
     @boundary
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
         """The value of one. Most calls ask for an ACL or a label: told that there is no such thing, ls(1) asks once."""
         if not name.startswith(SHOWN_XATTRS):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        value = (await self._known_xattrs(inode)).get(name)
+        value = (await self._xattrs.of(self._index.node(inode))).get(name)
         if value is None:
             raise pyfuse3.FUSEError(errno.ENODATA)
         return value

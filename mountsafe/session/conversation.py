@@ -1,6 +1,6 @@
 """What a supervisor and a session process say to each other. The supervisor trusts nothing that it hears.
 
-Descriptors come with messages to the session process: a stream, a disk, or /dev/fuse.
+Descriptors come with messages to the session process: a stream, a disk, or what it is to serve.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,14 @@ class SessionSettings:
     """What a session process is started with: descriptors of its end of the conversation, and of a raw medium.
 
     `decrypts`: its disk will be an encrypted one, and what that needs is loaded. `writes`: so is what a file system
-    needs that may be changed.
+    needs that may be changed. `fuse`: it serves a mount, and else a stream.
     """
 
     control: int
     medium: int | None
     decrypts: bool = False
     writes: bool = False
+    fuse: bool = True
 
 
 # --- to the session process ------------------------------------------------------------------------------------------
@@ -85,7 +86,9 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The mount is made: serve it. `guard_links`: the kernel follows links in it, and they must stay inside."""
+    """The mount is made, or there is a stream: serve it. `guard_links`: the kernel follows links in it, and they must
+    stay inside.
+    """
 
     guard_links: bool
 

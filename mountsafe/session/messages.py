@@ -89,6 +89,13 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed:
+    """A file system is served over the stream that comes along, of `Mount.name`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mounted:
     """It is there."""
 
@@ -164,7 +171,7 @@ class Done:
     what: Verb
 
 
-Report = Progress | Warned | Found | Locked | Mounted | Failed | Incident | NotSaved | Changing
+Report = Progress | Warned | Found | Locked | Streamed | Mounted | Failed | Incident | NotSaved | Changing
 Answer = Mounted | Failed | Done
 
 ORDERS = codec.Messages[Order | Judged | Key]({"order": Order, "judged": Judged, "key": Key}, VERSION, (VERSION,))
@@ -174,6 +181,7 @@ REPORTS = codec.Messages[Report](
         "warning": Warned,
         "found": Found,
         "locked": Locked,
+        "streamed": Streamed,
         "mounted": Mounted,
         "failed": Failed,
         "incident": Incident,

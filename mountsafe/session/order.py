@@ -31,7 +31,8 @@ class MountOptions:
     `mount_options`: of each type those that it takes; one that none takes is an error. `unlock`: `Starting.follow` is
     given who has keys; `key_named`: they wait for nobody, so what comes after a key may begin before it is asked for.
     `write`: what can be changed may be changed, and a descriptor that is open for writing comes along; `if_possible`:
-    what cannot be is shown read-only, and nobody need be told.
+    what cannot be is shown read-only, and nobody need be told. `stream`: nothing is mounted, and each file system
+    comes as a stream (`messages.Streamed`); with `foreground`, which ends it when nobody reads.
     """
 
     partition: int | str | None = None
@@ -50,13 +51,15 @@ class MountOptions:
     write: bool = False
     if_possible: bool = False
     key_named: bool = False
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """What to mount where, and for whom. Three descriptors come with it: the medium, the target's parent, the target.
 
-    With `MountOptions.write` a fourth does: the medium, open for writing as well.
+    With `MountOptions.write` a fourth does: the medium, open for writing as well. With `MountOptions.stream` it is the
+    medium alone.
 
     `source` to `sector_size`, `part` and `sequence` as in `mountsafe.medium.source.Medium`; `uid` and `gid` of whom it
     is for.

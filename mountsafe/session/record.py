@@ -16,6 +16,7 @@ READ_ONLY, READ_WRITE = "read-only", "read-write"
 class Mount:
     """A file system that is mounted. `session` is the process id of its box; `note` is to be known by its user.
 
+    `target`: where; of one that is served over a stream, the name of the folder that it would have beside others.
     `options`: mount options that were given. `encryption`: how it lies on the medium, if it was unlocked.
     `access`: READ_ONLY or READ_WRITE, and `read_only` why if it was to be written to; `written`: whether a byte was, so
     far. `changing`: something was changed that the medium may not have yet. `unsaved`: which changes are lost, and why.

@@ -28,6 +28,7 @@ from mountsafe.session.messages import (
     NotSaved,
     Progress,
     Report,
+    Streamed,
     Warned,
 )
 from mountsafe.session.order import Order
@@ -73,13 +74,21 @@ class Reporter(Listener):
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._kept: deque[bytes] = deque(maxlen=KEPT_REPORTS)  # what there was no room for yet
+        # What there was no room for yet, with what goes along.
+        self._kept: deque[tuple[bytes, socket.socket | None]] = deque(maxlen=KEPT_REPORTS)
         self._answers, self._answered = trio.open_memory_channel[tuple[Judged | Key, list[int]]](1)
 
     def tell(self, message: Report) -> None:
         """Send a message, now or when there is room; nobody may be there any more. One that is too long is a bug."""
+        self._tell([(packet, None) for packet in pieces.split(REPORTS.told(message))])
+
+    def hand(self, message: Streamed, stream: socket.socket) -> None:
+        """Send a message and a stream, which is closed here then."""
+        self._tell([(channel.encode(REPORTS.told(message)), stream)])
+
+    def _tell(self, packets: list[tuple[bytes, socket.socket | None]]) -> None:
         waiting = bool(self._kept)
-        self._kept.extend(pieces.split(REPORTS.told(message)))
+        self._kept.extend(packets)
         if not waiting and not self._sent():
             with suppress(RuntimeError):  # outside of trio's loop, `finish` sends it
                 trio.lowlevel.spawn_system_task(self._send_on)
@@ -88,8 +97,12 @@ class Reporter(Listener):
         """Send what there is room for; return whether that was all."""
         try:
             while self._kept:
-                self._sock.send(self._kept[0], socket.MSG_DONTWAIT)
+                packet, stream = self._kept[0]
+                fds = channel.descriptors([stream.fileno()] if stream else [])
+                self._sock.sendmsg([packet], fds, socket.MSG_DONTWAIT)
                 self._kept.popleft()
+                if stream is not None:
+                    stream.close()
         except BlockingIOError:
             return False
         except OSError:  # nobody is there
@@ -142,7 +155,7 @@ class Reporter(Listener):
             told, fds = received
             try:
                 order = ORDERS.read(told)
-                if isinstance(order, Order) and len(fds) == ORDERED + order.options.write:
+                if isinstance(order, Order) and len(fds) == _ordered(order):
                     return order, fds
                 raise ProtocolFault("it is no order")
             except ProtocolFault:
@@ -198,6 +211,11 @@ class Reporter(Listener):
                 return True
         channel.close(fds)
         return False
+
+
+def _ordered(order: Order) -> int:
+    """Return how many descriptors come with an order."""
+    return 1 if order.options.stream else ORDERED + order.options.write
 
 
 def descriptors_of(key: Key) -> int:

@@ -1,7 +1,8 @@
-"""One session process as its parent sees it: started in a box, given streams and a mount, ended."""
+"""One session process as its parent sees it: started in a box, given streams and what it serves, ended."""
 
 import logging
 import os
+import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,12 +57,14 @@ LAST_WORDS = 0.5  # seconds for what a session process said at its end to arrive
 
 
 class ServedVolume:
-    """A volume with its session process and its mount."""
+    """A volume with its session process and its mount; with a name in the place of a
+    folder it is served over a stream.
+    """
 
     def __init__(
         self,
         volume: Volume,
-        place: Place,
+        place: Place | str,
         machines: Machines,
         shown: Presentation,
         box: SessionBox,
@@ -81,6 +84,7 @@ class ServedVolume:
         self._writer = writer
         self.ended = trio.Event()
         self._mount: FuseMount | None = None
+        self._stream: socket.socket | None = None  # the other end of what it serves, if that is no mount
         self.phase = Phase.LEARNING
         self._answers = trio.Event()
         self.serving = trio.Event()
@@ -131,6 +135,8 @@ class ServedVolume:
             with trio.CancelScope(shield=True):
                 await self._child.stop()
                 self._control.close()
+                if (unread := self.take_stream()) is not None:
+                    unread.close()
                 await trio.to_thread.run_sync(self.detach)
                 if self._writer is not None:
                     await self._writer.finish()
@@ -253,17 +259,26 @@ class ServedVolume:
         self._resorts = ready.resorts | self.volume.resorts
         told = resorts.words(ready.resorts & ~self.volume.resorts)
         self.note = "; ".join(filter(None, (STATE_WORDS[ready.state], *told, self.volume.condition)))
-        shown = self._shown
-        source = mount_source(self._source)
-        request = MountRequest(
-            source,
-            self.place,
-            shown.mount_uid,
-            shown.mount_gid,
-            ready.mode & 0o777,
-            follow_links=shown.links != "nofollow",
-            writable=self._writer is not None,
-        )
+        if isinstance(self.place, Place):
+            await self._give_fuse(self.place, ready.mode & 0o777)
+        else:
+            await self._give_stream_to_serve()
+
+    async def _give_stream_to_serve(self) -> None:
+        self._stream, theirs = socket.socketpair()
+        with theirs:
+            await self._send(Connection(guard_links=False), theirs.fileno())
+
+    def take_stream(self) -> socket.socket | None:
+        """Return the other end of the stream that it serves, which is the caller's from then on."""
+        stream, self._stream = self._stream, None
+        return stream
+
+    async def _give_fuse(self, place: Place, mode: int) -> None:
+        shown, source = self._shown, mount_source(self._source)
+        follow = shown.links != "nofollow"
+        writable = self._writer is not None
+        request = MountRequest(source, place, shown.mount_uid, shown.mount_gid, mode, follow, writable)
         try:
             self._mount = await trio.to_thread.run_sync(mount, request)
         except UserError as error:
@@ -279,7 +294,7 @@ class ServedVolume:
 
     async def save(self, deadline: float, force: bool = False) -> None:
         """Have it save what was changed, if it is mounted and may be changed. Raises UserError, unless by `force`."""
-        if self._writer is None or self.which is None:
+        if self._writer is None or self.which is None or self.target is None:
             return
         try:
             await save(self.which, self.target, deadline)
@@ -328,9 +343,10 @@ class ServedVolume:
         await self._child.stop()
 
     @property
-    def target(self) -> Path:
-        """Where it is mounted; where it is to be, or was, if it is not."""
-        return (self._mount.target if self._mount is not None else None) or self.place.path
+    def target(self) -> Path | None:
+        """Where it is mounted; where it is to be, or was, if it is not. None if it is served over a stream."""
+        planned = self.place.path if isinstance(self.place, Place) else None
+        return (self._mount.target if self._mount is not None else None) or planned
 
     @property
     def which(self) -> MountId | None:
@@ -345,7 +361,7 @@ class ServedVolume:
     def mounted(self) -> Mount:
         """What is told of it."""
         return Mount(
-            target=os.fspath(self.target),
+            target=self.place if isinstance(self.place, str) else os.fspath(self.target or self.place.path),
             device=self.volume.device,
             partition=self.volume.number,
             name=self.volume.name,

@@ -1,8 +1,9 @@
-"""The session process: serves one file system of a medium over FUSE, in a box, with nothing but three descriptors.
+"""The session process: serves one file system of a medium, in a box, with nothing but three descriptors.
 
-The medium, read-only; a control channel to the parent; and, once the guest has mounted the medium, /dev/fuse, which
-the parent sends down. Streams to the appliance come the same way, a new one for each virtual machine that the mount
-outlives. If the medium is not raw, a socket to the container process comes so too, in the medium's place.
+The medium, read-only; a control channel to the parent; and, once the guest has mounted the medium, /dev/fuse or a
+stream (`mountsafe.reading`), which the parent sends down. Streams to the appliance come the same way, a new one for
+each virtual machine that the mount outlives. If the medium is not raw, a socket to the container process comes so too,
+in the medium's place.
 """
 
 import json
@@ -22,7 +23,6 @@ from mountsafe.appliance.client import AgentClient, GuestRefused
 from mountsafe.errors import GuestGone, MountsafeError
 from mountsafe.filesystem.agents import Agents, Way, Writable
 from mountsafe.filesystem.opened import FileSystem
-from mountsafe.filesystem.operations import Operations, View, release, serve
 from mountsafe.filesystem.reader import Reader
 from mountsafe.limits import NAME_SHOWN, PREFETCH_ENTRIES
 from mountsafe.medium.block import BlockReader, Disk
@@ -52,6 +52,7 @@ from mountsafe.session.conversation import (
     WantStream,
 )
 from mountsafe.session.conversation import Disk as GivenDisk
+from mountsafe.session.serving import Server, server_of
 from mountsafe.text import printable
 from mountsafe.trios import run
 
@@ -162,16 +163,20 @@ def changing(writes: bool) -> "tuple[type[Journal], type[ChangingOperations]] | 
 
 
 class Means(NamedTuple):
-    """What is loaded before the process is closed: who opens the disk, makes the stack's of it, and changes a tree."""
+    """What is loaded before the process is closed: who opens the disk, makes the stack's of it, changes a tree, and
+    serves it.
+    """
 
     open_disk: OpenDisk
     make_disk: MakeDisk
     changing: "tuple[type[Journal], type[ChangingOperations]] | None"
+    server: Server
 
     @classmethod
     def load(cls, settings: SessionSettings) -> "Means":
         """Import what a process with these settings needs."""
-        return cls(disk_opener(settings.medium), disk_maker(settings.decrypts), changing(settings.writes))
+        disks = disk_opener(settings.medium), disk_maker(settings.decrypts)
+        return cls(*disks, changing(settings.writes), server_of(settings.fuse))
 
 
 class SessionProcess:
@@ -234,12 +239,14 @@ class SessionProcess:
         return self._means.make_disk(stack, self._means.open_disk(stack.reach, self._parent, self._nursery), self._keys)
 
     async def run(self) -> None:
-        """Mount in the guest, take /dev/fuse, serve until unmounted."""
+        """Mount in the guest, take what is to be served, serve until unmounted."""
         assigned = self._assigned
         window = Window(assigned.start, assigned.size, tuple(wire.Place(*place) for place in assigned.places))
         agents = self._agents(window)
         try:
-            opened = await FileSystem.open(agents, self._disk, self._nursery, assigned.entries, release)
+            opened = await FileSystem.open(
+                agents, self._disk, self._nursery, assigned.entries, self._means.server.release
+            )
             await opened.begun()
         except OSError as error:  # the guest mounted it, and says no to what every mount needs
             why = f"its root cannot be read: {error.strerror or error}"
@@ -259,28 +266,28 @@ class SessionProcess:
                 landlock=self._landlock,
             )
         )
-        if (fuse := channel.only(fds)) is None or not isinstance(answer, Connection):
+        if (fd := channel.only(fds)) is None or not isinstance(answer, Connection):
             raise SystemExit(1)
-        view = View(assigned.uid, assigned.gid, answer.guard_links)
         self._nursery.start_soon(opened.learn_ahead, min(PREFETCH_ENTRIES, assigned.entries // 2))
         if assigned.idle:
             self._nursery.start_soon(agents.rest_when_idle, assigned.idle, partial(self._resting, opened.reader))
-        await self._serve(opened, view, fuse)
+        await self._serve(opened, answer, fd)
         agents.close()
 
-    async def _serve(self, opened: FileSystem, view: View, fuse: int) -> None:
+    async def _serve(self, opened: FileSystem, given: Connection, fd: int) -> None:
         """Serve it until it is unmounted, and then leave nothing that is not on the medium."""
         started = partial(self._parent.tell, Serving())
         writing = self._assigned.writing
         if writing is None or self._means.changing is None:
-            await serve(Operations(opened, view), fuse, started)
+            await self._means.server.serve(opened, self._assigned, given, fd, None, started)
             return
         journal_of, operations_of = self._means.changing
         told = (self._unsaved, opened.doubt_all, opened.index.settled)
         journal = journal_of(opened.agents, self._nursery, writing.idle, *told)
         self._nursery.start_soon(journal.attend)
         try:
-            await serve(operations_of(opened, view, journal), fuse, started)
+            changed = partial(operations_of, journal=journal)
+            await self._means.server.serve(opened, self._assigned, given, fd, changed, started)
         finally:
             with trio.CancelScope(shield=True):
                 await journal.end()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from mountsafe.session.messages import (
     Mounted,
     Progress,
     Report,
+    Streamed,
     Warned,
 )
 from mountsafe.session.order import Begin, MountOptions, Order
@@ -70,11 +72,20 @@ class Starting:
                 cwd="/",
             )
         self._report = ours
+        self._streams: dict[str, int] = {}
+
+    def take_streams(self) -> dict[str, socket.socket]:
+        """Return the stream of each file system by its `Mount.name`, once `follow` has returned: the caller's then."""
+        streams, self._streams = self._streams, {}
+        return {name: socket.socket(fileno=fd) for name, fd in streams.items()}
 
     def order(
-        self, medium: Medium, target: Place, options: MountOptions, person: tuple[int, int] | None = None
+        self, medium: Medium, target: Place | None, options: MountOptions, person: tuple[int, int] | None = None
     ) -> None:
-        """Tell it what to mount, and where; `follow` says what came of it. `person`: for whom, if not the caller."""
+        """Tell it what to mount, and where; `follow` says what came of it. `person`: for whom, if not the caller.
+
+        Without a `target`, and with `MountOptions.stream`, nothing is mounted: see `take_streams`.
+        """
         uid, gid = person or caller()
         order = Order(
             source=os.fspath(medium.path),
@@ -84,15 +95,16 @@ class Starting:
             sector_size=medium.sector_size,
             part=medium.part,
             sequence=medium.sequence,
-            target=os.fspath(target.path),
-            created_target=target.created,
+            target="" if target is None else os.fspath(target.path),
+            created_target=target is not None and target.created,
             uid=uid,
             gid=gid,
             options=options,
         )
         with suppress(OSError):  # it has ended: `follow` says so
+            folders = [] if target is None else [target.parent, target.fd]
             writable = [] if medium.writable_fd is None else [medium.writable_fd]
-            channel.send(self._report, ORDERS.told(order), [medium.fd, target.parent, target.fd, *writable])
+            channel.send(self._report, ORDERS.told(order), [medium.fd, *folders, *writable])
 
     @property
     def alive(self) -> bool:
@@ -134,6 +146,8 @@ class Starting:
                     self._unlock(locked, unlock)
                 case Mounted(record):
                     return record
+                case Streamed():
+                    pass  # it is among the streams
                 case Failed() as failed:
                     self._see_it_end()
                     raise failed.error()
@@ -149,8 +163,9 @@ class Starting:
     def _told(self) -> Report | None:
         """Return what it tells next; None if it has ended. Blocks. Raises UserError if that cannot be understood."""
         try:
-            told = pieces.receive(self._report)
-            return None if told is None else REPORTS.read(told)
+            fds: list[int] = []
+            told = pieces.receive(self._report, fds)
+            return None if told is None else self._taken(REPORTS.read(told), fds)
         except ConnectionError:  # it was killed before it had read what we told it
             return None
         except TimeoutError as error:
@@ -161,6 +176,12 @@ class Starting:
         except ProtocolFault as fault:
             self.abandon()
             raise UserError(f"what the supervisor tells cannot be understood: {fault}", "Try again.") from fault
+
+    def _taken(self, report: Report, fds: list[int]) -> Report:
+        """Keep the stream that came with a report."""
+        if isinstance(report, Streamed) and (fd := channel.only(fds)) is not None:
+            self._streams[report.name] = fd
+        return report
 
     def _judge(self, found: Sequence[Seen], judge: Judge | None) -> None:
         try:
@@ -204,10 +225,17 @@ class Starting:
     def abandon(self) -> None:
         """Close the report: before the mount is there, this ends everything; wait for that."""
         self._report.close()
+        channel.close(list(self._streams.values()))
+        self._streams.clear()
         try:
             self._process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:  # it may have mounted in this very moment: then it must be told
             self.end()
+
+    def let_go(self) -> None:
+        """Close what this process has of it, which was forked from the one that started it, and leave it alone."""
+        self._report.close()
+        self._process.returncode = self._process.returncode or 0  # it is no child of ours to be waited for
 
     @property
     def pid(self) -> int:

@@ -33,7 +33,7 @@ from mountsafe.session.ending import SIGNALS, Ending, save_all, settle_all
 from mountsafe.session.finding import machine_settings, open_storage
 from mountsafe.session.folders import Folders
 from mountsafe.session.machines import Machines, started
-from mountsafe.session.messages import Answer, Done, Failed, Mounted, Request, Verb
+from mountsafe.session.messages import Answer, Done, Failed, Mounted, Request, Streamed, Verb
 from mountsafe.session.missing import within_limit
 from mountsafe.session.order import Begin, Order
 from mountsafe.session.places import Place
@@ -51,13 +51,13 @@ log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Keeps one medium.
+    """Keeps one medium. Without a `place` nothing is mounted, and whoever started it is handed streams.
 
     `_served` is filled by `_mount_all`; afterwards the task of each file system takes its own out, and whoever goes
     through it goes through a copy. It may be cancelled anywhere: `_end_all` is shielded, and folders go after that.
     """
 
-    def __init__(self, order: Order, medium: Medium, place: Place, runtime: Runtime, reporter: Reporter) -> None:
+    def __init__(self, order: Order, medium: Medium, place: Place | None, runtime: Runtime, reporter: Reporter) -> None:
         self._order = order
         self._options = order.options
         self._runtime = runtime
@@ -66,7 +66,7 @@ class Supervisor:
         self._medium = medium
         self._served: list[ServedVolume] = []
         self._missing: list[Missing] = []  # file systems that were to be mounted, and are not
-        self._boxes = SessionBoxes(medium)
+        self._boxes = SessionBoxes(medium, fuse=place is not None)
         self._machines: list[Machines] = []  # of the medium's disk, then of what was unlocked of an earlier one
         self._nursery: trio.Nursery
         self._done = trio.Event()
@@ -107,6 +107,9 @@ class Supervisor:
             mounting.cancel_scope.cancel()
         listening = await listen(self._runtime)  # before anybody hears that it is mounted, and may ask
         self._nursery.start_soon(answer_all, listening, self._do, self._nursery, self._medium.fd)
+        for served in self._served:
+            if (stream := served.take_stream()) is not None:
+                self._reporter.hand(Streamed(served.volume.name), stream)
         self._reporter.tell(Mounted(self._record()))
         if self._options.foreground:
             self._nursery.start_soon(self._end_when_gone)
@@ -202,7 +205,7 @@ class Supervisor:
     def _record(self) -> Record:
         return Record(
             source=self._order.source,
-            target=os.fspath(self._folders.top.path),
+            target="" if self._folders.top is None else os.fspath(self._folders.top.path),
             supervisor=os.getpid(),
             created=tuple(os.fspath(place.path) for place in self._folders.made),
             format=self._medium.format,
@@ -236,7 +239,8 @@ class Supervisor:
         )
 
     def _write(self) -> None:
-        self._runtime.write(self._record())
+        record = self._record()
+        self._runtime.write(record if self._folders.top else replace(record, mounts=()))  # there is no mount
 
     async def _end_all(self) -> None:
         with trio.move_on_after(LAST_SAVE_DEADLINE):
@@ -293,10 +297,12 @@ async def _supervise(begin: Begin, runtime: Runtime, reporter: Reporter) -> None
             spare = await _spare(machine, acceleration, nursery, reporter) if begin.spare else None
             try:
                 if (received := await reporter.order()) is not None:
-                    order, (fd, parent, folder, *writable) = received
+                    order, (fd, *folders) = received
                     told = (order.size, order.block_device, order.format, order.sector_size, order.part, order.sequence)
-                    medium = Medium(Path(order.source), fd, *told, *writable)
-                    place = Place(Path(order.target), parent, folder, order.created_target)
+                    medium = Medium(Path(order.source), fd, *told, *folders[2:])
+                    place = None
+                    if not order.options.stream:
+                        place = Place(Path(order.target), folders[0], folders[1], order.created_target)
                     supervisor = Supervisor(order, medium, place, runtime, reporter)
                     ending.gently = supervisor.end
                     await supervisor.run(machine, acceleration, spare)

@@ -61,6 +61,9 @@ class Served:
         if self.lasts:
             await trio.sleep_forever()
 
+    def take_stream(self) -> None:
+        """It is mounted."""
+
 
 async def nothing(*_: object) -> None:
     await trio.lowlevel.checkpoint()
@@ -81,7 +84,7 @@ class Found:
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ServedVolume", Served)
-    monkeypatch.setattr(boxes, "SessionBox", lambda medium, decrypts: types.SimpleNamespace(child=None))
+    monkeypatch.setattr(boxes, "SessionBox", lambda medium, decrypts, fuse: types.SimpleNamespace(child=None))
     monkeypatch.setattr(module, "Choice", Found)
     monkeypatch.setattr(module, "open_storage", nothing)
 

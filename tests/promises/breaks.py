@@ -212,4 +212,14 @@ BREAKS: dict[int, list[Break]] = {
     70: [Break("filesystem/replay.py", "in enumerate(self._changes):", "in enumerate(self._changes[:0]):")],
     71: [Break("filesystem/changing.py", "        await self._journal.sync()\n", "        pass\n")],
     72: [Break("encrypted/serve.py", "if _not_kept is not None:", "if False:")],
+    73: [Break("library/results.py", "if named and (fault := fault_of_name(untrusted.name)):", "if False:")],
+    74: [
+        Break("session/supervisor.py", "self._nursery.start_soon(self._end_when_gone)", "pass"),
+        Break(
+            "filesystem/streaming.py",
+            "                    self._over.cancel()\n",
+            "                    await trio.sleep_forever()\n",
+        ),
+    ],
+    75: [Break("library/copying.py", "os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW", "os.O_RDONLY | os.O_DIRECTORY")],
 }

@@ -2,11 +2,10 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mountsafe.cli import screen
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium.source import Medium
 from mountsafe.policy import files
@@ -17,11 +16,11 @@ from mountsafe.session.start import Judge
 from mountsafe.text import shown_path
 
 
-def judge_of(medium: Medium) -> Judge:
+def judge_of(medium: Medium, warn: Callable[[str], None]) -> Judge:
     """Return who judges what is found in a medium: what the policy refuses is not shown.
 
-    What it asks about is: naming a medium by hand is the answer. The reason is said. How it is mounted is for who does
-    it by hand to say.
+    What it asks about is: naming a medium by hand is the answer. `warn` hears the reason. How it is mounted is for who
+    does it by hand to say.
     """
     policy = files.load()
     known = _known(medium)
@@ -31,7 +30,7 @@ def judge_of(medium: Medium) -> Judge:
         if judgement.nothing:
             raise _refusal(medium, next(iter(judgement.refused.values())))
         if judgement.asks is not None:
-            screen.warn(f"the policy asks before it opens {medium.name}: {judgement.asks.reason}")
+            warn(f"the policy asks before it opens {medium.name}: {judgement.asks.reason}")
         return replace(judgement, mount_options={}, read_only=frozenset())
 
     return judged
