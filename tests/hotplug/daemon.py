@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from images import images
-from tests.hotplug.machine import USER, Machine, wait_for
+from tests.hotplug.machine import DEADLINE, USER, Machine, wait_for
 
 MEDIA = f"/run/media/{USER}"
 RULES = """
@@ -68,7 +68,7 @@ class Daemon:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=DEADLINE)
 
 
 def label(name: str) -> str:

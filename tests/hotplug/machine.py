@@ -20,7 +20,8 @@ from tests.done import Done
 UDEVD = "/usr/lib/systemd/systemd-udevd"
 POLKITD = "/usr/lib/polkit-1/polkitd"
 UDISKSD = "/usr/libexec/udisks2/udisksd"
-DEADLINE = 60.0
+DEADLINE = 300.0  # seconds; nothing is timed, and where all is busy a virtual machine takes a minute to start
+SETTLE = ("udevadm", "settle", "--timeout=180")
 STATE = "/var/lib/mountsafe"
 OWN_FOLDERS = ("/etc/udev/rules.d", "/etc/polkit-1/rules.d", "/etc/modprobe.d", "/etc/mountsafe", STATE)
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -116,7 +117,10 @@ class Machine:
     def write(self, path: str, text: str) -> None:
         """Write a file that only this machine sees."""
         subprocess.run(
-            self.command("sh", "-c", 'mkdir -p "${0%/*}"; cat >"$0"', path), input=text.encode(), check=True, timeout=20
+            self.command("sh", "-c", 'mkdir -p "${0%/*}"; cat >"$0"', path),
+            input=text.encode(),
+            check=True,
+            timeout=DEADLINE,
         )
 
     def remove(self, *paths: str) -> None:
@@ -124,7 +128,7 @@ class Machine:
 
     def properties(self, device: str) -> dict[str, str]:
         """udev's properties of a device, once it has dealt with all events."""
-        self.run("udevadm", "settle", "--timeout=30").ok()
+        self.run(*SETTLE).ok()
         lines = self.run("udevadm", "info", "--query=property", f"--name={device}").ok().out.splitlines()
         return dict(line.split("=", 1) for line in lines)
 
@@ -141,7 +145,7 @@ class Machine:
     def loop(self, image: Path, *options: str) -> Iterator[str]:
         """Attach an image: a medium is plugged in. `options`: of losetup."""
         with self.loop_now(image, *options) as device:
-            self.run("udevadm", "settle", "--timeout=30").ok()
+            self.run(*SETTLE).ok()
             yield device
 
     @contextmanager
@@ -153,7 +157,7 @@ class Machine:
         finally:
             wait_for(lambda: self._unmounted(device), f"the end of {device}'s mounts")
             self.run("losetup", "--detach", device)
-            self.run("udevadm", "settle", "--timeout=30")
+            self.run(*SETTLE)
 
 
 @contextmanager

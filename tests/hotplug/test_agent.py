@@ -14,8 +14,9 @@ import pytest
 
 from tests.done import Done
 from tests.hotplug.daemon import MEDIA, RULES, Daemon, label
-from tests.hotplug.machine import USER, Machine, wait_for
-from tests.hotplug.test_asking import SERIAL_FOR_LOOPS, state
+from tests.hotplug.machine import DEADLINE, USER, Machine, wait_for
+from tests.hotplug.media import become, state
+from tests.hotplug.test_asking import SERIAL_FOR_LOOPS
 
 Image = Callable[[str], Path]
 FOLDER = "/run/desktop"
@@ -96,7 +97,7 @@ class Desktop:
     def end(self, name: str) -> int:
         process = self.running.pop(name)
         process.terminate()
-        return process.wait(timeout=30)
+        return process.wait(timeout=DEADLINE)
 
     def start_server(self) -> None:
         self.start("dunst", "-conf", f"{FOLDER}/dunstrc")
@@ -110,7 +111,7 @@ class Desktop:
         return self.running[Path(sys.executable).name]
 
     def run(self, *words: str) -> Done:
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=DEADLINE, check=False)
         return Done(words, done.returncode, done.stdout, done.stderr)
 
     def shown(self) -> list[tuple[str, str]]:
@@ -172,8 +173,8 @@ def test_a_medium_that_opens_is_told_and_its_buttons_do_what_they_say(
         desktop.press("Open")
         wait_for(lambda: desktop.opened() == [f"{MEDIA}/{name}"], "the folder")
         desktop.machine.run("umount", f"{MEDIA}/{name}", user=True).ok()
+        become(desktop.machine, device, "unmounted")
         wait_for(lambda: desktop.on_screen() == 0, "an empty screen")
-        assert state(desktop.machine, device) == "unmounted"
 
 
 def test_it_is_ejected_and_what_was_said_goes_with_it(desktop: Desktop, image: Image) -> None:
@@ -182,7 +183,9 @@ def test_it_is_ejected_and_what_was_said_goes_with_it(desktop: Desktop, image: I
     name = label("vfat")
     with desktop.machine.loop(image("vfat")) as device:
         desktop.wait_for(f"{name} is open")
-        user = subprocess.Popen(desktop.machine.command("sh", "-c", 'cd "$0" && exec sleep 60', f"{MEDIA}/{name}"))
+        user = subprocess.Popen(
+            desktop.machine.command("sh", "-c", 'cd "$0" && exec sleep infinity', f"{MEDIA}/{name}")
+        )
         try:
             wait_for(lambda: Path(f"/proc/{user.pid}/comm").read_text().strip() == "sleep", "its user")
             desktop.press("Eject")
@@ -192,7 +195,7 @@ def test_it_is_ejected_and_what_was_said_goes_with_it(desktop: Desktop, image: I
             user.wait()
         desktop.press("Eject")
         desktop.wait_for(f"{name} can be pulled out")
-        assert state(desktop.machine, device) == "ejected"
+        become(desktop.machine, device, "ejected")
         assert desktop.on_screen() == 1
     wait_for(lambda: desktop.on_screen() == 0, "an empty screen")
 
@@ -291,7 +294,7 @@ def test_it_ends_with_the_session_and_takes_its_words_along(desktop: Desktop, im
         desktop.wait_for(f"{label('vfat')} is open", times=2)
         agent = desktop.agent
         desktop.end("dbus-daemon")
-        assert agent.wait(timeout=30) == 0
+        assert agent.wait(timeout=DEADLINE) == 0
 
 
 def test_without_a_session_it_says_so(daemon: Daemon) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.hotplug.daemon import MEDIA, RULES, Daemon, label
-from tests.hotplug.machine import USER, Machine, wait_for
+from tests.hotplug.machine import DEADLINE, SETTLE, USER, Machine, wait_for
+from tests.hotplug.media import medium, state
 from tests.hotplug.test_control import call
 
 Image = Callable[[str], Path]
@@ -48,11 +49,6 @@ def administrator(machine: Machine) -> Iterator[None]:
     machine.remove("/etc/polkit-1/rules.d/80-test.rules")
 
 
-def state(machine: Machine, device: str) -> str:
-    found = {each["device"]: each["state"] for each in machine.mountsafe("devices", "--json").ok().json()}
-    return str(found.get(device.removeprefix("/dev/"), "not kept"))
-
-
 @contextmanager
 def watching(machine: Machine, path: Path) -> Iterator[Callable[[], list[tuple[str, dict[str, str]]]]]:
     """Yield a function that returns what was announced, (event, medium or incident)."""
@@ -65,6 +61,17 @@ def watching(machine: Machine, path: Path) -> Iterator[Callable[[], list[tuple[s
     finally:
         watcher.terminate()
         watcher.wait()
+
+
+def incident(news: Callable[[], list[tuple[str, dict[str, str]]]], device: str) -> list[str]:
+    """Wait for an incident of a device; return the kinds of all of its."""
+
+    def kinds() -> list[str]:
+        told = [told for event, told in news() if event == "incident"]
+        return [each["kind"] for each in told if each["device"] == device.removeprefix("/dev/")]
+
+    wait_for(lambda: kinds() != [], "the incident", lambda: str(news()))
+    return kinds()
 
 
 # --- trust -----------------------------------------------------------------------------------------------------------
@@ -155,10 +162,10 @@ def test_root_trusts_at_once_whether_the_daemon_runs_or_not(named_loops: Machine
         daemon.stop()
         try:
             machine.mountsafe("trust", device).ok()
-            machine.run("udevadm", "settle", "--timeout=30").ok()
+            machine.run(*SETTLE).ok()
             assert machine.properties(device)["ID_FS_TYPE"] == "jfs"
             machine.mountsafe("untrust", device).ok()
-            machine.run("udevadm", "settle", "--timeout=30").ok()
+            machine.run(*SETTLE).ok()
             assert machine.properties(device)["ID_FS_TYPE"] == "mountsafe"
             assert machine.mountsafe("policy", "diff").ok().out == ""
         finally:
@@ -181,7 +188,12 @@ def test_the_status_is_told_to_anyone(daemon: Daemon, image: Image) -> None:
     daemon.wait_for_mounts()
     with machine.loop(image("vfat")) as one, machine.loop(image("jfs")) as other:
         wait_for(lambda: (state(machine, one), state(machine, other)) == ("open", "refuse"), "the media")
-        told = machine.mountsafe("status", "--json").ok().json()
+
+        def status() -> dict[str, object]:
+            return dict(machine.mountsafe("status", "--json").ok().json())
+
+        wait_for(lambda: status()["media"] == 2, "the end of what was before", lambda: str(status()))
+        told = status()
         assert {key: told[key] for key in ("media", "open", "blocked", "rules", "policy_error")} == {
             "media": 2,
             "open": 1,
@@ -211,9 +223,19 @@ def test_rules_are_read_anew_and_a_broken_policy_is_told(daemon: Daemon) -> None
 def test_a_medium_that_is_added_and_blocked_is_announced(daemon: Daemon, image: Image, tmp_path: Path) -> None:
     daemon.wait_for_mounts()
     with watching(daemon.machine, tmp_path / "news") as news, daemon.machine.loop(image("jfs")) as device:
-        wait_for(lambda: len(news()) >= 3, "the news")
-        (_, added), (event, blocked) = news()[1:3]
-        assert (added["device"], added["state"]) == (device.removeprefix("/dev/"), "new")
+        name = device.removeprefix("/dev/")
+
+        def told() -> list[tuple[str, dict[str, str]]]:
+            """What came since it was added: the end of what was there before may have come first."""
+            seen = news()[1:]
+            added = [
+                number for number, (event, which) in enumerate(seen) if event == "added" and which["device"] == name
+            ]
+            return [each for each in seen[added[-1] :] if each[1]["device"] == name] if added else []
+
+        wait_for(lambda: len(told()) > 1, "the news", lambda: str(news()))
+        (_, added), (event, blocked) = told()[:2]
+        assert added["state"] == "new"
         assert (event, blocked["state"], blocked["reason"]) == ("changed", "refuse", "nobody has that")
 
 
@@ -222,12 +244,10 @@ def test_a_lost_virtual_machine_is_an_incident(daemon: Daemon, image: Image, tmp
     daemon.wait_for_mounts()
     with machine.loop(image("vfat")) as device, watching(machine, tmp_path / "news") as news:
         wait_for(lambda: state(machine, device) == "open", "the medium")
-        (mount,) = machine.mountsafe("list", "--json").ok().json()
+        (mount,) = [each for each in machine.mountsafe("list", "--json").ok().json() if each["source"] == device]
         os.kill(mount["virtual_machine"], signal.SIGKILL)
-        wait_for(lambda: "incident" in [event for event, _ in news()], "the incident")
-        (told,) = [told for event, told in news() if event == "incident"]
-        assert (told["device"], told["kind"]) == (device.removeprefix("/dev/"), "guest")
-        assert "lost" in machine.mountsafe("devices", "--json").ok().json()[0]["problem"]
+        assert incident(news, device) == ["guest"]
+        wait_for(lambda: "lost" in medium(machine, device)["problem"], "its words", daemon.words)
         assert state(machine, device) == "open"
 
 
@@ -241,8 +261,7 @@ def test_a_medium_that_goes_while_it_is_shown_is_an_incident(daemon: Daemon, ima
         wait_for(lambda: state(machine, device) == "open", "the medium")
         os.truncate(stick, stick.stat().st_size + (1 << 20))
         machine.run("losetup", "--set-capacity", device).ok()
-        wait_for(lambda: "incident" in [event for event, _ in news()], "the incident")
-        assert [told["kind"] for event, told in news() if event == "incident"] == ["pulled"]
+        assert incident(news, device) == ["pulled"]
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------
@@ -275,5 +294,5 @@ def test_entries_in_the_journal_have_fields(daemon: Daemon, image: Image, progra
             wait_for(lambda: place in str([each["MESSAGE"] for each in entries("MOUNTSAFE_VERDICT=sandbox")]), place)
     finally:
         running.terminate()
-        running.wait(timeout=60)
+        running.wait(timeout=DEADLINE)
         daemon._start()

@@ -14,6 +14,7 @@ import pytest
 from images import images
 from tests.hotplug.daemon import MEDIA, Daemon, label, shown
 from tests.hotplug.machine import Machine, wait_for
+from tests.hotplug.media import become
 from tests.readers import change
 
 Image = Callable[[str], Path]
@@ -79,7 +80,7 @@ def test_two_media_of_one_label_are_numbered(daemon: Daemon, image: Image, tmp_p
 def test_what_is_refused_is_claimed_and_not_shown(daemon: Daemon, image: Image) -> None:
     daemon.wait_for_mounts()
     with daemon.machine.loop(image("jfs")) as device:
-        daemon.wait_for_words("nobody has that")
+        assert become(daemon.machine, device, "refuse")["reason"] == "nobody has that"
         assert daemon.mounts() == []
         assert_claimed(daemon.machine, device)
 
@@ -96,15 +97,15 @@ def test_a_card_that_comes_into_a_reader_whose_number_stays_is_a_new_medium(
     daemon.wait_for_mounts()
     with daemon.machine.loop(first, "--read-only") as device:
         daemon.wait_for_mounts(label("ext4"))
-        claims = daemon.words().count(" is claimed: ")
+        claims, shown = (daemon.words().count(words) for words in (" is claimed: ", f"is on {MEDIA}/{label('ext4')}"))
         change(Path(device), second)
         daemon.wait_for_words(" is claimed: ", claims + 1)
         if then == "jfs":
-            daemon.wait_for_words("nobody has that")
+            assert become(daemon.machine, device, "refuse")["reason"] == "nobody has that"
             daemon.wait_for_mounts()
             assert_claimed(daemon.machine, device)
         else:
-            daemon.wait_for_words(f"is on {MEDIA}/{label(then)}", 2)
+            daemon.wait_for_words(f"is on {MEDIA}/{label(then)}", shown + 1)
             daemon.wait_for_mounts(label(then))
     daemon.wait_for_mounts()
 
@@ -127,8 +128,7 @@ def test_what_another_program_has_for_itself_is_claimed_afterwards(daemon: Daemo
             holder.stdout.readline()
             daemon.process.send_signal(signal.SIGCONT)
             daemon.wait_for_words("in use by another program")
-            (told,) = daemon.machine.mountsafe("devices", "--json").ok().json()
-            assert told["state"] == "busy"
+            become(daemon.machine, device, "busy")
             holder.communicate()
         daemon.wait_for_mounts(label("ext4"))
     daemon.wait_for_mounts()
@@ -140,7 +140,7 @@ def test_a_medium_that_is_pulled_out_while_it_is_read_is_gone_at_once(daemon: Da
         daemon.wait_for_mounts(label("ext4"))
         folder = f"{MEDIA}/{label('ext4')}"
         reading = subprocess.Popen(
-            machine.command("sh", "-c", 'cd "$0" && exec sleep 60 <README.txt', folder), stdin=subprocess.DEVNULL
+            machine.command("sh", "-c", 'cd "$0" && exec sleep infinity <README.txt', folder), stdin=subprocess.DEVNULL
         )
         wait_for(lambda: Path(f"/proc/{reading.pid}/comm").read_text().strip() == "sleep", "the reader")
         machine.run("losetup", "--detach", device).ok()

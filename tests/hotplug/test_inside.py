@@ -10,6 +10,7 @@ from mountsafe.errors import ExitCode
 from tests.done import Done
 from tests.hotplug.daemon import MEDIA, RULES, Daemon, label
 from tests.hotplug.machine import USER, Machine, wait_for
+from tests.hotplug.media import become
 from tests.hotplug.test_agent import Desktop, desktop
 from tests.hotplug.test_control import call
 
@@ -32,16 +33,6 @@ def stick(path: Path, *contents: Path) -> Path:
         start += len(data)
     path.write_bytes(bytes(446) + entries.ljust(64, b"\0") + b"\x55\xaa" + bytes(MIB - SECTOR) + parts)
     return path
-
-
-def medium(machine: Machine, device: str) -> dict[str, str]:
-    found: list[dict[str, str]] = machine.mountsafe("devices", "--json").ok().json()
-    return next((each for each in found if each["device"] == device.removeprefix("/dev/")), {"state": "not kept"})
-
-
-def become(machine: Machine, device: str, state: str) -> dict[str, str]:
-    wait_for(lambda: medium(machine, device)["state"] == state, state, lambda: str(medium(machine, device)))
-    return medium(machine, device)
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from tests.done import Done
 from tests.encrypted import veracrypt
 from tests.hotplug.daemon import MEDIA, Daemon, label
 from tests.hotplug.machine import Machine
+from tests.hotplug.media import become
 from tests.hotplug.test_control import call
 from tests.hotplug.test_inside import stick as parted
-from tests.hotplug.test_locked import become, unlock
+from tests.hotplug.test_locked import unlock
 
 CONTENT = "vfat"
 VERACRYPT_SECRET, PIM = "correct horse", 1

@@ -11,7 +11,8 @@ import pytest
 
 from tests.done import Done
 from tests.hotplug.daemon import MEDIA, Daemon, label
-from tests.hotplug.machine import Machine, wait_for
+from tests.hotplug.machine import SETTLE, Machine, wait_for
+from tests.hotplug.media import become, medium
 
 Image = Callable[[str], Path]
 POLICY = "/etc/mountsafe/policy.d/10-test.toml"
@@ -31,14 +32,6 @@ def copy(image: Image, tmp_path: Path) -> Callable[[str], Path]:
     return copied
 
 
-def told(machine: Machine) -> dict[str, object]:
-    """What the daemon tells of the only medium; nothing if it has just gone."""
-    media = machine.mountsafe("devices", "--json").ok().json()
-    assert isinstance(media, list)
-    assert len(media) < 2
-    return media[0] if media else {"state": "", "lost": "", "changing": []}
-
-
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -48,10 +41,10 @@ def sh(machine: Machine, script: str, *arguments: str) -> Done:
     return machine.run("sh", "-ec", script, *arguments, user=True)
 
 
-def opened(daemon: Daemon, name: str) -> str:
+def opened(daemon: Daemon, device: str, name: str) -> str:
     """Wait until a medium is open; return its folder."""
     daemon.wait_for_mounts(name)
-    wait_for(lambda: told(daemon.machine)["state"] == "open", "the state", daemon.words)
+    become(daemon.machine, device, "open")
     return f"{MEDIA}/{name}"
 
 
@@ -75,7 +68,7 @@ def events(machine: Machine, device: str, path: Path) -> Iterator[Callable[[], l
         watching = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file)
 
     def lines() -> list[str]:
-        machine.run("udevadm", "settle", "--timeout=30").ok()
+        machine.run(*SETTLE).ok()
         return [line for line in path.read_text().splitlines() if line.startswith("UDEV ") and device[4:] in line]
 
     wait_for(lambda: "UDEV - the event" in path.read_text(), "the monitor")
@@ -109,17 +102,17 @@ def test_what_is_saved_is_there_for_others_once_it_is_ejected(
     daemon.wait_for_mounts()
     machine.write("/run/photo", PHOTO.decode())
     with machine.loop(path) as device:
-        folder = opened(daemon, label(name))
-        assert told(machine)["access"] == "read-write"
+        folder = opened(daemon, device, label(name))
+        assert medium(machine, device)["access"] == "read-write"
         assert "read-write" in machine.mountsafe("devices").ok().out
         claims = daemon.words().count(" is claimed: ")
         with events(machine, device, tmp_path / "events"):
             sh(machine, SAVE, folder).ok()
             assert machine.run("cat", f"{folder}/Holidays/IMG 1.jpg", user=True).ok().out.encode() == PHOTO
             assert "ejected" in machine.mountsafe("eject", device).ok().out
-            assert told(machine)["state"] == "ejected"
+            assert medium(machine, device)["state"] == "ejected"
         assert daemon.words().count(" is claimed: ") == claims, "it was taken for another medium"
-        assert told(machine)["lost"] == ""
+        assert medium(machine, device)["lost"] == ""
     daemon.wait_for_mounts()
     if name == "vfat":
         found = by_mtools(path)
@@ -138,8 +131,8 @@ def test_what_nobody_writes_to_is_not_changed(daemon: Daemon, copy: Image, tmp_p
     before = digest(path)
     daemon.wait_for_mounts()
     with machine.loop(path) as device, events(machine, device, tmp_path / "events") as seen:
-        folder = opened(daemon, label("ext4"))
-        assert told(machine)["access"] == "read-write"
+        folder = opened(daemon, device, label("ext4"))
+        assert medium(machine, device)["access"] == "read-write"
         count = len(seen())
         sh(machine, 'find "$0" -type f -exec cat {} + >/dev/null; test -w "$0"', folder).ok()
         assert machine.run("blockdev", "--getro", device).ok().out.strip() == "1"
@@ -153,15 +146,15 @@ def test_it_is_read_only_for_all_others_but_while_somebody_writes(daemon: Daemon
     machine = daemon.machine
     daemon.wait_for_mounts()
     with machine.loop(copy("vfat")) as device:
-        folder = opened(daemon, label("vfat"))
+        folder = opened(daemon, device, label("vfat"))
         flag = lambda: machine.run("blockdev", "--getro", device).ok().out.strip()  # noqa: E731
         assert flag() == "1"
         command = machine.command("sh", "-c", 'while sleep 0.2; do echo more >>"$0/log"; done', folder)
         with subprocess.Popen(command, stdin=subprocess.DEVNULL) as writing:
             wait_for(lambda: flag() == "0", "the flag's end", daemon.words)
-            assert told(machine)["changing"] == [folder]
+            assert medium(machine, device)["changing"] == [folder]
             writing.kill()
-        wait_for(lambda: told(machine)["changing"] == [], "the end of writing", daemon.words)
+        wait_for(lambda: medium(machine, device)["changing"] == [], "the end of writing", daemon.words)
         assert flag() == "1"
         machine.mountsafe("eject", device).ok()
 
@@ -176,8 +169,8 @@ access = "{}"
 """
 
 
-def assert_only_read(machine: Machine, folder: str) -> None:
-    assert told(machine)["access"] == "read-only"
+def assert_only_read(machine: Machine, device: str, folder: str) -> None:
+    assert medium(machine, device)["access"] == "read-only"
     assert "Read-only file system" in sh(machine, 'touch "$0/new"', folder).err
     mounts = machine.run("cat", "/proc/self/mountinfo").ok().out.splitlines()
     (line,) = (line for line in mounts if line.split(" ")[4] == folder.replace(" ", "\\040"))
@@ -189,7 +182,7 @@ def test_a_rule_keeps_it_from_being_written_to(daemon: Daemon, copy: Image) -> N
     before = digest(path)
     daemon.wait_for_mounts()
     with rules(daemon, RULE.format(label("vfat"), "read-only")), machine.loop(path) as device:
-        assert_only_read(machine, opened(daemon, label("vfat")))
+        assert_only_read(machine, device, opened(daemon, device, label("vfat")))
         (decision,) = machine.mountsafe("policy", "explain", device, "--json").ok().json()["decisions"]
         assert (decision["access"], decision["rule"]) == ("read-only", "evidence")
     assert digest(path) == before
@@ -200,11 +193,11 @@ def test_a_rule_lets_one_be_written_to_where_all_others_are_not(daemon: Daemon, 
     machine = daemon.machine
     daemon.wait_for_mounts()
     first = 'access = "read-only"\n'
-    with rules(daemon, first), machine.loop(copy("vfat")):
-        assert_only_read(machine, opened(daemon, label("vfat")))
+    with rules(daemon, first), machine.loop(copy("vfat")) as device:
+        assert_only_read(machine, device, opened(daemon, device, label("vfat")))
     daemon.wait_for_mounts()
     with rules(daemon, first + RULE.format(label("vfat"), "on-demand")), machine.loop(copy("vfat")) as device:
-        sh(machine, 'touch "$0/new"', opened(daemon, label("vfat"))).ok()
+        sh(machine, 'touch "$0/new"', opened(daemon, device, label("vfat"))).ok()
         machine.mountsafe("eject", device).ok()
 
 
@@ -213,7 +206,7 @@ def test_what_is_write_protected_stays_so(daemon: Daemon, copy: Image) -> None:
     before = digest(path)
     daemon.wait_for_mounts()
     with machine.loop(path, "--read-only") as device:
-        assert_only_read(machine, opened(daemon, label("vfat")))
+        assert_only_read(machine, device, opened(daemon, device, label("vfat")))
         machine.mountsafe("eject", device).ok()
         assert machine.run("blockdev", "--getro", device).ok().out.strip() == "1"
     assert digest(path) == before
@@ -223,13 +216,13 @@ def test_what_was_unmounted_by_a_file_manager_is_saved_first(daemon: Daemon, cop
     machine, path = daemon.machine, copy("vfat")
     daemon.wait_for_mounts()
     machine.write("/run/photo", PHOTO.decode())
-    with machine.loop(path):
-        folder = opened(daemon, label("vfat"))
+    with machine.loop(path) as device:
+        folder = opened(daemon, device, label("vfat"))
         sh(machine, 'cp /run/photo "$0/photo.jpg"', folder).ok()
         wait_for(lambda: machine.run("umount", folder, user=True).code == 0, "the unmount")
-        wait_for(lambda: told(machine)["state"] == "unmounted", "the end", daemon.words)
+        wait_for(lambda: medium(machine, device)["state"] == "unmounted", "the end", daemon.words)
         assert by_mtools(path)["photo.jpg"] == PHOTO
-        assert told(machine)["lost"] == ""
+        assert medium(machine, device)["lost"] == ""
 
 
 @contextmanager
@@ -267,14 +260,14 @@ def test_what_was_not_saved_when_it_was_pulled_out_is_told_by_name(daemon: Daemo
     daemon.wait_for_mounts()
     with narrow(machine) as (path, fails), news(machine, tmp_path / "news") as told_so_far:
         with machine.loop(Path(path)) as device:
-            folder = opened(daemon, "NARROW")
+            folder = opened(daemon, device, "NARROW")
             sh(machine, 'head -c 100000 /dev/urandom >"$0/first.bin" && sync "$0/first.bin"', folder).ok()
             fails()
             sh(machine, 'head -c 8000000 /dev/urandom >"$0/Holidays 2026.mp4"', folder).ok()
             machine.run("losetup", "--detach", device).ok()
-            wait_for(lambda: told(machine)["state"] == "lost", "what is lost", daemon.words)
-        assert "Holidays 2026.mp4" in str(told(machine)["lost"])
-        assert "first.bin" not in str(told(machine)["lost"])
+            wait_for(lambda: medium(machine, device)["state"] == "lost", "what is lost", daemon.words)
+        assert "Holidays 2026.mp4" in str(medium(machine, device)["lost"])
+        assert "first.bin" not in str(medium(machine, device)["lost"])
         assert "Holidays 2026.mp4" in machine.mountsafe("devices").ok().out
         wait_for(lambda: '"unsaved"' in told_so_far(), "the incident")
 
@@ -283,11 +276,11 @@ def test_what_cannot_be_saved_is_not_ejected_without_a_word(daemon: Daemon) -> N
     machine = daemon.machine
     daemon.wait_for_mounts()
     with narrow(machine) as (path, fails), machine.loop(Path(path)) as device:
-        folder = opened(daemon, "NARROW")
+        folder = opened(daemon, device, "NARROW")
         sh(machine, 'echo 1 >"$0/first.txt" && sync "$0/first.txt"', folder).ok()
         fails()
         sh(machine, 'head -c 8000000 /dev/urandom >"$0/Holidays 2026.mp4"', folder).ok()
         done = machine.mountsafe("eject", device)
         assert done.code != 0
         assert "pulled out" not in done.out
-        wait_for(lambda: "Holidays 2026.mp4" in str(told(machine)["lost"]), "its name", daemon.words)
+        wait_for(lambda: "Holidays 2026.mp4" in str(medium(machine, device)["lost"]), "its name", daemon.words)
