@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from mountsafe.wire.bounds import MAX_BODY, MAX_TEXT
 
-VERSION = 4  # of what both ends say; an appliance that was built with another one is told so
+VERSION = 5  # of what both ends say; an appliance that was built with another one is told so
 
 HEADER = struct.Struct(">IIB")  # body length, request id, kind
 U16 = struct.Struct(">H")
