@@ -17,7 +17,7 @@ import pytest
 from images import images
 from tests.machine.base import USER
 from tests.machine.emulated import Machine
-from tests.machine.ways import FromPackage, Held, Way, held
+from tests.machine.ways import DEADLINE, FromPackage, Held, Way, held
 
 Image = Callable[[str], Path]
 MEDIA = f"/run/media/{USER}"
@@ -106,6 +106,12 @@ def notes(machine: Machine) -> list[str]:
     """The records of mounts and of claims."""
     told = machine.sh("ls -A /run/mountsafe/mounts /run/mountsafe/claims")
     return [line for line in told.split() if not line.endswith(":")]
+
+
+def appliance_is_current(machine: Machine) -> bool:
+    """Whether virtual machines start from what is installed now."""
+    told = machine.run("mountsafe", "appliance", "info", "--json")
+    return told.code == 0 and bool(told.json()["current"])
 
 
 def states(machine: Machine) -> list[str]:
@@ -349,8 +355,9 @@ def test_a_newer_package_shows_a_stick_again_and_loses_nothing(
         before = units(machine)
         way.upgrade(machine, tmp_path)
         assert units(machine) != before, "the older one shows it still"
-        machine.tell("upgraded until it can be read", shown(machine, "EXT4"))
-        assert machine.run("mountsafe", "appliance", "info", "--json").ok().json()["current"]
+        with machine.step("an appliance is built anew"):
+            machine.wait_for(lambda: appliance_is_current(machine), "the new appliance", DEADLINE)
+        machine.tell("built until it can be read", shown(machine, "EXT4"))
         assert machine.sh(f"cat '{MEDIA}/EXT4/A file.txt'", user=True) == "saved\n"
         assert kernel_mounts(machine) == []
         machine.run("mountsafe", "eject", "sda", user=True, seconds=SHOWN_DEADLINE).ok()
