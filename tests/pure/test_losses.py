@@ -38,17 +38,17 @@ def made(path: bytes) -> Logged:
 
 def test_the_log_names_what_its_changes_are_about() -> None:
     log = ChangeLog()
-    log.add(made(b"a"), Subjects())
-    log.add(Logged(Change(Act.RENAME, b"a", b"b")), Subjects())
-    log.add(Logged(Change(Act.CLOSE, handle=3)), Subjects())
-    log.add(made(b"a"), Subjects())
+    log.add(made(b"a"), Subjects(), done=False)
+    log.add(Logged(Change(Act.RENAME, b"a", b"b")), Subjects(), done=False)
+    log.add(Logged(Change(Act.CLOSE, handle=3)), Subjects(), done=False)
+    log.add(made(b"a"), Subjects(), done=False)
     assert log.names == [b"a", b"b"]
 
 
 def test_of_none_it_names_the_last_ones_before_until_all_of_it_was_left() -> None:
     log = ChangeLog()
     for number in range(100):
-        log.add(made(b"%d" % number), Subjects())
+        log.add(made(b"%d" % number), Subjects(), done=False)
     assert len(log.names) == MAX_LOST_NAMES
     log.begin({})
     assert log.names == [b"%d" % number for number in range(MAX_LOST_NAMES)]
