@@ -58,6 +58,7 @@ class Supervisor:
         end = self._end = threading.Event()
         starting = Starting.__new__(Starting)
         starting._report = ours
+        starting._streams = {}
         starting._process = SimpleNamespace(wait=lambda *_, **__: None, pid=0)  # type: ignore[assignment]
         starting.order = lambda *words: self.options.append(words[2])  # type: ignore[method-assign]
 
