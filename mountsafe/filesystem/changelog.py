@@ -26,7 +26,6 @@ from mountsafe.filesystem.nodes import Node
 from mountsafe.limits import JOURNAL_BYTES, JOURNAL_CHANGES, MAX_LOST_NAMES
 
 OVERHEAD = 128  # bytes that a change takes beside its own
-QUARTER = 4  # a checkpoint is begun when so much of the log is full
 MAKING = frozenset({Act.CREATE, Act.MKDIR, Act.MKNOD, Act.SYMLINK})
 LEAVING = frozenset({Act.UNLINK, Act.RMDIR, Act.RENAME})  # after them there is nothing where something was
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
@@ -202,13 +201,6 @@ class ChangeLog:
     def full(self) -> bool:
         """Whether no more is to be kept."""
         return self._bytes >= JOURNAL_BYTES or len(self.changes) >= JOURNAL_CHANGES
-
-    @property
-    def due(self) -> bool:
-        """Whether there is to be a checkpoint."""
-        return self.marked is None and (
-            self._bytes >= JOURNAL_BYTES // QUARTER or len(self.changes) >= JOURNAL_CHANGES // QUARTER
-        )
 
     @property
     def names(self) -> list[bytes]:

@@ -3,10 +3,9 @@
 What the host can judge by itself (`filesystem.early`) is answered at once, and done by the guest soon after
 (`filesystem.delivery`); all else when the guest has done it, and all that came before. A change is kept until the guest
 says that the disk has it (a checkpoint); if the VM dies before, the next one is made to do it again
-(`filesystem.replay`). Checkpoints come when a part of the log is full, in a moment of rest, when a program asks for
-one, and where a change could not be repeated otherwise (`filesystem.changelog`). Who changes something waits while
-`JOURNAL_BYTES` or `JOURNAL_CHANGES` are kept. When nothing was changed for some seconds the file system is left clean,
-and the VM that wrote goes.
+(`filesystem.replay`). Checkpoints come after `JOURNAL_BYTES` or `JOURNAL_CHANGES`, in a moment of rest, when a program
+asks for one, and where a change could not be repeated otherwise (`filesystem.changelog`); who changes something waits
+for them. When nothing was changed for some seconds the file system is left clean, and the VM that wrote goes.
 
 Work on the tree runs in tasks of the journal, under its lock: who waits for it may be cancelled, and it goes on.
 """
@@ -70,10 +69,10 @@ class Journal(Kept):
         Raises OSError, the guest's no or ours; MountsafeError: it may be done or not.
         """
         await self._require_writing()
-        if self._log.sealed or self._log.endangered_by(change, about):
+        if self._log.sealed or self._log.full or self._log.endangered_by(change, about):
             await self._checkpoint()
         logged = Logged(change, node)
-        if early is not None and await self._has_room():
+        if early is not None and self._delivery.trouble is None:
             return await self._accepted(logged, about, apply, early)
         await self._passed()
         self._pending = (change, about)
@@ -98,14 +97,6 @@ class Journal(Kept):
                 each.changed = logged.position
         self._delivery.wake()
         return came
-
-    async def _has_room(self) -> bool:
-        """Whether something may be answered early; wait until there is room for it in the log."""
-        if self._log.due:
-            self._mark()
-        if self._log.full and self._delivery.trouble is None:
-            await self._wait_for(lambda: not self._log.full)
-        return self._delivery.trouble is None
 
     async def _done(self, logged: Logged, about: Subjects, apply: Callable[[list[wire.Entry]], T]) -> T:
         change = logged.change
@@ -166,11 +157,11 @@ class Journal(Kept):
     ) -> T:
         """Write to a file; as `do` otherwise."""
         await self._require_writing()
-        if self._log.sealed:
-            await self._checkpoint()
+        if self._log.sealed or self._log.full:
+            await self._checkpoint()  # before it is known by which handle: a checkpoint may see another VM
         handle = await self.open(node, early is not None)
         logged = Logged(Change(0, handle=handle), node, offset, data)
-        if early is not None and not node.gone and await self._has_room():
+        if early is not None and not node.gone and self._delivery.trouble is None:
             if self._goes_on(handle, offset, len(data)):
                 return await self._gone_on(data, apply, early)
             return await self._accepted(logged, NOTHING, apply, early)

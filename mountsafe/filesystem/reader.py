@@ -186,7 +186,9 @@ class Reader:
             raise OSError(errno.EIO, "a file that was open is gone")
         try:
             return await self._ask(node, offset, length, handle)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EBADF and node.gone:  # it went with its virtual machine
+                raise OSError(errno.EIO, "a file that was open is gone") from error
             if node.handle == handle or node.gone:
                 raise
             return await self._read_through_guest(node, offset, length)  # it has settled meanwhile

@@ -247,6 +247,20 @@ async def test_who_looks_sees_what_was_changed(disk: Disk) -> None:
         await mount.journal.end()
 
 
+async def test_what_is_asked_by_a_path_is_asked_when_it_leads_there(disk: Disk) -> None:
+    async with opened(lambda: Watched(disk), writable=True) as mount:
+        guest = await begun(mount)
+        await slow(guest, 0.02)
+        program = Program(mount)
+        for number in range(20):
+            await program.do(("save", b"file%d" % number, b"x"))
+        await program.do(("rename", b"file19", b"last", 0))
+        assert await mount.operations.listxattr(await mount.walk(b"last"), CTX) == []
+        await slow(guest, 0.0)
+        assert mount.journal is not None
+        await mount.journal.end()
+
+
 async def test_a_full_log_makes_who_changes_something_wait(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changelog, "JOURNAL_BYTES", 1 << 16)
     async with opened(lambda: Watched(disk), writable=True) as mount:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountsafe import trios
-from mountsafe.filesystem import delivery
+from mountsafe.filesystem import changelog, delivery
 from mountsafe.filesystem.index import ROOT
 from tests.handlers.disk import Disk, DiskGuest
 from tests.handlers.opened import Opened, opened
@@ -239,9 +239,11 @@ def test_machines_die_and_the_tree_is_the_same(
     compare(steps, deaths, seed, limit)
 
 
+@pytest.mark.parametrize("kept", [changelog.JOURNAL_CHANGES, 20])
 @pytest.mark.parametrize("seed", range(20))
-def test_long_stories(seed: int) -> None:
-    """The same, of more steps than hypothesis likes."""
+def test_long_stories(seed: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, of more steps than hypothesis likes; also where checkpoints are always on their way (`kept`)."""
+    monkeypatch.setattr(changelog, "JOURNAL_CHANGES", kept)
     chance = random.Random(seed)
     kinds: list[Callable[[], Step]] = [
         lambda: ("save", chance.choice(NAMES), chance.randbytes(5)),
