@@ -28,7 +28,7 @@ GOOD = entry(b"good", 12)
         *map(entry, IMPOSSIBLE_NAMES),
         entry(b"x", mode=0o644),
         entry(b"x", mode=0o170000),
-        entry(b"x", mode=0xFFFFFFFF),
+        entry(b"x", mode=0xFFFF),
         entry(b"x", size=1 << 63),
         entry(b"x", size=(1 << 64) - 1),
         entry(b"x", blocks=1 << 63),
