@@ -298,6 +298,7 @@ class Journal(Kept):
 
     async def end(self) -> None:
         """Have the disk take everything, and leave it clean: nothing is changed any more."""
+        await self._announce()
         async with self._lock:
             try:
                 await self._checkpoint()

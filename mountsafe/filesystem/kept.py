@@ -32,7 +32,8 @@ class Kept:
     """The changes of one mount, as far as they are kept. All but `run` and what only looks is called in work that `run`
     does.
 
-    `unsaved` is told why changes are lost, how many, and a few paths. `replayed` is called when a new VM does again
+    `unsaved` is told why changes are lost, how many, and a few paths; `saving` the paths of what is about to be saved,
+    because nobody may be left to tell how that ends. `replayed` is called when a new VM does again
     what was done, and `settled` when the file system is read as it is on the disk from now on.
     """
 
@@ -42,6 +43,7 @@ class Kept:
         nursery: trio.Nursery,
         idle: float,
         unsaved: Callable[[str, int, list[bytes]], Awaitable[None]],
+        saving: Callable[[list[bytes]], Awaitable[None]],
         replayed: Callable[[], None],
         settled: Callable[[], None],
     ) -> None:
@@ -49,6 +51,7 @@ class Kept:
         self._nursery = nursery
         self._idle = idle
         self._unsaved = unsaved
+        self._saving = saving
         self._replayed = replayed
         self._settled = settled
         self._lock = trio.Lock()
@@ -253,7 +256,17 @@ class Kept:
 
     async def sync(self) -> None:
         """Have the disk take all that was changed so far."""
+        announced = await self._announce()
         await self.run(self._checkpoint)
+        if announced:
+            await self._saving([])
+
+    async def _announce(self) -> bool:
+        """Say what is lost if saving it does not come to an end; whether there is anything."""
+        if not self._log:
+            return False
+        await self._saving(self._log.names)
+        return True
 
     def _add(self, logged: Logged, about: Subjects, done: bool) -> None:
         self._log.add(logged, about, done)

@@ -130,6 +130,16 @@ class Unsaved:
 
 
 @dataclass(frozen=True, slots=True)
+class Saving:
+    """What programs were told of is being saved. `names`: of a few files, which are lost if nothing more is said.
+
+    Without names it has been saved.
+    """
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WantDisk:
     """A connection to the disk: `Disk` or `Nothing`. `instead`: the container process of that number is silent."""
 
@@ -185,7 +195,7 @@ class Failed:
 
 
 Given = Assignment | Stream | Disk | Connection | Settled | Nothing
-Said = WantStream | WantDisk | Ready | Serving | Resting | Settle | Unsaved | Misbehaved | Refused | Failed
+Said = WantStream | WantDisk | Ready | Serving | Resting | Settle | Unsaved | Saving | Misbehaved | Refused | Failed
 
 GIVEN = codec.Messages[Given](
     {
@@ -206,6 +216,7 @@ SAID = codec.Messages[Said](
         "resting": Resting,
         "settle": Settle,
         "unsaved": Unsaved,
+        "saving": Saving,
         "misbehaved": Misbehaved,
         "refused": Refused,
         "failed": Failed,
@@ -224,7 +235,7 @@ class Phase(StrEnum):
 
 
 _ANYTIME: Mapping[type[Said], Phase | None] = dict.fromkeys(
-    (WantStream, WantDisk, Resting, Settle, Unsaved, Misbehaved)
+    (WantStream, WantDisk, Resting, Settle, Unsaved, Saving, Misbehaved)
 )
 # What a session process may say, and the phase that it leads to; None is the same one. The supervisor may also end it.
 TURNS: Mapping[Phase, Mapping[type[Said], Phase | None]] = {

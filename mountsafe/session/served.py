@@ -34,6 +34,7 @@ from mountsafe.session.conversation import (
     Refused,
     Resting,
     Said,
+    Saving,
     Serving,
     Settle,
     Stream,
@@ -187,8 +188,8 @@ class ServedVolume:
                 await self._give_stream(writing)
             case Settle():
                 await self._send(await self._writing().settle())
-            case Unsaved(untrusted_why, count, untrusted_names):
-                self._writing().not_saved(untrusted_why, count, untrusted_names)
+            case Saving() | Unsaved():
+                self._take_note(said)
             case WantDisk(instead):
                 await self._give_disk(instead)
             case Ready():
@@ -203,6 +204,12 @@ class ServedVolume:
             case Refused(untrusted_why) | Failed(untrusted_why):
                 why = printable(untrusted_why, wire.MAX_MESSAGE)
                 self._fail(self._not_mounted(isinstance(said, Refused), why))
+
+    def _take_note(self, said: Saving | Unsaved) -> None:
+        if isinstance(said, Saving):
+            self._writing().saving(said.names)
+        else:
+            self._writing().not_saved(said.why, said.count, said.names)
 
     def _not_mounted(self, refused: bool, why: str) -> UserError:
         hint = "The guest's kernel said so. --verbose shows more."

@@ -42,6 +42,7 @@ from mountsafe.session.conversation import (
     Refused,
     Resting,
     Said,
+    Saving,
     Serving,
     SessionSettings,
     Settle,
@@ -215,8 +216,10 @@ class SessionProcess:
         return answer.why if isinstance(answer, Settled | Nothing) else "the parent says something else"
 
     async def _unsaved(self, why: str, count: int, untrusted_paths: list[bytes]) -> None:
-        names = tuple(printable(path, NAME_SHOWN) for path in untrusted_paths)
-        await self._parent.tell(Unsaved(printable(why, wire.MAX_MESSAGE), count, names))
+        await self._parent.tell(Unsaved(printable(why, wire.MAX_MESSAGE), count, _names(untrusted_paths)))
+
+    async def _saving(self, untrusted_paths: list[bytes]) -> None:
+        await self._parent.tell(Saving(_names(untrusted_paths)))
 
     def _agents(self, window: Window) -> Agents:
         assigned = self._assigned
@@ -282,7 +285,7 @@ class SessionProcess:
             await self._means.server.serve(opened, self._assigned, given, fd, None, started)
             return
         journal_of, operations_of = self._means.changing
-        told = (self._unsaved, opened.doubt_all, opened.index.settled)
+        told = (self._unsaved, self._saving, opened.doubt_all, opened.index.settled)
         journal = journal_of(opened.agents, self._nursery, writing.idle, *told)
         self._nursery.start_soon(journal.attend)
         try:
@@ -291,6 +294,10 @@ class SessionProcess:
         finally:
             with trio.CancelScope(shield=True):
                 await journal.end()
+
+
+def _names(untrusted_paths: list[bytes]) -> tuple[str, ...]:
+    return tuple(printable(path, NAME_SHOWN) for path in untrusted_paths)
 
 
 async def _run(

@@ -53,6 +53,7 @@ class Writer:
         self._turned = turned
         self._losses = Losses()
         self._told = 0  # losses that were said
+        self._untrusted_saving: tuple[str, ...] = ()  # names of what is lost if no word of it comes
         self._closed = False
         self.changing = False  # something may have been written that the medium is not known to have
         self._doubt = ""  # why it may not have it, though nobody writes any more
@@ -123,6 +124,10 @@ class Writer:
             self._doubt = ""
             self._turn(False)
 
+    def saving(self, untrusted_names: tuple[str, ...]) -> None:
+        """Take note of what its user is about to save: it may be ended before it can tell how that went."""
+        self._untrusted_saving = untrusted_names
+
     async def close(self) -> None:
         """End it, whatever it is doing: the medium is another one. Who uses it may still tell what is lost."""
         self._closed = True
@@ -133,7 +138,7 @@ class Writer:
         await self.close()
         if self.changing:
             if not self.unsaved:
-                self.not_saved(self._doubt or "it ended before all of it was saved", 0)
+                self.not_saved(self._doubt or "it ended before all of it was saved", 0, self._untrusted_saving)
             self._turn(False)
 
 

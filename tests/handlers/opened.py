@@ -65,6 +65,7 @@ class Host:
         self.misbehaved: list[MountsafeError] = []
         self.blamed: list[int] = []  # by number, from 1 on
         self.lost: list[tuple[str, int, list[bytes]]] = []  # what could not be saved
+        self.announced: list[list[bytes]] = []  # names of what was about to be saved
         self.settled = 0
 
     async def client(self) -> AgentClient:
@@ -89,6 +90,10 @@ class Host:
         """It has changed it."""
         self.settled += 1
         return ""
+
+    async def saving(self, names: list[bytes]) -> None:
+        """Take note of what is about to be saved."""
+        self.announced.append(names)
 
     async def unsaved(self, why: str, count: int, names: list[bytes]) -> None:
         """Changes are lost."""
@@ -181,7 +186,8 @@ async def opened(
                 await inside.begun()
             operations, journal = Operations(inside, view), None
             if writable:
-                journal = Journal(agents, nursery, IDLE, host.unsaved, inside.doubt_all, inside.index.settled)
+                told = (host.unsaved, host.saving, inside.doubt_all, inside.index.settled)
+                journal = Journal(agents, nursery, IDLE, *told)
                 operations = ChangingOperations(inside, view, journal)
             yield Opened(host, agents, inside.index, inside.reader, operations, inside.incidents, inside, journal)
             nursery.cancel_scope.cancel()

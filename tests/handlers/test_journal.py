@@ -171,6 +171,21 @@ async def test_what_cannot_be_repeated_is_lost_loudly() -> None:
         await mount.journal.end()
 
 
+async def test_what_is_about_to_be_saved_is_announced_and_then_that_it_is() -> None:
+    """Nobody may be left to tell how it ended: names come first, before anything is waited for."""
+    disk = Disk()
+    async with opened(lambda: DiskGuest(disk), writable=True) as mount:
+        assert mount.journal is not None
+        await save(mount, b"file", b"x")
+        await mount.journal.sync()
+        assert mount.host.announced == [[b"file"], []]
+        await mount.journal.sync()
+        assert mount.host.announced == [[b"file"], []]  # there was nothing to be saved
+        await save(mount, b"other", b"y")
+        await mount.journal.end()
+        assert mount.host.announced[2:] == [[b"other"]]
+
+
 async def test_machines_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change is refused then, and nothing that was done is lost when one comes after all."""
     disk = Disk()

@@ -26,6 +26,7 @@ from mountsafe.session.conversation import (
     Ready,
     Refused,
     Resting,
+    Saving,
     Serving,
     Settle,
     Unsaved,
@@ -110,6 +111,7 @@ EXAMPLES = [
     Resting(),
     Settle(),
     Unsaved("x", 1),
+    Saving(("x",)),
     Misbehaved(1, "x"),
     Refused("no"),
     Failed("no"),
@@ -120,7 +122,7 @@ FORWARD = {
     (Phase.LEARNING, Failed): Phase.OVER,
     (Phase.MADE, Serving): Phase.SERVING,
 }
-ANYTIME = (WantStream, WantDisk, Resting, Settle, Unsaved, Misbehaved)
+ANYTIME = (WantStream, WantDisk, Resting, Settle, Unsaved, Saving, Misbehaved)
 
 
 @pytest.mark.parametrize(("phase", "said"), list(product(Phase, EXAMPLES)))

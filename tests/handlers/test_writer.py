@@ -198,6 +198,22 @@ async def test_what_is_lost_is_said_and_stays_known(patched: list[MountRequest],
 
 
 @pytest.mark.real_clock
+@pytest.mark.parametrize(("saved", "named"), [(False, " (a\\x1b[2J.jpg)"), (True, "")])
+async def test_who_is_ended_while_it_saves_has_lost_what_it_was_saving(
+    patched: list[MountRequest], tmp_path: Path, saved: bool, named: str
+) -> None:
+    async with ground(patched, tmp_path) as at:
+        await at.asked({"want-stream": True})
+        await at.seen.say({"saving": ["a\x1b[2J.jpg"]})
+        if saved:
+            await at.seen.say({"saving": []})
+        await at.seen.say({"serving": {}})  # out of turn: it is ended
+        with trio.fail_after(PATIENCE):
+            await at.seen.ended.wait()
+        assert at.heard.warnings == [f"changes may be lost{named}: it ended before all of it was saved"]
+
+
+@pytest.mark.real_clock
 async def test_after_the_medium_was_exchanged_nothing_is_written(patched: list[MountRequest], tmp_path: Path) -> None:
     async with ground(patched, tmp_path) as at:
         await at.asked({"want-stream": True})
