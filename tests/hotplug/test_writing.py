@@ -151,9 +151,12 @@ def test_it_is_read_only_for_all_others_but_while_somebody_writes(daemon: Daemon
         assert flag() == "1"
         command = machine.command("sh", "-c", 'while sleep 0.2; do echo more >>"$0/log"; done', folder)
         with subprocess.Popen(command, stdin=subprocess.DEVNULL) as writing:
-            wait_for(lambda: flag() == "0", "the flag's end", daemon.words)
-            assert medium(machine, device)["changing"] == [folder]
-            writing.kill()
+            try:
+                wait_for(lambda: flag() == "0", "the flag's end", daemon.words)
+                # It is told when there is a virtual machine that writes, which is later.
+                wait_for(lambda: medium(machine, device)["changing"] == [folder], "what is changing", daemon.words)
+            finally:
+                writing.kill()
         wait_for(lambda: medium(machine, device)["changing"] == [], "the end of writing", daemon.words)
         assert flag() == "1"
         machine.mountsafe("eject", device).ok()
