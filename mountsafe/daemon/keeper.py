@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -306,26 +306,30 @@ class Keeper:
         self.problem = ""
         self._writes.begin()
         self._become(State.OPENING)
-        starting = await self._display.spare.take()
+        try:
+            starting = await self._display.spare.take()
+        except BaseException:
+            target.close()
+            raise
         hearing = Hearing(starting, self._writes, self._take, self._say_that_it_is_saved)
         self._showing = True
         try:
-            async with medium_for(self._claim, wished.access) as medium:
-                options = MountOptions(
-                    fstype=self._keys.said.fstype or None,
-                    owner=wished.owner,
-                    timezone=wished.timezone,
-                    idle=self._display.idle,
-                    foreground=True,
-                    by_label=True,
-                    judged=True,
-                    unlock=True,
-                    write=medium.writable_fd is not None,
-                    if_possible=True,
-                    key_named=attempt is not None,
-                )
-                starting.order(medium, target, options, (person.uid, person.gid))
-            target.close()
+            with closing(target):
+                async with medium_for(self._claim, wished.access) as medium:
+                    options = MountOptions(
+                        fstype=self._keys.said.fstype or None,
+                        owner=wished.owner,
+                        timezone=wished.timezone,
+                        idle=self._display.idle,
+                        foreground=True,
+                        by_label=True,
+                        judged=True,
+                        unlock=True,
+                        write=medium.writable_fd is not None,
+                        if_possible=True,
+                        key_named=attempt is not None,
+                    )
+                    starting.order(medium, target, options, (person.uid, person.gid))
             asked = partial(self._inside.judge, self._keys, None if settled else wished)
             told = self._log.info, self._log.warning
             follow = partial(starting.follow, *told, asked, self._keys.answer, patience=SILENCE_DEADLINE)
