@@ -101,7 +101,7 @@ class Subjects:
 
 
 class Names:
-    """What became of names since some point of the log, and out of which folders something was moved."""
+    """What became of names since the checkpoint, and out of which folders something was moved."""
 
     def __init__(self) -> None:
         self.states: dict[bytes, Name] = {}
@@ -129,7 +129,7 @@ class Names:
                 states[change.other] = Name.FIXED
 
     def endangered_by(self, change: Change, about: Subjects) -> bool:
-        """Whether repeating all from that point on could go wrong, with this change among them."""
+        """Whether repeating all since then could go wrong, with this change among it."""
         before = self.states.get(change.path)
         if change.act in MAKING:
             return before is Name.FIXED if makes_file(change) else before is not None
@@ -158,8 +158,8 @@ Opened = list[tuple[int, bytes, Node]]
 class ChangeLog:
     """What is in the log, and what it says of names.
 
-    The first `done` changes are done, the first `sent` may be: a guest was asked for them. A checkpoint is on its way
-    from `mark` to `reached`, and covers the first `marked` changes; what comes after it is kept.
+    The first `done` changes are done, the first `sent` may be: a guest was asked for them. A checkpoint is `wanted`
+    from `want` on until it is `reached`, or given up; nothing is added meanwhile.
     `fragile`: of a folder that was made the disk may have the name and not the rest, which nothing mends.
     """
 
@@ -170,12 +170,10 @@ class ChangeLog:
         self.base = 0  # changes that are not kept any more
         self.sent = 0
         self.done = 0
-        self.marked: int | None = None
-        self._opened_at_mark: Opened = []
+        self.wanted = False
+        self._opened_then: Opened = []
         self._bytes = 0
-        self._bytes_to_mark = 0
         self._names = Names()
-        self._later = Names()  # since the mark
         self._sealed_at = 0  # nothing may come after the change of this position
         self._last_names: list[bytes] = []  # of what the disk was said to have since it was left
 
@@ -220,28 +218,27 @@ class ChangeLog:
 
     def begin(self, handles: dict[int, Node]) -> None:
         """The disk has it all, or what it has not is lost."""
-        self.mark(handles)
+        self.want(handles)
         self.reached()
 
-    def mark(self, handles: dict[int, Node]) -> None:
+    def want(self, handles: dict[int, Node]) -> None:
         """A checkpoint comes after what is there."""
-        self.marked = len(self.changes)
-        self._bytes_to_mark = self._bytes
-        self._later = Names()
-        self._opened_at_mark = [(handle, node.path(), node) for handle, node in handles.items() if not node.gone]
+        self.wanted = True
+        self._opened_then = [(handle, node.path(), node) for handle, node in handles.items() if not node.gone]
+
+    def give_up(self) -> None:
+        """It does not come about: all is kept."""
+        self.wanted = False
 
     def reached(self) -> None:
-        """The disk has what was there at the mark, or what it has not is lost."""
-        assert self.marked is not None
+        """The disk has all of it, or what it has not is lost."""
+        self.wanted = False
         self._last_names = self.names
-        count, self.marked = self.marked, None
-        del self.changes[:count]
-        self.base += count
-        self.sent = max(0, self.sent - count)
-        self.done = max(0, self.done - count)
-        self._bytes -= self._bytes_to_mark
-        self._names = self._later
-        self.opened = self._opened_at_mark
+        self.base += len(self.changes)
+        self.changes.clear()
+        self.sent = self.done = self._bytes = 0
+        self._names = Names()
+        self.opened = self._opened_then
 
     def add(self, logged: Logged, about: Subjects, done: bool) -> None:
         """It comes after what is there, or was done."""
@@ -251,18 +248,14 @@ class ChangeLog:
             self.sent = self.done = len(self.changes)
         self._bytes += logged.cost
         self._names.note(logged, about)
-        if self.marked is not None:
-            self._later.note(logged, about)
         change = logged.change
         alone = change.act == Act.RENAME and (_alone(change, about) or _are_open(about))
         if alone or (self._fragile and change.act == Act.MKDIR):
             self._sealed_at = logged.position
 
     def last_unsent(self) -> Logged | None:
-        """Return the last change, if no guest was asked for it and no checkpoint comes right after it."""
-        if self.sent < len(self.changes) and self.marked != len(self.changes):
-            return self.changes[-1]
-        return None
+        """Return the last change, if no guest was asked for it."""
+        return self.changes[-1] if self.sent < len(self.changes) else None
 
     def extend(self, data: bytes) -> Logged:
         """The last change, a write, goes on; return it."""
@@ -275,11 +268,8 @@ class ChangeLog:
 
     # --- what must not come after what -----------------------------------------------------------------------------
     def endangered_by(self, change: Change, about: Subjects) -> bool:
-        """Whether a checkpoint must come before this change: seen from the last one, or from that on its way."""
-        if not self.changes:
-            return False
-        views = (self._names,) if self.marked is None else (self._names, self._later)
-        return any(names.endangered_by(change, about) for names in views)
+        """Whether a checkpoint must come before this change."""
+        return bool(self.changes) and self._names.endangered_by(change, about)
 
     def unsent_handles(self) -> set[int]:
         """The handles of files that no guest was asked to open yet."""

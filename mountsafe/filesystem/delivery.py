@@ -68,7 +68,7 @@ class Delivery:
         self._unsynced = unsynced
         self._wake = trio.Event()
         self._moved = trio.Event()
-        self._syncing = False  # the checkpoint at the mark is on its way
+        self._syncing = False  # the checkpoint that is wanted is on its way
         self.trouble: MountsafeError | None = None  # why nothing is delivered
 
     # --- who waits ---------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Delivery:
 
     @property
     def _under_way(self) -> bool:
-        return self._log.done < len(self._log) or self._log.marked is not None
+        return self._log.done < len(self._log) or self._log.wanted
 
     # --- the task ----------------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -145,15 +145,14 @@ class Delivery:
         """Return what is to be sent next. It counts as sent from now on: a new VM's replay begins after this."""
         if client.ended is not None:
             raise client.ended
-        changes, mark = self._log, self._log.marked
-        if mark is not None and not self._syncing and changes.sent >= mark:
+        changes = self._log
+        if changes.wanted and not self._syncing and changes.sent == len(changes):
             self._syncing = True
             return Frame(wire.Kind.SYNC, b"", [])
-        end = len(changes) if mark is None or self._syncing else mark
         taken: list[Logged] = []
         questions: list[tuple[int, bytes]] = []
         size = 0
-        for logged in changes.changes[changes.sent : min(end, changes.sent + MAX_BATCH)]:
+        for logged in changes.changes[changes.sent : changes.sent + MAX_BATCH]:
             kind, body = _question(logged)
             size += item_size(body)
             if taken and size > TOGETHER:
@@ -196,7 +195,7 @@ class Delivery:
         except GuestRefused as no:
             self._unsynced(OSError(no.errno, no.words))
         self._syncing = False
-        if self._log.marked is not None:
+        if self._log.wanted:
             self._log.reached()
 
     @staticmethod

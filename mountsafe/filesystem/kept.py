@@ -220,29 +220,23 @@ class Kept:
         """Whether no change of a file is under way."""
         return node.changed <= self._log.confirmed
 
-    def _mark(self) -> None:
-        self._log.mark(self._handles)
-        self._delivery.wake()
-
     async def _checkpoint(self) -> None:
         """Have the disk take all of it. Raises MountsafeError if there is no VM; what it refuses is a failure."""
         self._require_whole()
         if not self._log:
             return
-        if self._log.marked is not None:
-            await self._wait_for(lambda: self._log.marked is None)
-        if self._log:
-            self._mark()
-            await self._wait_for(lambda: self._log.marked is None)
-
-    async def _wait_for(self, condition: Callable[[], bool]) -> None:
-        await self._delivery.wait_for(condition)
+        self._log.want(self._handles)
+        try:
+            await self._delivery.wait_for(lambda: not self._log.wanted)
+        except MountsafeError:
+            self._log.give_up()  # what is changed next comes after what is there, not behind a checkpoint
+            raise
         self._require_whole()
 
     def _unsynced(self, error: OSError) -> None:
         self.failures += 1
         self.losses += 1
-        count = self._log.marked or len(self._log)
+        count = len(self._log)
         why = f"the medium did not take them: {error.strerror or error}"
         log.error("%d changes may be lost: %s", count, why)
         self._nursery.start_soon(self._unsaved, why, count, self._log.names)

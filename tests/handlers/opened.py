@@ -15,7 +15,7 @@ import trio
 
 from mountsafe import wire
 from mountsafe.appliance.client import AgentClient
-from mountsafe.errors import MountsafeError
+from mountsafe.errors import GuestGone, MountsafeError
 from mountsafe.filesystem.agents import Agents, Way, Writable
 from mountsafe.filesystem.changing import ChangingOperations
 from mountsafe.filesystem.index import ROOT, Index
@@ -67,10 +67,13 @@ class Host:
         self.lost: list[tuple[str, int, list[bytes]]] = []  # what could not be saved
         self.announced: list[list[bytes]] = []  # names of what was about to be saved
         self.settled = 0
+        self._deserted = False
 
     async def client(self) -> AgentClient:
         """A stream to a new guest."""
         await trio.lowlevel.checkpoint()
+        if self._deserted:
+            raise GuestGone("given up for a while")
         ours, theirs = socket.socketpair()
         self.guests.append(self._make())
         scope = trio.CancelScope()
@@ -79,6 +82,16 @@ class Host:
         client = AgentClient(ours, len(self.guests))
         self._nursery.start_soon(client.run)
         return client
+
+    @asynccontextmanager
+    async def deserted(self) -> AsyncIterator[None]:
+        """The guest is killed, and no other one comes in the block."""
+        self._deserted = True
+        await self.kill()
+        try:
+            yield
+        finally:
+            self._deserted = False
 
     async def writer(self) -> AgentClient:
         """A stream to a new guest that may change the medium."""

@@ -344,21 +344,14 @@ async def test_no_machine_comes_and_what_was_answered_is_kept(disk: Disk, monkey
     monkeypatch.setattr(delivery, "AGAIN_LATER", 1000.0)
     async with opened(lambda: Watched(disk), writable=True) as mount:
         await slow(await begun(mount), 0.05)
-        program, usual = Program(mount), mount.host.client
+        program = Program(mount)
         await program.do(("save", b"file", b"x"))
-
-        async def none() -> None:
-            await trio.lowlevel.checkpoint()
-            raise delivery.MountsafeError("given up for a while")
-
-        mount.host.client = none  # type: ignore[method-assign,assignment]
-        await mount.host.kill()
-        assert mount.journal is not None
-        async with fails(errno.EIO):
-            await mount.operations.fsync(0, False)  # type: ignore[attr-defined]
-        async with fails(errno.EIO):
-            await mount.operations.mkdir(ROOT, b"folder", 0o755, CTX)  # type: ignore[attr-defined]
-        mount.host.client = usual  # type: ignore[method-assign]
+        async with mount.host.deserted():
+            assert mount.journal is not None
+            async with fails(errno.EIO):
+                await mount.operations.fsync(0, False)  # type: ignore[attr-defined]
+            async with fails(errno.EIO):
+                await mount.operations.mkdir(ROOT, b"folder", 0o755, CTX)  # type: ignore[attr-defined]
         await mount.journal.end()
         assert disk.now.facts()[b"/file"][3] == b"x"
         assert mount.host.lost == []
