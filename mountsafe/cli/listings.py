@@ -13,11 +13,12 @@ from typing import IO, Annotated
 from mountsafe.cli import screen
 from mountsafe.cli.looking import put
 from mountsafe.cli.options import Json
-from mountsafe.cli.selecting import ImagePath, Problems, Selection, printed, reading, selecting, split
+from mountsafe.cli.selecting import ImagePath, Problems, Selection, reading, selecting, split
 from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.library.archive import Archive
 from mountsafe.library.whole import Found, Whole
+from mountsafe.text import shown_path
 
 NANO = 1_000_000_000
 
@@ -53,7 +54,7 @@ def _start(whole: Whole, path: bytes) -> Found:
     try:
         return whole.find(path, follow=path.endswith(b"/"))
     except OSError as error:
-        raise UserError(f"{printed(path)}: {error.strerror}", "mountsafe ls shows what there is.") from error
+        raise UserError(f"{shown_path(path)}: {error.strerror}", "mountsafe ls shows what there is.") from error
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def _out(path: Path | None) -> Iterator[IO[bytes]]:
     try:
         file = path.open("xb")
     except OSError as error:
-        shown = printed(os.fsencode(path))
+        shown = shown_path(path)
         raise UserError(f"cannot make {shown}: {error.strerror}", "Name a new file.", ExitCode.TARGET) from error
     try:
         with file:

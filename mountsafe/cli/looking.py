@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from mountsafe.cli import completion, screen
 from mountsafe.cli.options import Json
-from mountsafe.cli.selecting import ImagePath, Problems, Selection, by_image, printed, reading, selecting, split
+from mountsafe.cli.selecting import ImagePath, Problems, Selection, by_image, reading, selecting, split
 from mountsafe.cli.typers import App, argument, option
 from mountsafe.errors import UserError
 from mountsafe.library.whole import Found, Whole
-from mountsafe.text import printable
+from mountsafe.text import printable, shown_path
 
 KINDS = {
     stat.S_IFREG: "file",
@@ -69,7 +69,7 @@ def _named(whole: Whole, path: bytes, follow: bool) -> Found:
     try:
         return whole.find(path, follow)
     except OSError as error:
-        raise UserError(f"{printed(path)}: {error.strerror}", "mountsafe ls shows what there is.") from error
+        raise UserError(f"{shown_path(path)}: {error.strerror}", "mountsafe ls shows what there is.") from error
 
 
 def _all(whole: Whole, start: Found, recursive: bool, problems: Problems) -> Iterable[Found]:

@@ -41,7 +41,7 @@ from mountsafe.medium.source import Medium, open_medium
 from mountsafe.session.order import MountOptions
 from mountsafe.session.start import Unlock
 from mountsafe.system import zones
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 ImagePath = Annotated[
@@ -53,7 +53,6 @@ ImagePath = Annotated[
         autocompletion=completion.images,
     ),
 ]
-LONGEST = 500  # characters of a path that is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +173,6 @@ def by_image(words: list[str]) -> list[tuple[Path, list[bytes]]]:
     return list(found.items())
 
 
-def printed(path: bytes) -> str:
-    """Return a path as people may see it."""
-    return printable(path, LONGEST)
-
-
 class Problems:
     """What could not be read, which does not stop the rest: said as it comes, and in the exit code."""
 
@@ -187,7 +181,7 @@ class Problems:
 
     def failed(self, path: bytes, error: OSError) -> None:
         """Say that something could not be read."""
-        self.add(f"{printed(path)}: {error.strerror or error}")
+        self.add(f"{shown_path(path)}: {error.strerror or error}")
 
     def add(self, words: str) -> None:
         """Say that something could not be done."""
