@@ -13,7 +13,7 @@ from typing import IO, Annotated
 from mountsafe.cli import screen
 from mountsafe.cli.looking import put
 from mountsafe.cli.options import Json
-from mountsafe.cli.selecting import ImagePath, Problems, Selection, reading, selecting, split
+from mountsafe.cli.selecting import ImagePath, Problems, Selection, found_at, reading, selecting, split
 from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.library.archive import Archive
@@ -48,13 +48,6 @@ def register(app: App) -> None:
         epilog="Examples: [bold]mountsafe timeline disk.img > bodyfile[/bold], "
         "[bold]mountsafe timeline disk.img | mactime -b -[/bold]"
     )(timeline)
-
-
-def _start(whole: Whole, path: bytes) -> Found:
-    try:
-        return whole.find(path, follow=path.endswith(b"/"))
-    except OSError as error:
-        raise UserError(f"{shown_path(path)}: {error.strerror}", "mountsafe ls shows what there is.") from error
 
 
 @contextmanager
@@ -95,7 +88,7 @@ def tar(
     image, path = split(source)
     problems = Problems()
     with reading(image, selection, problems) as whole:
-        start = _start(whole, path)
+        start = found_at(whole, path, follow=False)
         with _out(output) as out:
             archive = Archive(whole, out, problems.failed)
             archive.add(start)
@@ -118,7 +111,7 @@ def hash_(
     image, path = split(source)
     problems = Problems()
     with reading(image, selection, problems) as whole:
-        start = _start(whole, path)
+        start = found_at(whole, path, follow=False)
         base = os.path.dirname(start.path) if start.is_file else start.path
         for found in whole.below(start, problems.failed):
             if not found.is_file:
@@ -163,7 +156,7 @@ def timeline(
     image, path = split(source)
     problems = Problems()
     with reading(image, selection, problems) as whole:
-        for found in whole.below(_start(whole, path), problems.failed):
+        for found in whole.below(found_at(whole, path, follow=False), problems.failed):
             put(body_line(found))
     problems.end()
 

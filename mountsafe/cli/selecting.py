@@ -34,9 +34,9 @@ from mountsafe.cli.options import (
 from mountsafe.cli.sizes import checked_part
 from mountsafe.cli.typers import argument, option
 from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
-from mountsafe.errors import ExitCode
+from mountsafe.errors import ExitCode, UserError
 from mountsafe.library.image import Image, Person, opened_image, stream_options
-from mountsafe.library.whole import Whole
+from mountsafe.library.whole import Found, Whole
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.session.order import MountOptions
 from mountsafe.session.start import Unlock
@@ -202,6 +202,14 @@ def reading(source: Path, selection: Selection, problems: Problems) -> Iterator[
         for missing in image.missing:
             problems.add(missing.message)
         yield Whole(image.filesystems)
+
+
+def found_at(whole: Whole, path: bytes, follow: bool) -> Found:
+    """Return what somebody has named. Raises UserError (FAILURE) if it cannot be had."""
+    try:
+        return whole.find(path, follow)
+    except OSError as error:
+        raise UserError(f"{shown_path(path)}: {error.strerror}", "mountsafe ls shows what there is.") from error
 
 
 def opened(source: Path, selection: Selection) -> Image:
