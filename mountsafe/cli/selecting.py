@@ -214,16 +214,13 @@ def found_at(whole: Whole, path: bytes, follow: bool) -> Found:
 
 def opened(source: Path, selection: Selection) -> Image:
     """Open what is selected of a source. Raises UserError."""
-    medium, options, unlock = selected(source, selection, already.lent(source))
+    medium, options, unlock = selected(source, selection)
     with screen.progress(selection.verbose or not sys.stderr.isatty()) as progress:
         return opened_image(medium, options, Person(progress, screen.warn, unlock))
 
 
-def selected(source: Path, selection: Selection, lent: int | None) -> tuple[Medium, MountOptions, Unlock]:
-    """Return a medium that is open, what is ordered of it, and who has keys. `lent` as of `open_medium`.
-
-    Raises UserError.
-    """
+def selected(source: Path, selection: Selection) -> tuple[Medium, MountOptions, Unlock]:
+    """Return a medium that is open, what is ordered of it, and who has keys. Raises UserError."""
     fstype = ENCRYPTIONS.get(selection.fstype or "", selection.fstype)
     check_words(fstype, selection.partition)
     keys = Keys(
@@ -243,4 +240,5 @@ def selected(source: Path, selection: Selection, lent: int | None) -> tuple[Medi
     options = replace(options, key_named=keys.named(fstype))
     part = checked_part(selection.offset, selection.sizelimit)
     sectors = checked_sectors(selection.sector_size)
-    return open_medium(source, named(selection.format_), sectors, part, lent), options, unlocker(keys)
+    medium = open_medium(source, named(selection.format_), sectors, part, already.lent(source))
+    return medium, options, unlocker(keys)
