@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
@@ -99,7 +99,7 @@ class Selection:
 def selecting(command: Command) -> Command:
     """Give a command the options of `Selection` in the place of its parameter `selection`.
 
-    A letter that the command has a use of its own for is that.
+    A letter that the command has a use of its own for is that. All of the command's parameters are named ones.
     """
     own = inspect.signature(command)
     taken = {word for each in own.parameters.values() for word in _words(each.annotation)}
@@ -108,31 +108,25 @@ def selecting(command: Command) -> Command:
         inspect.Parameter(
             each.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=None if each.default is MISSING else each.default,
+            default=each.default,
             annotation=_without(hints[each.name], taken),
         )
         for each in fields(Selection)
     ]
-    named_ = {each.name for each in fields(Selection)}
 
     @wraps(command)
     def with_options(**settings: Any) -> Any:
-        selected = {name: settings.pop(name) for name in named_}
+        selected = {each.name: settings.pop(each.name) for each in added}
         return command(**settings, selection=Selection(**selected))
 
-    kept = [
-        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for each in own.parameters.values()
-        if each.name != "selection"
-    ]
+    kept = [each for each in own.parameters.values() if each.name != "selection"]
     with_options.__signature__ = own.replace(parameters=kept + added)  # type: ignore[attr-defined]
     return cast(Command, with_options)
 
 
 def _words(annotation: Any) -> tuple[str, ...]:
     """Return the words of an option."""
-    found = [word for each in get_args(annotation)[1:] for word in getattr(each, "param_decls", None) or ()]
-    return tuple(found)
+    return tuple(word for each in get_args(annotation)[1:] for word in getattr(each, "param_decls", None) or ())
 
 
 def _without(annotation: Any, taken: set[str]) -> Any:
