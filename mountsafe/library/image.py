@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from mountsafe import sandbox
-from mountsafe.appliance import build
 from mountsafe.encrypted import secrecy
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.jobs.judging import judge_of
+from mountsafe.jobs.preparing import prepare
 from mountsafe.library.filesystem import FileSystem
 from mountsafe.library.stream import Stream
 from mountsafe.limits import IDLE, INDEX_ENTRIES
@@ -164,12 +163,7 @@ def opened_image(medium: Medium, options: MountOptions, person: Person) -> Image
     Interrupted, it leaves nothing. Raises UserError.
     """
     try:
-        sandbox.require()
-        if medium.format is not formats.Format.RAW:
-            from mountsafe.container import opened  # with trio
-
-            opened.require()
-        build.ensure(person.progress)
+        prepare(medium, person.progress)
         starting = Starting(options.verbose)
         starting.order(medium, None, options)
         try:

@@ -112,7 +112,7 @@ def test_before_a_mount_is_there_it_leaves_no_folder_and_no_process(
     stub.chmod(0o755)
     folder.mkdir()
     monkeypatch.setattr(start, "PYTHON", str(stub))
-    for needed in ("sandbox.require", "require_fuse", "build.ensure", "judge_of"):
+    for needed in ("require_fuse", "prepare", "judge_of"):
         monkeypatch.setattr(f"mountsafe.cli.opening.{needed}", lambda *_: None)
     medium = open_medium(image)
 
