@@ -94,10 +94,7 @@ class ImageFile(io.RawIOBase):
         """
         self._check()
         body = self._stream.ask(Kind.DATA, reading.pack_held(Held(self._handle, offset, 0)))
-        try:
-            untrusted_found = reading.unpack_offset(bytes(body))
-        except wire.WireError as error:
-            raise self._stream.broken(str(error)) from error
+        untrusted_found = self._owner._told(reading.unpack_offset, bytes(body))
         if not min(offset, self._size) <= untrusted_found <= self._size:
             raise self._stream.broken("data that is elsewhere")
         return untrusted_found
