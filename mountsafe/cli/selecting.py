@@ -18,7 +18,6 @@ import typer
 
 from mountsafe.cli import already, completion, screen
 from mountsafe.cli.options import (
-    ENCRYPTIONS,
     Format,
     FormatOption,
     MountOption,
@@ -27,8 +26,6 @@ from mountsafe.cli.options import (
     SizeLimit,
     Timezone,
     Verbose,
-    check_words,
-    checked_sectors,
     named,
 )
 from mountsafe.cli.sizes import checked_part
@@ -37,10 +34,10 @@ from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, K
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.library.image import Image, Person, opened_image, stream_options
 from mountsafe.library.whole import Found, Whole
+from mountsafe.medium.options import checked_sectors
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.session.order import MountOptions
 from mountsafe.session.start import Unlock
-from mountsafe.system import zones
 from mountsafe.text import shown_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -215,8 +212,9 @@ def opened(source: Path, selection: Selection) -> Image:
 
 def selected(source: Path, selection: Selection) -> tuple[Medium, MountOptions, Unlock]:
     """Return a medium that is open, what is ordered of it, and who has keys. Raises UserError."""
-    fstype = ENCRYPTIONS.get(selection.fstype or "", selection.fstype)
-    check_words(fstype, selection.partition)
+    options = stream_options(
+        selection.partition, selection.fstype, selection.timezone, selection.mount_option or [], selection.verbose
+    )
     keys = Keys(
         tuple(selection.key_file or ()),
         selection.key_fd,
@@ -227,11 +225,7 @@ def selected(source: Path, selection: Selection) -> tuple[Medium, MountOptions, 
         selection.big_memory,
     )
     keys.check()
-    zones.rules_of(selection.timezone)  # or an error, before anything is done
-    options = stream_options(
-        selection.partition, fstype, selection.timezone, selection.mount_option or [], selection.verbose
-    )
-    options = replace(options, key_named=keys.named(fstype))
+    options = replace(options, key_named=keys.named(options.fstype))
     part = checked_part(selection.offset, selection.sizelimit)
     sectors = checked_sectors(selection.sector_size)
     medium = open_medium(source, named(selection.format_), sectors, part, already.lent(source))
