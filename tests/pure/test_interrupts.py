@@ -188,5 +188,6 @@ except KeyboardInterrupt:
 
 
 def test_one_that_comes_where_nothing_can_be_raised_is_heard_all_the_same(repository: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LOST], cwd=repository, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", LOST]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, timeout=50)
     assert (done.stdout, done.stderr) == ("heard\n", "")
