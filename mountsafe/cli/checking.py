@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from mountsafe.cli import completion, screen
+from mountsafe.cli import screen
 from mountsafe.cli.inspecting import Shown
 from mountsafe.cli.opening import prepared
 from mountsafe.cli.options import (
     Format,
     FormatOption,
+    FsType,
     Json,
     Offset,
     SectorSize,
@@ -58,10 +59,7 @@ def check(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         str | None,
         option("--partition", "-p", metavar="NUMBER|NAME", help="Check this one only, as inspect calls it."),
     ] = None,
-    fstype: Annotated[
-        str | None,
-        option("--type", "-t", metavar="FSTYPE", help="Treat it as this type.", autocompletion=completion.types),
-    ] = None,
+    fstype: FsType = None,
     format_: FormatOption = Format.AUTO,
     sector_size: SectorSize = None,
     offset: Offset = None,

@@ -28,6 +28,27 @@ Source = Annotated[
         help="An image file or a block device.", show_default=False, readable=False, autocompletion=completion.images
     ),
 ]
+Partition = Annotated[
+    str | None,
+    option(
+        "--partition",
+        "-p",
+        metavar="NUMBER|NAME",
+        help="Open this partition, array or logical volume only, as inspect calls it; 0 is the whole disk.",
+        show_default=False,
+    ),
+]
+FsType = Annotated[
+    str | None,
+    option(
+        "--type",
+        "-t",
+        metavar="FSTYPE",
+        help="Treat it as this type.",
+        show_default=False,
+        autocompletion=completion.types,
+    ),
+]
 FormatOption = Annotated[
     Format,
     option(

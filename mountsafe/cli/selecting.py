@@ -20,8 +20,10 @@ from mountsafe.cli import already, completion, screen
 from mountsafe.cli.options import (
     Format,
     FormatOption,
+    FsType,
     MountOption,
     Offset,
+    Partition,
     SectorSize,
     SizeLimit,
     Timezone,
@@ -29,7 +31,7 @@ from mountsafe.cli.options import (
     named,
 )
 from mountsafe.cli.sizes import checked_part
-from mountsafe.cli.typers import argument, option
+from mountsafe.cli.typers import argument
 from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.library.image import Image, Person, opened_image, stream_options
@@ -56,27 +58,8 @@ ImagePath = Annotated[
 class Selection:
     """What of a source is read, and how: each field is an option."""
 
-    partition: Annotated[
-        str | None,
-        option(
-            "--partition",
-            "-p",
-            metavar="NUMBER|NAME",
-            help="Read this partition, array or logical volume only, as inspect calls it; 0 is the whole disk.",
-            show_default=False,
-        ),
-    ] = None
-    fstype: Annotated[
-        str | None,
-        option(
-            "--type",
-            "-t",
-            metavar="FSTYPE",
-            help="Take it for this type.",
-            show_default=False,
-            autocompletion=completion.types,
-        ),
-    ] = None
+    partition: Partition = None
+    fstype: FsType = None
     format_: FormatOption = Format.AUTO
     sector_size: SectorSize = None
     offset: Offset = None
