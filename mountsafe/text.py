@@ -29,8 +29,8 @@ def printable(untrusted_text: str | bytes, limit: int = 255) -> str:
     return "".join(shown) + "…"
 
 
-def shown_path(path: str | os.PathLike[str], limit: int = 500) -> str:
-    """Return a path of the host as `printable` shows it: its names may be no text, and are somebody's."""
+def shown_path(path: str | bytes | os.PathLike[str], limit: int = 500) -> str:
+    """Return a path of the host or a medium as `printable` shows it: its names may be no text, and are somebody's."""
     return printable(os.fsencode(path), limit)
 
 

@@ -8,21 +8,19 @@ from typing import Annotated
 
 import typer
 
-from mountsafe.cli import completion, screen
+from mountsafe.cli import screen
 from mountsafe.cli.inspecting import Shown
 from mountsafe.cli.opening import prepared
 from mountsafe.cli.options import (
-    ENCRYPTIONS,
     Format,
     FormatOption,
+    FsType,
     Json,
     Offset,
     SectorSize,
     SizeLimit,
     Source,
     Verbose,
-    check_words,
-    checked_sectors,
     named,
 )
 from mountsafe.cli.sizes import checked_part
@@ -33,6 +31,7 @@ from mountsafe.jobs.checking import Approve, Wish, checked
 from mountsafe.jobs.checks import Checks, Outcome, Result
 from mountsafe.limits import CHECK_SECONDS
 from mountsafe.medium.exclusive import open_for_writing
+from mountsafe.medium.options import checked_sectors, checked_type
 from mountsafe.medium.source import Medium, explained, open_medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.medium.wrappers import NOTHING_FOUND
@@ -60,10 +59,7 @@ def check(  # noqa: PLR0913  # a parameter for each option, as typer wants it
         str | None,
         option("--partition", "-p", metavar="NUMBER|NAME", help="Check this one only, as inspect calls it."),
     ] = None,
-    fstype: Annotated[
-        str | None,
-        option("--type", "-t", metavar="FSTYPE", help="Treat it as this type.", autocompletion=completion.types),
-    ] = None,
+    fstype: FsType = None,
     format_: FormatOption = Format.AUTO,
     sector_size: SectorSize = None,
     offset: Offset = None,
@@ -92,8 +88,7 @@ def check(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     """
     if repair and not yes and (json or not sys.stdin.isatty()):
         raise UserError("nobody can be asked whether to repair", "--yes repairs without asking.", ExitCode.USAGE)
-    fstype = ENCRYPTIONS.get(fstype or "", fstype)
-    check_words(fstype, partition)
+    fstype = checked_type(fstype, partition)
     keys = Keys(tuple(key_file or ()), key_fd, recovery_key, header, pim, hidden, big_memory)
     keys.check()
     part = checked_part(offset, sizelimit)

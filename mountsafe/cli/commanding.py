@@ -8,19 +8,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mountsafe.cli import already
 from mountsafe.cli.mounting import tell_missing
 from mountsafe.cli.opening import begin
 from mountsafe.cli.options import Source
 from mountsafe.cli.selecting import Selection, selected, selecting
 from mountsafe.cli.typers import App, argument
 from mountsafe.errors import ExitCode, UserError
-from mountsafe.session.order import MountOptions
 
 FOLDER = "MOUNTSAFE_DIR"
 PLACE = "{}"
@@ -50,16 +49,8 @@ def run(
 
     The folder is in MOUNTSAFE_DIR, and in the place of {}. It is unmounted however the command, or this, ends.
     """
-    medium, options, unlock = selected(source, selection, already.lent(source))
-    wanted = MountOptions(
-        *(options.partition, options.fstype, "user"),
-        verbose=options.verbose,
-        foreground=True,
-        judged=True,
-        timezone=options.timezone,
-        mount_options=options.mount_options,
-        unlock=True,
-    )
+    medium, options, unlock = selected(source, selection)
+    wanted = replace(options, owner="user", stream=False)
     # Made by who mounts, and removed by the supervisor, also if nobody else is left to do so.
     target = Path(tempfile.gettempdir()) / f"mountsafe-run-{secrets.token_hex(8)}"
     starting, record = begin(medium, target, wanted, not sys.stderr.isatty(), unlock)

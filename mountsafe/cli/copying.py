@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 from mountsafe.cli import completion, screen
-from mountsafe.cli.selecting import Problems, Selection, by_image, printed, reading, selecting
+from mountsafe.cli.selecting import Problems, Selection, by_image, reading, selecting
 from mountsafe.cli.typers import App, argument, option
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.library.copying import Copy, Hears, Links, Wish
 from mountsafe.library.naming import Namer, Names
 from mountsafe.library.whole import Whole
-from mountsafe.text import size
+from mountsafe.text import shown_path, size
 
 SOON, OFTEN = 1.0, 0.2  # seconds before something is said of how far it is, and between two times
 FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -43,7 +43,7 @@ class Progress(Hears):
 
     def left_out(self, path: bytes, why: str) -> None:
         """Say it: that is as it should be."""
-        screen.note(f"left out: {printed(path)}: {why}")
+        screen.note(f"left out: {shown_path(path)}: {why}")
 
     def copied(self, count: int) -> None:
         """Count, and say it now and then."""
@@ -114,7 +114,7 @@ def _copy(
         problems.failed(path, error)
         return
     if found.is_folder and not recursive:
-        problems.add(f"{printed(path)} is a folder: --recursive copies it")
+        problems.add(f"{shown_path(path)} is a folder: --recursive copies it")
         return
     copy.into(folder, found, called)
 
@@ -136,6 +136,6 @@ def _destination(path: Path, count: int) -> tuple[int, bytes]:
         if count == 1 and path.name:
             return os.open(path.parent, FLAGS), os.fsencode(path.name)
     except OSError as error:
-        shown = printed(os.fsencode(path))
+        shown = shown_path(path)
         raise UserError(f"cannot copy to {shown}: {error.strerror}", "Name a folder.", ExitCode.TARGET) from error
-    raise UserError(f"{printed(os.fsencode(path))} is no folder", "Several are copied into one.", ExitCode.TARGET)
+    raise UserError(f"{shown_path(path)} is no folder", "Several are copied into one.", ExitCode.TARGET)

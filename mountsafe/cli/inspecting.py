@@ -15,7 +15,6 @@ from mountsafe.cli.options import (
     SizeLimit,
     Source,
     Verbose,
-    checked_sectors,
     named,
 )
 from mountsafe.cli.sizes import checked_part
@@ -24,6 +23,7 @@ from mountsafe.encrypted.description import words
 from mountsafe.errors import UserError
 from mountsafe.jobs.inspection import Found, inspected
 from mountsafe.medium import formats
+from mountsafe.medium.options import checked_sectors
 from mountsafe.medium.source import Medium, explained, open_medium
 from mountsafe.medium.volumes import Volume
 from mountsafe.medium.wrappers import NOTHING_FOUND

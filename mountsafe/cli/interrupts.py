@@ -3,7 +3,6 @@
 Only the main thread hears of signals, and may say what is done at one; in others nothing is done here.
 """
 
-import _thread
 import signal
 import sys
 import threading
@@ -27,7 +26,8 @@ def _again(lost: "sys.UnraisableHookArgs") -> None:
     The interpreter would print a traceback and go on as if nobody had pressed a key.
     """
     if lost.exc_type is KeyboardInterrupt:
-        threading.Timer(SOON, _thread.interrupt_main).start()
+        # A signal: it ends what the main thread waits for in the kernel.
+        threading.Timer(SOON, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(lost)
 

@@ -13,11 +13,12 @@ from typing import IO, Annotated
 from mountsafe.cli import screen
 from mountsafe.cli.looking import put
 from mountsafe.cli.options import Json
-from mountsafe.cli.selecting import ImagePath, Problems, Selection, printed, reading, selecting, split
+from mountsafe.cli.selecting import ImagePath, Problems, Selection, found_at, reading, selecting, split
 from mountsafe.cli.typers import App, option
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.library.archive import Archive
 from mountsafe.library.whole import Found, Whole
+from mountsafe.text import shown_path
 
 NANO = 1_000_000_000
 
@@ -49,13 +50,6 @@ def register(app: App) -> None:
     )(timeline)
 
 
-def _start(whole: Whole, path: bytes) -> Found:
-    try:
-        return whole.find(path, follow=path.endswith(b"/"))
-    except OSError as error:
-        raise UserError(f"{printed(path)}: {error.strerror}", "mountsafe ls shows what there is.") from error
-
-
 @contextmanager
 def _out(path: Path | None) -> Iterator[IO[bytes]]:
     """Give where an archive goes: a new file, which is removed if it comes to nothing, or standard output."""
@@ -66,7 +60,7 @@ def _out(path: Path | None) -> Iterator[IO[bytes]]:
     try:
         file = path.open("xb")
     except OSError as error:
-        shown = printed(os.fsencode(path))
+        shown = shown_path(path)
         raise UserError(f"cannot make {shown}: {error.strerror}", "Name a new file.", ExitCode.TARGET) from error
     try:
         with file:
@@ -94,7 +88,7 @@ def tar(
     image, path = split(source)
     problems = Problems()
     with reading(image, selection, problems) as whole:
-        start = _start(whole, path)
+        start = found_at(whole, path, follow=False)
         with _out(output) as out:
             archive = Archive(whole, out, problems.failed)
             archive.add(start)
@@ -117,7 +111,7 @@ def hash_(
     image, path = split(source)
     problems = Problems()
     with reading(image, selection, problems) as whole:
-        start = _start(whole, path)
+        start = found_at(whole, path, follow=False)
         base = os.path.dirname(start.path) if start.is_file else start.path
         for found in whole.below(start, problems.failed):
             if not found.is_file:
@@ -162,7 +156,7 @@ def timeline(
     image, path = split(source)
     problems = Problems()
     with reading(image, selection, problems) as whole:
-        for found in whole.below(_start(whole, path), problems.failed):
+        for found in whole.below(found_at(whole, path, follow=False), problems.failed):
             put(body_line(found))
     problems.end()
 

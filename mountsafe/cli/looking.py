@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 from mountsafe.cli import completion, screen
 from mountsafe.cli.options import Json
-from mountsafe.cli.selecting import ImagePath, Problems, Selection, by_image, printed, reading, selecting, split
+from mountsafe.cli.selecting import ImagePath, Problems, Selection, by_image, found_at, reading, selecting, split
 from mountsafe.cli.typers import App, argument, option
-from mountsafe.errors import UserError
 from mountsafe.library.whole import Found, Whole
 from mountsafe.text import printable
 
@@ -55,21 +54,13 @@ def ls(
     image, path = split(source)
     problems = Problems()
     with reading(image, selection, problems) as whole:
-        start = _named(whole, path, follow=not long or path.endswith(b"/"))
+        start = found_at(whole, path, follow=not long)
         if json:
             for each in _all(whole, start, recursive, problems):
                 screen.print_event(facts(each))
         else:
             _list(whole, start, long, recursive, problems)
     problems.end()
-
-
-def _named(whole: Whole, path: bytes, follow: bool) -> Found:
-    """Return what somebody has named. Raises UserError (FAILURE) if it cannot be had."""
-    try:
-        return whole.find(path, follow)
-    except OSError as error:
-        raise UserError(f"{printed(path)}: {error.strerror}", "mountsafe ls shows what there is.") from error
 
 
 def _all(whole: Whole, start: Found, recursive: bool, problems: Problems) -> Iterable[Found]:

@@ -10,21 +10,20 @@ import typer
 from mountsafe.cli import already, completion, screen
 from mountsafe.cli.opening import begin
 from mountsafe.cli.options import (
-    ENCRYPTIONS,
     Force,
     Format,
     FormatOption,
+    FsType,
     Json,
     MountOption,
     Offset,
+    Partition,
     SectorSize,
     SizeLimit,
     Source,
     Timezone,
     Verbose,
     Write,
-    check_words,
-    checked_sectors,
     named,
 )
 from mountsafe.cli.shown import ShownMedium, shown
@@ -34,7 +33,7 @@ from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, K
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium.exclusive import open_for_writing
-from mountsafe.medium.options import checked_options
+from mountsafe.medium.options import checked_options, checked_sectors, checked_type
 from mountsafe.medium.source import open_medium
 from mountsafe.session import running
 from mountsafe.session.order import MountOptions
@@ -95,27 +94,8 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
             readable=False,
         ),
     ] = None,
-    partition: Annotated[
-        str | None,
-        option(
-            "--partition",
-            "-p",
-            metavar="NUMBER|NAME",
-            help="Mount this partition, array or logical volume only, as inspect calls it; 0 is the whole disk.",
-            show_default=False,
-        ),
-    ] = None,
-    fstype: Annotated[
-        str | None,
-        option(
-            "--type",
-            "-t",
-            metavar="FSTYPE",
-            help="Treat it as this type.",
-            show_default=False,
-            autocompletion=completion.types,
-        ),
-    ] = None,
+    partition: Partition = None,
+    fstype: FsType = None,
     format_: FormatOption = Format.AUTO,
     sector_size: SectorSize = None,
     offset: Offset = None,
@@ -155,8 +135,7 @@ def mount(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     A source with several file systems mounts each in a folder of its own under DIR, unless --partition chooses.
     What the policy refuses is left out: mountsafe policy explain SOURCE names the rule.
     """
-    fstype = ENCRYPTIONS.get(fstype or "", fstype)
-    check_words(fstype, partition)
+    fstype = checked_type(fstype, partition)
     keys = Keys(tuple(key_file or ()), key_fd, recovery_key, header, pim, hidden, big_memory)
     keys.check()
     zones.rules_of(timezone)  # or an error, before anything is done

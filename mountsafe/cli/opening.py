@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from mountsafe import sandbox
-from mountsafe.appliance import build
 from mountsafe.cli import interrupts, screen
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.jobs.judging import judge_of
-from mountsafe.medium.formats import Format
+from mountsafe.jobs.preparing import prepare
 from mountsafe.medium.source import Medium, explained
 from mountsafe.session.mounter import require_fuse
 from mountsafe.session.order import MountOptions
@@ -59,13 +57,8 @@ def prepared(medium: Medium, quiet: bool) -> Iterator[Callable[[str], None]]:
 
     `quiet`: no progress is shown.
     """
-    sandbox.require()
-    if medium.format is not Format.RAW:
-        from mountsafe.container import opened  # with trio
-
-        opened.require()
     with screen.progress(quiet) as progress:
-        build.ensure(progress)
+        prepare(medium, progress)
         yield progress
 
 

@@ -1,21 +1,12 @@
-"""The options that verbs which open a medium have in common, and what is checked of them."""
+"""The options that verbs which open a medium have in common."""
 
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from mountsafe.cli import completion, screen
 from mountsafe.cli.typers import argument, option
-from mountsafe.errors import ExitCode, UserError
 from mountsafe.medium import formats
-from mountsafe.medium.volumes import ENCRYPTED
-from mountsafe.text import printable
-from mountsafe.wire import SECTOR_SIZES
-
-ENCRYPTIONS = {title.lower(): fstype for fstype, title in ENCRYPTED.items()}  # as --type names them
-# For mount(8), which the guest calls, "noext4" is every type but ext4.
-FSTYPE = re.compile(r"(?!no|auto$)[a-z0-9_.+-]{1,32}")
 
 
 class Format(StrEnum):
@@ -35,6 +26,27 @@ Source = Annotated[
     Path,
     argument(
         help="An image file or a block device.", show_default=False, readable=False, autocompletion=completion.images
+    ),
+]
+Partition = Annotated[
+    str | None,
+    option(
+        "--partition",
+        "-p",
+        metavar="NUMBER|NAME",
+        help="Open this partition, array or logical volume only, as inspect calls it; 0 is the whole disk.",
+        show_default=False,
+    ),
+]
+FsType = Annotated[
+    str | None,
+    option(
+        "--type",
+        "-t",
+        metavar="FSTYPE",
+        help="Treat it as this type.",
+        show_default=False,
+        autocompletion=completion.types,
     ),
 ]
 FormatOption = Annotated[
@@ -102,24 +114,6 @@ Verbose = Annotated[bool, option("--verbose", "-v", help="Show the sandbox comma
 Force = Annotated[bool, option("--force", "-f", help="Detach it even if programs use it.")]
 
 
-def check_words(fstype: str | None, partition: str | None) -> None:
-    """Raise UserError (USAGE) for what can be no type, or no partition."""
-    if fstype is not None and not FSTYPE.fullmatch(fstype) and fstype not in ENCRYPTED:
-        message = f"{printable(fstype)} is not a file system type"
-        raise UserError(message, "For example: vfat, udf, affs.", ExitCode.USAGE)
-    if partition is not None and (not partition or partition.startswith("-")):
-        message = f"{printable(partition) or 'nothing'} is no number or name of a partition"
-        raise UserError(message, "mountsafe inspect shows them; 0 is the whole disk.", ExitCode.USAGE)
-
-
 def named(format_: Format) -> formats.Format | None:
     """Return the format that an option names; None for auto."""
     return None if format_ is Format.AUTO else formats.Format(format_)
-
-
-def checked_sectors(sector_size: int | None) -> int | None:
-    """Return what `--sector-size` says. Raises UserError (USAGE) if it is no size of sectors."""
-    if sector_size is not None and sector_size not in SECTOR_SIZES:
-        known = ", ".join(map(str, sorted(SECTOR_SIZES)))
-        raise UserError(f"no disk has sectors of {sector_size} bytes", f"There are {known}.", ExitCode.USAGE)
-    return sector_size

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
@@ -18,30 +18,29 @@ import typer
 
 from mountsafe.cli import already, completion, screen
 from mountsafe.cli.options import (
-    ENCRYPTIONS,
     Format,
     FormatOption,
+    FsType,
     MountOption,
     Offset,
+    Partition,
     SectorSize,
     SizeLimit,
     Timezone,
     Verbose,
-    check_words,
-    checked_sectors,
     named,
 )
 from mountsafe.cli.sizes import checked_part
-from mountsafe.cli.typers import argument, option
+from mountsafe.cli.typers import argument
 from mountsafe.cli.unlocking import BigMemory, Header, Hidden, KeyFd, KeyFile, Keys, Pim, RecoveryKey, unlocker
-from mountsafe.errors import ExitCode
+from mountsafe.errors import ExitCode, UserError
 from mountsafe.library.image import Image, Person, opened_image, stream_options
-from mountsafe.library.whole import Whole
+from mountsafe.library.whole import Found, Whole
+from mountsafe.medium.options import checked_sectors
 from mountsafe.medium.source import Medium, open_medium
 from mountsafe.session.order import MountOptions
 from mountsafe.session.start import Unlock
-from mountsafe.system import zones
-from mountsafe.text import printable
+from mountsafe.text import shown_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 ImagePath = Annotated[
@@ -53,34 +52,14 @@ ImagePath = Annotated[
         autocompletion=completion.images,
     ),
 ]
-LONGEST = 500  # characters of a path that is shown
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """What of a source is read, and how: each field is an option."""
 
-    partition: Annotated[
-        str | None,
-        option(
-            "--partition",
-            "-p",
-            metavar="NUMBER|NAME",
-            help="Read this partition, array or logical volume only, as inspect calls it; 0 is the whole disk.",
-            show_default=False,
-        ),
-    ] = None
-    fstype: Annotated[
-        str | None,
-        option(
-            "--type",
-            "-t",
-            metavar="FSTYPE",
-            help="Take it for this type.",
-            show_default=False,
-            autocompletion=completion.types,
-        ),
-    ] = None
+    partition: Partition = None
+    fstype: FsType = None
     format_: FormatOption = Format.AUTO
     sector_size: SectorSize = None
     offset: Offset = None
@@ -100,7 +79,7 @@ class Selection:
 def selecting(command: Command) -> Command:
     """Give a command the options of `Selection` in the place of its parameter `selection`.
 
-    A letter that the command has a use of its own for is that.
+    A letter that the command has a use of its own for is that. All of the command's parameters are named ones.
     """
     own = inspect.signature(command)
     taken = {word for each in own.parameters.values() for word in _words(each.annotation)}
@@ -109,31 +88,25 @@ def selecting(command: Command) -> Command:
         inspect.Parameter(
             each.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=None if each.default is MISSING else each.default,
+            default=each.default,
             annotation=_without(hints[each.name], taken),
         )
         for each in fields(Selection)
     ]
-    named_ = {each.name for each in fields(Selection)}
 
     @wraps(command)
     def with_options(**settings: Any) -> Any:
-        selected = {name: settings.pop(name) for name in named_}
+        selected = {each.name: settings.pop(each.name) for each in added}
         return command(**settings, selection=Selection(**selected))
 
-    kept = [
-        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for each in own.parameters.values()
-        if each.name != "selection"
-    ]
+    kept = [each for each in own.parameters.values() if each.name != "selection"]
     with_options.__signature__ = own.replace(parameters=kept + added)  # type: ignore[attr-defined]
     return cast(Command, with_options)
 
 
 def _words(annotation: Any) -> tuple[str, ...]:
     """Return the words of an option."""
-    found = [word for each in get_args(annotation)[1:] for word in getattr(each, "param_decls", None) or ()]
-    return tuple(found)
+    return tuple(word for each in get_args(annotation)[1:] for word in getattr(each, "param_decls", None) or ())
 
 
 def _without(annotation: Any, taken: set[str]) -> Any:
@@ -174,11 +147,6 @@ def by_image(words: list[str]) -> list[tuple[Path, list[bytes]]]:
     return list(found.items())
 
 
-def printed(path: bytes) -> str:
-    """Return a path as people may see it."""
-    return printable(path, LONGEST)
-
-
 class Problems:
     """What could not be read, which does not stop the rest: said as it comes, and in the exit code."""
 
@@ -187,7 +155,7 @@ class Problems:
 
     def failed(self, path: bytes, error: OSError) -> None:
         """Say that something could not be read."""
-        self.add(f"{printed(path)}: {error.strerror or error}")
+        self.add(f"{shown_path(path)}: {error.strerror or error}")
 
     def add(self, words: str) -> None:
         """Say that something could not be done."""
@@ -210,20 +178,26 @@ def reading(source: Path, selection: Selection, problems: Problems) -> Iterator[
         yield Whole(image.filesystems)
 
 
+def found_at(whole: Whole, path: bytes, follow: bool) -> Found:
+    """Return what somebody has named. Raises UserError (FAILURE) if it cannot be had."""
+    try:
+        return whole.find(path, follow)
+    except OSError as error:
+        raise UserError(f"{shown_path(path)}: {error.strerror}", "mountsafe ls shows what there is.") from error
+
+
 def opened(source: Path, selection: Selection) -> Image:
     """Open what is selected of a source. Raises UserError."""
-    medium, options, unlock = selected(source, selection, already.lent(source))
+    medium, options, unlock = selected(source, selection)
     with screen.progress(selection.verbose or not sys.stderr.isatty()) as progress:
         return opened_image(medium, options, Person(progress, screen.warn, unlock))
 
 
-def selected(source: Path, selection: Selection, lent: int | None) -> tuple[Medium, MountOptions, Unlock]:
-    """Return a medium that is open, what is ordered of it, and who has keys. `lent` as of `open_medium`.
-
-    Raises UserError.
-    """
-    fstype = ENCRYPTIONS.get(selection.fstype or "", selection.fstype)
-    check_words(fstype, selection.partition)
+def selected(source: Path, selection: Selection) -> tuple[Medium, MountOptions, Unlock]:
+    """Return a medium that is open, what is ordered of it, and who has keys. Raises UserError."""
+    options = stream_options(
+        selection.partition, selection.fstype, selection.timezone, selection.mount_option or [], selection.verbose
+    )
     keys = Keys(
         tuple(selection.key_file or ()),
         selection.key_fd,
@@ -234,11 +208,8 @@ def selected(source: Path, selection: Selection, lent: int | None) -> tuple[Medi
         selection.big_memory,
     )
     keys.check()
-    zones.rules_of(selection.timezone)  # or an error, before anything is done
-    options = stream_options(
-        selection.partition, fstype, selection.timezone, selection.mount_option or [], selection.verbose
-    )
-    options = replace(options, key_named=keys.named(fstype))
+    options = replace(options, key_named=keys.named(options.fstype))
     part = checked_part(selection.offset, selection.sizelimit)
     sectors = checked_sectors(selection.sector_size)
-    return open_medium(source, named(selection.format_), sectors, part, lent), options, unlocker(keys)
+    medium = open_medium(source, named(selection.format_), sectors, part, already.lent(source))
+    return medium, options, unlocker(keys)

@@ -33,11 +33,4 @@ def bytes_of(option: str, words: str) -> int:
 def checked_part(offset: str | None, sizelimit: str | None) -> Part:
     """Return what `--offset` and `--sizelimit` say. Raises UserError (USAGE); what is beyond the end shows later."""
     start = 0 if offset is None else bytes_of("--offset", offset)
-    if sizelimit is None:
-        return Part(start)
-    size = bytes_of("--sizelimit", sizelimit)
-    if not size or size % UNIT:
-        what = f"--sizelimit {size} is no multiple of {UNIT}" if size else "--sizelimit 0 leaves nothing"
-        nearest = max(UNIT, size // UNIT * UNIT)
-        raise UserError(what, f"A disk has whole sectors: --sizelimit {nearest}, for example.", ExitCode.USAGE)
-    return Part(start, size)
+    return Part.checked(start, None if sizelimit is None else bytes_of("--sizelimit", sizelimit))

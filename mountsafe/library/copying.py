@@ -16,6 +16,7 @@ from enum import StrEnum
 from mountsafe.filesystem.links import contained
 from mountsafe.library.naming import Namer, Names
 from mountsafe.library.whole import Found, Whole
+from mountsafe.session.places import walk_from
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -206,14 +207,7 @@ class Copy:
 
 def _walk(top: int, names: Sequence[bytes]) -> int:
     """Open the folder that names lead to, none of which may be a link."""
-    fd = os.dup(top)
-    for name in names:
-        try:
-            below = os.open(name, FOLDER, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
+    return walk_from(os.dup(top), names, FOLDER)
 
 
 def _runs(data: bytes | bytearray) -> Iterator[tuple[int, int]]:

@@ -94,22 +94,25 @@ class ImageFile(io.RawIOBase):
         """
         self._check()
         body = self._stream.ask(Kind.DATA, reading.pack_held(Held(self._handle, offset, 0)))
-        try:
-            untrusted_found = reading.unpack_offset(bytes(body))
-        except wire.WireError as error:
-            raise self._stream.broken(str(error)) from error
+        untrusted_found = self._owner._told(reading.unpack_offset, bytes(body))
         if not min(offset, self._size) <= untrusted_found <= self._size:
             raise self._stream.broken("data that is elsewhere")
         return untrusted_found
 
-    def chunks(self) -> Iterator[bytes | bytearray]:
-        """Yield all of its bytes, up to 1 MiB at a time: the next ones are asked for while these are used."""
+    def readall(self) -> bytes:
+        """Read all from the position on: what `io` makes of `readinto` asks for a few KiB at a time. Raises OSError."""
+        data = b"".join(self.chunks(self._at))
+        self._at += len(data)
+        return data
+
+    def chunks(self, offset: int = 0) -> Iterator[bytes | bytearray]:
+        """Yield all bytes from `offset` on, up to 1 MiB at a time: the next are asked for while these are used."""
         self._check()
         ahead = deque[tuple[int, int]]()  # questions that were asked, and how many bytes each is for
-        asked = 0
-        if self._first:
+        asked = offset
+        if offset < len(self._first):
             asked = len(self._first)
-            yield self._first
+            yield self._first[offset:]
         try:
             while ahead or asked < self._size:
                 while asked < self._size and len(ahead) < AHEAD:

@@ -15,22 +15,22 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from mountsafe import sandbox
-from mountsafe.appliance import build
 from mountsafe.encrypted import secrecy
 from mountsafe.errors import ExitCode, UserError
 from mountsafe.jobs.judging import judge_of
+from mountsafe.jobs.preparing import prepare
 from mountsafe.library.filesystem import FileSystem
 from mountsafe.library.stream import Stream
 from mountsafe.limits import IDLE, INDEX_ENTRIES
 from mountsafe.medium import formats
-from mountsafe.medium.options import checked_options
+from mountsafe.medium.options import checked_options, checked_sectors, checked_type
 from mountsafe.medium.part import Part
 from mountsafe.medium.source import Medium, explained, open_medium
 from mountsafe.session.messages import Key, KeyForm, Locked
 from mountsafe.session.order import MountOptions
 from mountsafe.session.record import Missing, Record
 from mountsafe.session.start import Starting, Unlock
+from mountsafe.system import zones
 
 Hear = Callable[[str], None]
 
@@ -164,12 +164,7 @@ def opened_image(medium: Medium, options: MountOptions, person: Person) -> Image
     Interrupted, it leaves nothing. Raises UserError.
     """
     try:
-        sandbox.require()
-        if medium.format is not formats.Format.RAW:
-            from mountsafe.container import opened  # with trio
-
-            opened.require()
-        build.ensure(person.progress)
+        prepare(medium, person.progress)
         starting = Starting(options.verbose)
         starting.order(medium, None, options)
         try:
@@ -189,6 +184,8 @@ def stream_options(
     partition: str | None, fstype: str | None, timezone: str, mount_options: Sequence[str], verbose: bool = False
 ) -> MountOptions:
     """Return what is ordered of an image that is to be read. Raises UserError (USAGE)."""
+    fstype = checked_type(fstype, partition)
+    zones.rules_of(timezone)  # or an error, before anything is done
     return MountOptions(
         partition=partition,
         fstype=fstype,
@@ -230,14 +227,9 @@ def open(  # noqa: PLR0913  # named as io.open is, with a parameter for each opt
     own; one process may have several. After a fork the child cannot use what its parent opened, and opens its own.
     """
     wanted = None if format in (None, "auto") else formats.Format(format)
-    medium = open_medium(Path(source), wanted, sector_size, Part(offset, sizelimit))
-    try:
-        name = None if partition is None else str(partition)
-        options = stream_options(name, type, timezone, mount_options)
-        unlock = partial(_unlock, passphrase, None if key_file is None else Path(key_file))
-    except BaseException:
-        os.close(medium.fd)
-        raise
+    options = stream_options(None if partition is None else str(partition), type, timezone, mount_options)
+    unlock = partial(_unlock, passphrase, None if key_file is None else Path(key_file))
+    medium = open_medium(Path(source), wanted, checked_sectors(sector_size), Part.checked(offset, sizelimit))
     return opened_image(medium, options, Person(progress, warn, unlock))
 
 

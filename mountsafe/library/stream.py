@@ -20,6 +20,7 @@ from mountsafe.limits import CALL_DEADLINE
 from mountsafe.reading import Answer, Incoming, Kind
 
 PATIENCE = CALL_DEADLINE + 30.0  # seconds: the session process answers in CALL_DEADLINE, whatever the guest does
+ENDED = "the session process has ended"
 # What a file system says to the kernel and not to a program, or what Python has a meaning of its own for.
 _NOT_FOR_PROGRAMS = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOSYS, errno.EPIPE, errno.ECHILD})
 
@@ -62,19 +63,14 @@ class Stream:
             self._answers[ident] = None
         try:
             with self._sending:
-                self._send(wire.frame(ident, kind, body))
-        except BaseException as error:  # half of it may have been sent
-            self.end(f"a question was cut short ({error})" if isinstance(error, OSError) else "it was interrupted")
+                self._sock.sendall(wire.frame(ident, kind, body))
+        except OSError as error:
+            self.end(ENDED)
+            raise self._lost() from error
+        except BaseException:  # half of it may have been sent
+            self.end("it was interrupted")
             raise
         return ident
-
-    def _send(self, data: bytes) -> None:
-        try:
-            self._sock.sendall(data)
-        except OSError as error:
-            with self._changed:
-                self._why = self._why or "the session process has ended"
-            raise self._lost() from error
 
     def answer(self, ident: int, kind: int) -> bytearray:
         """Wait for the answer to a question of this kind, which `begin` has asked."""
@@ -133,7 +129,7 @@ class Stream:
         except OSError:
             count = 0
         if not count:
-            self.end("the session process has ended")
+            self.end(ENDED)
             return None
         return count
 
@@ -175,7 +171,7 @@ class Stream:
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
     def _lost(self) -> OSError:
-        return OSError(errno.EIO, self._why or "the session process has ended")
+        return OSError(errno.EIO, self._why)
 
     def end(self, why: str) -> None:
         """Ask nothing more: whoever waits is told why. The first reason stays."""

@@ -65,7 +65,7 @@ class Whole:
         found = self._by_folder.get(first) or self._by_name.get(first)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        return found, rest
+        return found, rest + b"/" if rest and path.endswith(b"/") else rest
 
     def find(self, path: bytes, follow: bool = True) -> Found:
         """Return what is at a path; `follow`: at the end of links. A slash at its end follows them as well."""

@@ -19,6 +19,17 @@ class Part:
     offset: int = 0
     size: int | None = None
 
+    @classmethod
+    def checked(cls, offset: int, size: int | None) -> "Part":
+        """Return a part that a disk can have. Raises UserError (USAGE); what is beyond its end shows later."""
+        if offset < 0:
+            raise UserError(f"--offset {offset} is negative", "It counts from the beginning.", ExitCode.USAGE)
+        if size is not None and (size <= 0 or size % UNIT):
+            what = f"--sizelimit {size} " + (f"is no multiple of {UNIT}" if size > 0 else "leaves nothing")
+            nearest = max(UNIT, size // UNIT * UNIT)
+            raise UserError(what, f"A disk has whole sectors: --sizelimit {nearest}, for example.", ExitCode.USAGE)
+        return cls(offset, size)
+
     def within(self, whole: int, name: str) -> int:
         """Return how many bytes it has of a disk of `whole` bytes. Raises UserError (USAGE), which `name`s the disk.
 

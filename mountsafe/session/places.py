@@ -4,6 +4,7 @@ A path may lead elsewhere a moment later, wherever somebody else may rename a pa
 """
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,14 @@ FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def walk(path: Path) -> int:
     """Return a descriptor of a folder whose path has no symbolic link in it. Raises OSError (ENOTDIR if it has)."""
-    at = os.open("/", FOLDER)
-    for name in path.parts[1:]:
+    return walk_from(os.open("/", FOLDER), path.parts[1:], FOLDER)
+
+
+def walk_from(at: int, names: Iterable[str | bytes], flags: int) -> int:
+    """Return the folder that names lead to from an open one, which is closed. `flags` open each, and follow no link."""
+    for name in names:
         try:
-            below = os.open(name, FOLDER, dir_fd=at)
+            below = os.open(name, flags, dir_fd=at)
         finally:
             os.close(at)
         at = below

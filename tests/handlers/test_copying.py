@@ -264,6 +264,10 @@ async def test_several_file_systems_are_folders_of_one_tree() -> None:
                 whole.find(path)
         with pytest.raises(IsADirectoryError):
             whole.open(b"/")
+        for slash in (b"p2/f/l/", b"2/f//../f/l//"):  # it leads over the link, as in the only file system
+            with pytest.raises(NotADirectoryError):
+                whole.find(slash, follow=False)
+        assert whole.find(b"2/f/", follow=False).is_folder
 
     async with served(lambda: one) as (fs, _), served(lambda: two) as (other, _):
         other._number = 2

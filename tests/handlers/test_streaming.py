@@ -166,6 +166,34 @@ async def test_files_are_read_as_files_are(tree: Path) -> None:
         await asked(look)
 
 
+async def test_all_that_is_left_of_a_file_is_asked_for_in_large_pieces(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (tree / "large").read_bytes()
+    async with served(lambda: FolderWorker(tree)) as (fs, _):
+        kinds: list[int] = []
+        begin = fs._stream.begin
+
+        def counted(kind: int, body: bytes = b"") -> int:
+            kinds.append(kind)
+            return begin(kind, body)
+
+        monkeypatch.setattr(fs._stream, "begin", counted)
+
+        def look() -> None:
+            assert fs.read_bytes("large") == content
+            for position in (5, 70_000, len(content) - 1, len(content), len(content) + 9):
+                with fs.open("large", buffering=0) as raw:
+                    raw.seek(position)
+                    assert raw.read() == content[position:]
+                    assert raw.tell() == max(position, len(content))
+            with fs.open("large") as file:
+                assert file.read(3) + file.read() == content
+
+        await asked(look)
+        assert kinds.count(reading.Kind.READ) == 2 + 2 + 2 + 1 + 2
+
+
 async def test_holes_are_told_and_read_as_zeros(tree: Path, tmp_path: Path) -> None:
     (tree / "sparse").touch()
     os.truncate(tree / "sparse", 3 << 20)

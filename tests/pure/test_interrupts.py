@@ -112,7 +112,7 @@ def test_before_a_mount_is_there_it_leaves_no_folder_and_no_process(
     stub.chmod(0o755)
     folder.mkdir()
     monkeypatch.setattr(start, "PYTHON", str(stub))
-    for needed in ("sandbox.require", "require_fuse", "build.ensure", "judge_of"):
+    for needed in ("require_fuse", "prepare", "judge_of"):
         monkeypatch.setattr(f"mountsafe.cli.opening.{needed}", lambda *_: None)
     medium = open_medium(image)
 
@@ -188,5 +188,6 @@ except KeyboardInterrupt:
 
 
 def test_one_that_comes_where_nothing_can_be_raised_is_heard_all_the_same(repository: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LOST], cwd=repository, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", LOST]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, timeout=50)
     assert (done.stdout, done.stderr) == ("heard\n", "")

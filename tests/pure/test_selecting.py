@@ -3,12 +3,16 @@
 import inspect
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
 
+import mountsafe
 from mountsafe.cli import main
 from mountsafe.cli.selecting import by_image, split
+from mountsafe.errors import ExitCode, UserError
+from mountsafe.library.image import stream_options
 
 
 @pytest.fixture
@@ -65,6 +69,33 @@ def test_a_source_is_selected_as_mount_does(verb: str) -> None:
     assert {name: own[name] for name in shared} == {name: mount[name] - taken for name in shared}
     everything = [word for words in own.values() for word in words]
     assert len(everything) == len(set(everything))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"type": "noext4"}, "noext4 is not a file system type"),
+        ({"type": "a,b"}, "not a file system type"),
+        ({"partition": -1}, "-1 is no number"),
+        ({"partition": ""}, "nothing is no number"),
+        ({"sector_size": 1000}, "no disk has sectors of 1000 bytes"),
+        ({"offset": -512}, "negative"),
+        ({"sizelimit": 0}, "leaves nothing"),
+        ({"sizelimit": -512}, "leaves nothing"),
+        ({"sizelimit": 1000}, "no multiple of 512"),
+        ({"timezone": "Europe/Atlantis"}, "Atlantis"),
+        ({"type": "vfat", "mount_options": ["map=off"]}, "takes no mount option map"),
+    ],
+)
+def test_what_mount_would_not_take_the_library_does_not_take(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as failure:
+        mountsafe.open("there is no such file", **options)
+    assert failure.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(("named", "fstype"), [("luks", "crypto_LUKS"), ("veracrypt", "VeraCrypt"), ("vfat", "vfat")])
+def test_a_type_is_named_to_the_library_as_to_mount(named: str, fstype: str) -> None:
+    assert stream_options(None, named, "", []).fstype == fstype
 
 
 def test_help_has_examples() -> None:
