@@ -28,6 +28,7 @@ QUIET = 0.005  # seconds in which no program waits for the guest, after which it
 UNMOUNT_ATTEMPTS = 3  # each in a VM of its own
 # A type is mounted for writing by the same driver, or by another that knows it.
 DRIVERS = {b"ntfs": b"ntfs", b"ntfs3": b"ntfs", b"ntfs-3g": b"ntfs"}
+READ_AFTER = (wire.MountState.CLEAN, wire.MountState.RECOVERED)  # it was changed, and maybe not left clean
 WRITABLE_STATES = (wire.MountState.CLEAN, wire.MountState.RECOVERED, wire.MountState.REPAIRED)
 T = TypeVar("T")
 Question = bytes | Callable[[], bytes]  # made when it is sent, if there is a path in it
@@ -70,6 +71,7 @@ class Agents:
         self.writable = writable
         self.writing = False  # whether the VM that is asked may change it
         self.replay: Callable[[Ask], Awaitable[None]] = _nothing  # done in a new VM that writes, before all else
+        self._changed = False  # since it was mounted to be read: its journal may be in another state
         self._leaving: AgentClient | None = None  # has unmounted, or is about to
         self.paths = Gate()
         self.order = trio.Lock()  # who has it is asked before anything more is changed
@@ -139,7 +141,11 @@ class Agents:
         """Raise GuestFault, and end the VM, if the medium is mounted otherwise than it should be."""
         before = self.mounted
         if not self.writing:
+            if self._changed and mounted.state in READ_AFTER:
+                before = before._replace(state=mounted.state)
             same = _how(mounted) == _how(before)
+            if same:
+                self.mounted, self._changed = before, False
         else:
             drivers = [DRIVERS.get(each.fstype, each.fstype) for each in (mounted, before)]
             same = drivers[0] == drivers[1] and mounted.state in WRITABLE_STATES
@@ -178,7 +184,7 @@ class Agents:
             except MountsafeError as error:
                 why = str(error)
             self._let_go()
-            self.writing = False
+            self.writing, self._changed = False, True
             told = await self.writable.settled()
             self._leaving = None
             return told or why

@@ -264,13 +264,21 @@ class Journal(Kept):
             await self._begun.wait()
             pause = self._last + (REST if self._log else self._idle) - trio.current_time()
             if pause > 0:
-                await trio.sleep(pause)
+                with trio.move_on_after(pause):
+                    await self._until_changed()
                 continue
             try:
                 await self.run(self._rest)
             except (OSError, MountsafeError) as error:
                 log.warning("what was changed is not on the medium yet: %s", error)
                 self._last = trio.current_time() + AGAIN_LATER
+
+    async def _until_changed(self) -> None:
+        """Wait until there is something to be saved; for ever if there is."""
+        if self._log:
+            await trio.sleep_forever()
+        self._added = trio.Event()
+        await self._added.wait()
 
     async def _rest(self) -> None:
         now = trio.current_time()

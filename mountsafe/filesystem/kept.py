@@ -69,6 +69,7 @@ class Kept:
         self._refused_until = 0.0
         self._refusal = ""
         self._begun = trio.Event()
+        self._added = trio.Event()  # something, to a log that was empty
         self._broken = ""
         self.repeated = 0  # changes, in new VMs
         self.failures = 0  # so often something was lost that may be of any file
@@ -266,6 +267,7 @@ class Kept:
         self._log.add(logged, about, done)
         self._last = trio.current_time()
         self._begun.set()
+        self._added.set()
 
 
 async def tried(attempt: Callable[[bool], Awaitable[T]]) -> T:

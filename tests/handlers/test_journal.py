@@ -13,7 +13,7 @@ from mountsafe.changes import Act
 from mountsafe.filesystem import changelog, delivery
 from mountsafe.filesystem import journal as journals
 from mountsafe.filesystem.index import ROOT
-from mountsafe.wire import Entry, Kind
+from mountsafe.wire import Entry, Kind, MountState
 from tests.guest import HangUp, entry, folder, link
 from tests.handlers.disk import Disk, DiskGuest
 from tests.handlers.opened import Opened, fails, opened
@@ -144,6 +144,22 @@ async def test_it_rests_and_settles(monkeypatch: pytest.MonkeyPatch) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_in_a_moment_of_rest_the_disk_gets_all_of_it() -> None:
+    """After each change, the first one too; not only when the virtual machine that writes is to go."""
+    disk = Disk()
+    async with opened(lambda: DiskGuest(disk), writable=True) as mount, trio.open_nursery() as nursery:
+        assert mount.journal is not None
+        nursery.start_soon(mount.journal.attend)
+        for turn in range(3):
+            await save(mount, b"file%d" % turn, b"x")
+            assert mount.journal._log
+            await trio.sleep(2 * journals.REST)
+            assert not mount.journal._log
+            await trio.sleep(mount.journal._idle / 2)
+            assert mount.host.settled == 0
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_checkpoint_that_does_not_come_about_is_given_up() -> None:
     """What is changed next comes after what is there, and is kept with it until a later one."""
     disk = Disk()
@@ -159,6 +175,43 @@ async def test_a_checkpoint_that_does_not_come_about_is_given_up() -> None:
         await mount.journal.end()
         assert {path: fact[3] for path, fact in disk.now.facts().items() if path} == {b"/file": b"x", b"/other": b"y"}
         assert mount.host.lost == []
+
+
+class Dirty(DiskGuest):
+    """Whoever mounts it for writing replays its journal; `after`: how it is mounted to be read from then on."""
+
+    replayed = False
+
+    def __init__(self, disk: Disk, after: int) -> None:
+        super().__init__(disk)
+        self._state = after if Dirty.replayed else MountState.RECOVERED
+
+    def _body(self, kind: int, body: bytes) -> bytes:
+        told = super()._body(kind, body)
+        if kind != Kind.MOUNT:
+            return told
+        Dirty.replayed |= self.writing
+        return wire.pack_mounted(
+            wire.unpack_mounted(told)._replace(state=MountState.CLEAN if self.writing else self._state)
+        )
+
+
+@pytest.mark.parametrize(("after", "read"), [(MountState.CLEAN, True), (MountState.SKIPPED, False)])
+async def test_a_journal_that_was_dirty_is_not_when_it_was_written_to(
+    after: int, read: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dirty, "replayed", False)
+    disk = Disk()
+    async with opened(lambda: Dirty(disk, after), writable=True) as mount:
+        assert mount.journal is not None
+        for turn in range(2):
+            await save(mount, b"file", b"%d" % turn)
+            await mount.journal.end()
+            if read:
+                assert await mount.read(b"file") == b"%d" % turn
+            else:
+                async with fails(errno.EIO):
+                    await mount.read(b"file")
 
 
 class Refusing(DiskGuest):

@@ -6,6 +6,7 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -190,6 +191,21 @@ def test_whoever_only_looks_changes_no_byte(person: Person, folder: Path, image:
         [mount] = person.records_of(copy)["mounts"]
         assert mount["written"] is False
     assert digest(copy) == before
+
+
+@pytest.mark.parametrize("name", ["ext4", "dirty-ext4", "dirty-xfs"])
+def test_what_was_written_to_is_read_on_when_nobody_writes(root: Person, folder: Path, image: Image, name: str) -> None:
+    """Also where its journal was replayed in memory before, and on the medium by the first write."""
+    copy = Path(shutil.copy(image(name), folder / "copy.img"))
+    with mounted(root, "--write", copy, folder / "m"):
+        for turn in ("one", "two"):
+            root.run(folder / "m/new", turn, program=["sh", "-c", 'echo "$1" >"$0"']).ok()
+            end = time.monotonic() + PATIENCE
+            while root.records_of(copy)["writing_machines"]:
+                assert time.monotonic() < end
+                time.sleep(0.2)
+            assert root.run(folder / "m/new", program=["cat"]).ok().out == f"{turn}\n"
+            root.run(folder / "m", "-type", "f", "-exec", "cat", "{}", "+", program=["find"]).ok()
 
 
 def partitioned(person: Person, folder: Path) -> tuple[Path, list[tuple[int, int]]]:
