@@ -58,13 +58,18 @@ class Appliance:
 
 
 def location() -> Path:
-    """Return the folder of this user's appliances: the system's for root, else in the user's cache."""
+    """Return the folder of this user's appliances: the system's for root and who has no home, else in their cache."""
     if override := os.environ.get("MOUNTSAFE_APPLIANCE"):
         return Path(override).absolute()
     if os.geteuid() == 0:
         return SYSTEM
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "mountsafe/appliance"
+    if os.path.isabs(cache):
+        return Path(cache) / "mountsafe/appliance"
+    try:
+        return Path.home() / ".cache/mountsafe/appliance"
+    except RuntimeError:  # as in a container that is run by a number
+        return SYSTEM
 
 
 def acceleration() -> Acceleration:

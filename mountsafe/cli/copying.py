@@ -55,7 +55,7 @@ class Progress(Hears):
 
 
 @selecting
-def cp(
+def cp(  # noqa: PLR0913  # a parameter for each option, as typer wants it
     *,
     names: Annotated[
         list[str],
@@ -70,7 +70,13 @@ def cp(
     preserve: Annotated[bool, option("--preserve", "-p", help="Keep modes and times; no set-user-ID bits.")] = False,
     resume: Annotated[
         bool,
-        option("--resume", help="Go on with a copy that was broken off: files of the same size and time are left."),
+        option(
+            "--resume",
+            help="Go on with a copy that was broken off: files of the same size and time are left, others made anew.",
+        ),
+    ] = False,
+    exact: Annotated[
+        bool, option("--no-target-directory", "-T", help="DEST is the copy itself, also if it is a folder already.")
     ] = False,
     odd_names: Annotated[
         Names,
@@ -83,7 +89,8 @@ def cp(
 ) -> None:
     """Copy files and folders out of an image or a device, without mounting it.
 
-    Nothing is made outside of DEST, and nothing that is there is overwritten. Device nodes are left out.
+    Nothing is made outside of DEST, and nothing that is there is overwritten, but for what --resume makes anew. Device
+    nodes are left out.
     """
     if len(names) < 2:
         raise UserError("name what to copy, and where to", "mountsafe cp IMAGE:PATH DEST", ExitCode.USAGE)
@@ -91,8 +98,11 @@ def cp(
     problems = Problems()
     wish = Wish(preserve, resume, odd_names, links)
     images = by_image(sources)
-    folder, name = _destination(Path(destination), sum(len(paths) for _, paths in images))
+    folder, name = _destination(Path(destination), sum(len(paths) for _, paths in images), exact)
     namer = Namer(odd_names)
+    if resume and not name:
+        copied = [_called(path, image) for image, paths in images for path in paths]
+        _require_begun(folder, set(map(Namer(odd_names).name, copied)))
     try:
         for image, paths in images:
             with reading(image, selection, problems) as whole, screen.progress(not sys.stderr.isatty()):
@@ -125,13 +135,24 @@ def _called(path: bytes, image: Path) -> bytes:
     return last if last not in (b"", b".", b"..") else os.fsencode(f"{image.name}.files")
 
 
-def _destination(path: Path, count: int) -> tuple[int, bytes]:
+def _require_begun(folder: int, names: set[bytes]) -> None:
+    """Raise UserError (TARGET) if a folder has something, but none of what is copied into it: it may itself be the copy
+    that is to go on, made where nothing was at first.
+    """
+    there = {os.fsencode(name) for name in os.listdir(folder)}
+    if there and not there & names:
+        os.close(folder)
+        hint = "With -T, DEST itself is the copy that goes on; without --resume one is begun in it."
+        raise UserError("DEST has nothing of an earlier copy in it", hint, ExitCode.TARGET)
+
+
+def _destination(path: Path, count: int, exact: bool) -> tuple[int, bytes]:
     """Return the folder that is copied into, open, and what the copy is called there; b"" for its own name.
 
-    Raises UserError (TARGET).
+    `exact`: it is no folder to copy into. Raises UserError (TARGET).
     """
     try:
-        if path.is_dir():
+        if path.is_dir() and not exact:
             return os.open(path, FLAGS), b""
         if count == 1 and path.name:
             return os.open(path.parent, FLAGS), os.fsencode(path.name)

@@ -63,8 +63,11 @@ def prepared(medium: Medium, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def default_target(medium: Medium) -> Path:
-    """Return a new folder for a medium in ~/mountsafe, numbered if its name is taken."""
-    parent = Path.home() / "mountsafe"
+    """Return a new folder for a medium in ~/mountsafe, numbered if its name is taken. Raises UserError (TARGET)."""
+    try:
+        parent = Path.home() / "mountsafe"
+    except RuntimeError as error:
+        raise UserError("you have no home folder to mount in", "Name a folder.", ExitCode.TARGET) from error
     parent.mkdir(exist_ok=True)
     name = re.sub(r"[^\w.+-]+", "_", medium.path.stem).strip("._-") or "medium"
     for number in range(1, 1000):

@@ -28,7 +28,7 @@ class Archive:
         self._whole = whole
         self._failed = failed
         self._tar = tarfile.open(  # noqa: SIM115  # closed by `close`
-            fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
+            fileobj=_Once(out), mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
         )
         self._made: dict[tuple[int, int], str] = {}  # names of files that have more than one
 
@@ -69,6 +69,26 @@ class Archive:
     def close(self) -> None:
         """Write the archive's end."""
         self._tar.close()
+
+
+class _Once(io.RawIOBase):
+    """A stream that is written to no more once it could not be: tarfile writes an archive's end even then."""
+
+    def __init__(self, out: IO[bytes]) -> None:
+        super().__init__()
+        self._out: IO[bytes] | None = out
+
+    def writable(self) -> bool:
+        """It is written to alone."""
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]  # tarfile gives no other
+        """Write all of it. Raises OSError, once."""
+        out, self._out = self._out, None
+        if out is not None:
+            out.write(data)
+            self._out = out
+        return len(data)
 
 
 class _Padded(io.RawIOBase):

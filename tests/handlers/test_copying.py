@@ -1,9 +1,11 @@
 """What is copied out of an image, and archived: all of it, as it is, and nothing anywhere else."""
 
+import gc
 import hashlib
 import io
 import os
 import stat
+import sys
 import tarfile
 from pathlib import Path
 
@@ -201,6 +203,28 @@ async def archived(guest: Guest) -> tuple[tarfile.TarFile, list[bytes]]:
         await trios.in_thread(write, fs)
     out.seek(0)
     return tarfile.open(fileobj=out, encoding="utf-8", errors="surrogateescape"), failures
+
+
+async def test_an_archive_that_nobody_reads_any_more_ends_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tarfile writes at its end, when it is garbage, is an error that nobody could catch."""
+    unheard: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unheard.append)
+
+    class Gone(io.RawIOBase):
+        def write(self, data: object) -> int:
+            raise BrokenPipeError
+
+    def write(fs: FileSystem) -> None:
+        whole = Whole([fs])
+        archive = Archive(whole, Gone(), lambda path, error: None)
+        top = whole.find(b"/")
+        with pytest.raises(BrokenPipeError):
+            archive.add(top)
+
+    async with served(lambda: FolderWorker(tree)) as (fs, _):
+        await trios.in_thread(write, fs)
+    gc.collect()
+    assert unheard == []
 
 
 async def test_an_archive_is_as_the_tree(tree: Path) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import lzma
 import os
+import pwd
 import shutil
 import struct
 import tarfile
@@ -312,6 +313,10 @@ def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/u")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
     assert build.location() == Path("/home/u/.cache/mountsafe/appliance")
+    with monkeypatch.context() as homeless:
+        homeless.delenv("HOME")
+        homeless.setattr(pwd, "getpwuid", {}.__getitem__)
+        assert build.location() == build.SYSTEM
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert build.location() == Path("/cache/mountsafe/appliance")
     monkeypatch.setenv("MOUNTSAFE_APPLIANCE", "/else")

@@ -249,4 +249,4 @@ def test_the_readmes_example_works(image: Image, tmp_path: Path, repository: Pat
     )
     assert done.returncode == 0, done.stderr
     assert "2 ext4 DATA" in done.stdout
-    assert "//README.txt 75 {'user.comment': b'set by images/make'}" in done.stdout
+    assert "/README.txt 75 {'user.comment': b'set by images/make'}" in done.stdout

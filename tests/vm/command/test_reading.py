@@ -130,6 +130,25 @@ def test_a_run_that_is_killed_leaves_no_mount(user: Person, image: Image) -> Non
             time.sleep(0.05)
 
 
+def test_a_copy_goes_on_where_it_was_and_not_beside_it(user: Person, folder: Path, image: Image) -> None:
+    source = f"{image('ext4')}:documents"
+    user.run("cp", "-r", "-p", source, "copy", cwd=folder).ok()
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    gone = next(path for path in (folder / "copy").rglob("*") if path.is_file())
+    content = gone.read_bytes()
+    gone.unlink()
+    done = user.run("cp", "-r", "-p", "--resume", source, "copy", cwd=folder)
+    assert done.code == ExitCode.TARGET
+    assert "-T" in done.err
+    user.run("cp", "-r", "-p", "--resume", "-T", source, "copy", cwd=folder).ok()
+    assert gone.read_bytes() == content
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+    user.run(folder / "new", program=["mkdir"]).ok()
+    for _ in range(2):  # in a folder that was there
+        user.run("cp", "-r", "-p", "--resume", source, "new", cwd=folder).ok()
+    assert os.listdir(folder / "new") == ["documents"]
+
+
 @pytest.mark.parametrize("verb", ["ls", "hash"])
 def test_ctrl_c_leaves_nothing(user: Person, image: Image, verb: str) -> None:
     for step in range(6):
